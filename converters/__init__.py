@@ -1,0 +1,1 @@
+"""One class per checkpoint format, and the operations that compose them."""

@@ -1,0 +1,218 @@
+"""What every format offers: an open checkpoint to read from, a writer to fill, a converter to find both."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from nemoconv.errors import UsageError
+from nemoconv.formats.dtypes import DType
+from nemoconv.formats.files import SourceFile
+from nemoconv.formats.output import OutputDirectory
+from nemoconv.formats.tensors import StoredTensor
+from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.table import Table
+from nemoconv.resharding.layout import Layout
+from nemoconv.resharding.plan import Payload
+
+if TYPE_CHECKING:
+    import numpy
+
+#: the names a checkpoint's tensors have: Hugging Face's or Megatron's
+Side = Literal["hf", "nemo"]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What headers say of a tensor."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+
+    @property
+    def nbytes(self) -> int:
+        size = self.dtype.itemsize
+        for length in self.shape:
+            size *= length
+        return size
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A box of a tensor to be written: for rank-cut formats a chunk, otherwise the whole tensor."""
+
+    name: str
+    dtype: DType
+    shape: Shape
+    start: Shape
+    box: Shape
+    rank: int = 0
+
+
+@dataclass(slots=True)
+class Model:
+    """A model apart from its weights: what one converter understood and another writes down.
+
+    ``config`` is the model config in Megatron's names, ``table`` the architecture it belongs to.
+    ``inert`` are the config.json keys that do not enter the mathematics and are carried along.
+    ``files`` are tokenizer files and the like by their Hugging Face names.
+    """
+
+    table: Table
+    config: dict[str, Value]
+    inert: dict[str, Value] = field(default_factory=dict)
+    files: dict[str, SourceFile | bytes] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+class Checkpoint(ABC):
+    """An open checkpoint: names, types and shapes from headers, data only when asked for.
+
+    Names are those of ``side``, one per layer, whatever the files stack or cut.
+    """
+
+    format: ClassVar[str]
+    side: ClassVar[Side]
+    path: Path
+    layout: Layout = Layout()
+
+    @abstractmethod
+    def keys(self) -> Sequence[str]:
+        """Tensor names."""
+
+    @abstractmethod
+    def spec(self, name: str) -> TensorSpec:
+        """Type and shape of a tensor. Raises KeyError for an unknown name."""
+
+    @abstractmethod
+    def stored(self, name: str) -> StoredTensor:
+        """Where the bytes of a tensor lie; its extents tile it."""
+
+    @property
+    @abstractmethod
+    def config(self) -> Mapping[str, Value]:
+        """The config as the Hugging Face config.json has or would have it."""
+
+    @abstractmethod
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        """The table and model config. Raises UnsupportedArchitecture, UnsupportedConfig."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Value]:
+        """Format-specific facts for ``inspect``: writer, layout, files."""
+
+    @property
+    @abstractmethod
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        """Tokenizer files by their Hugging Face names."""
+
+    def skipped(self) -> Mapping[str, int]:
+        """Things in the checkpoint that are not weights of the model, and how many of each."""
+        return {}
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        """Check whatever checksums the format itself has, yielding (file, bytes read) on the way."""
+        yield from ()
+
+    def source_files(self) -> Sequence[SourceFile]:
+        """Every file opened so far."""
+        return ()
+
+    def read(self, name: str, index: tuple[slice | int, ...] | None = None) -> numpy.ndarray:  # type: ignore[type-arg]
+        """The tensor, or the part of it that ``index`` (slices with step 1, or integers) selects.
+
+        Only the bytes of that part are read. bfloat16 and float8 come as ml_dtypes' numpy types.
+        """
+        from nemoconv.resharding.read import read_box
+
+        tensor = self.stored(name)
+        start, shape, squeeze = _box(name, tensor.shape, index)
+        array = read_box(tensor, start, shape)
+        return array.reshape([n for axis, n in enumerate(shape) if axis not in squeeze])
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files."""
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _box(
+    name: str, shape: Shape, index: tuple[slice | int, ...] | None
+) -> tuple[Shape, Shape, frozenset[int]]:
+    index = index if index is not None else ()
+    if len(index) > len(shape):
+        raise UsageError(f"{name} has {len(shape)} axes, the index {len(index)}")
+    start, size, squeeze = [], [], set()
+    for axis, length in enumerate(shape):
+        item = index[axis] if axis < len(index) else slice(None)
+        if isinstance(item, int):
+            item = slice(item + length if item < 0 else item, (item + length if item < 0 else item) + 1)
+            squeeze.add(axis)
+            if not 0 <= item.start < length:
+                raise UsageError(f"{name}: index {item.start} is outside an axis of length {length}")
+        first, last, step = item.indices(length)
+        if step != 1:
+            raise UsageError(f"{name}: only slices with step 1 can be read")
+        start.append(first)
+        size.append(max(0, last - first))
+    return tuple(start), tuple(size), frozenset(squeeze)
+
+
+class Writer(ABC):
+    """A checkpoint to be: first every place is reserved, then payloads are filled, then it is finished."""
+
+    side: ClassVar[Side]
+    layout: Layout = Layout()
+
+    @abstractmethod
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        """A place in a file for each request. Nothing is written."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Write what frames the payloads, whose checksums are known now; what makes it loadable last."""
+
+
+class Converter(ABC):
+    """A checkpoint format: the contract of a plug-in (entry point group ``nemoconv.converters``)."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    side: ClassVar[Side]
+    writes: ClassVar[bool] = True
+    #: what ``recognizes`` looks for, for the message when nothing fits
+    looks_for: ClassVar[str]
+
+    @abstractmethod
+    def recognizes(self, path: Path) -> bool:
+        """Whether ``path`` looks like this format, from names alone."""
+
+    @abstractmethod
+    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+        """Open it, reading headers only. ``config``: a config.json to use instead of its own."""
+
+    def create(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> Writer:
+        """A writer of this format into ``output``; ``sizes`` has the padded vocabulary of this layout."""
+        raise UsageError(f"{self.name} cannot be written")
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    """What a target may be told."""
+
+    layout: Layout = Layout()
+    max_shard_nbytes: int = 5 * 10**9
+    dtype: DType | None = None
+    make_vocab_size_divisible_by: int | None = None

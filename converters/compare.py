@@ -1,0 +1,136 @@
+"""Compare two checkpoints bit for bit, across formats, names and layouts, in constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy
+
+from nemoconv.converters.base import Checkpoint
+from nemoconv.converters.binding import Bound, members
+from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.formats.tensors import StoredTensor
+from nemoconv.resharding.boxes import Shape, intersect
+from nemoconv.resharding.execute import tiles
+from nemoconv.resharding.read import read_box
+
+_TILE_NBYTES = 4 << 20
+
+
+@dataclass(slots=True)
+class Comparison:
+    """The outcome: equal, or where the two first differ and how much in all."""
+
+    tensors: int = 0
+    nbytes: int = 0
+    config_differences: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    first: str = ""
+
+    @property
+    def equal(self) -> bool:
+        return not self.different and not self.config_differences
+
+    def describe(self) -> str:
+        """One line."""
+        if self.equal:
+            return f"{self.tensors:,} tensors, {self.nbytes:,} bytes: equal bit for bit"
+        parts = []
+        if self.config_differences:
+            parts.append(f"configs differ: {'; '.join(self.config_differences[:10])}")
+        if self.different:
+            parts.append(f"{len(self.different)} of {self.tensors} tensors differ, first {self.first}")
+        return "; ".join(parts)
+
+
+def compare(
+    a: Checkpoint, b: Checkpoint, progress: Callable[[str, int, int], None] | None = None
+) -> Comparison:
+    """Compare configs and tensors of two checkpoints of the same architecture.
+
+    Rows that only pad a vocabulary are left out. Raises what opening and binding them raises.
+    """
+    model_a, model_b = a.model(), b.model()
+    if model_a.table.architecture != model_b.table.architecture:
+        raise UnsupportedArchitecture(
+            f"{a.path} is a {model_a.table.architecture!r}, {b.path} a {model_b.table.architecture!r}"
+        )
+    result = Comparison(config_differences=_config_differences(model_a.config, model_b.config))
+    if result.config_differences:
+        return result
+    bound_a, bound_b = Bound(a, model_a), Bound(b, model_b)
+    wide = {**bound_a.sizes, "vocab": max(bound_a.sizes["vocab"], bound_b.sizes["vocab"])}
+    total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in map(a.spec, a.keys()))
+    for instance in bound_a.instances:
+        shape = tuple(
+            bound_a.sizes["true_vocab"] if factor == "vocab" else wide[factor]
+            for factor in instance.rule.view.factors
+        )
+        dtypes = bound_a.dtype(instance), bound_b.dtype(instance)
+        name = _both_names(instance, bound_a, bound_b)
+        result.tensors += 1
+        if dtypes[0] != dtypes[1]:
+            result.different.append(name)
+            result.first = result.first or f"{name}: {dtypes[0]} and {dtypes[1]}"
+            continue
+        logical = [
+            StoredTensor(name, dtypes[0], shape, bound.extents(instance, bound.space(instance.rule, wide)))
+            for bound in (bound_a, bound_b)
+        ]
+        difference = first_difference(*logical, rule_view=instance.rule.axes)
+        result.nbytes += logical[0].nbytes
+        if progress:
+            progress("verify", min(result.nbytes, total), total)
+        if difference:
+            result.different.append(name)
+            result.first = result.first or f"{name}: {difference}"
+    return result
+
+
+def _both_names(instance: Any, a: Bound, b: Bound) -> str:
+    """The tensor's Megatron name and, where a side is Hugging Face, its names there."""
+    names = [member.name for member in members(instance, "nemo", a.sizes)]
+    if "hf" in (a.checkpoint.side, b.checkpoint.side):
+        names.append("(" + ", ".join(member.name for member in members(instance, "hf", a.sizes)) + ")")
+    return " ".join(names)
+
+
+def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    skipped = {"params_dtype", "init_method_std", "attention_dropout"}
+    return [
+        f"{key}: {a.get(key)!r} and {b.get(key)!r}"
+        for key in sorted(a.keys() | b.keys())
+        if key not in skipped and a.get(key) != b.get(key)
+    ]
+
+
+def first_difference(a: StoredTensor, b: StoredTensor, rule_view: str = "") -> str | None:
+    """Where two tensors of the same shape and type first differ, None when they are equal bit for bit."""
+    limit = max(1, _TILE_NBYTES // a.dtype.itemsize)
+    for start, shape in tiles((0,) * len(a.shape), a.shape, limit):
+        x, y = (_bits(tensor, start, shape) for tensor in (a, b))
+        if numpy.array_equal(x, y):
+            continue
+        at = tuple(int(axis[0]) for axis in numpy.nonzero(x != y))
+        index = tuple(p + q for p, q in zip(at, start, strict=True))
+        kind = a.dtype.numpy()
+        values = x[at].view(kind), y[at].view(kind)
+        axes = f" ({rule_view})" if rule_view else ""
+        count = int(numpy.count_nonzero(x != y))
+        return (
+            f"at {list(index)}{axes} one holds {values[0]} (bits {x[at]:#x}), the other {values[1]} "
+            f"(bits {y[at]:#x}); {count:,} of the next {x.size:,} elements differ"
+        )
+    return None
+
+
+def _bits(tensor: StoredTensor, start: Shape, shape: Shape) -> Any:
+    """A box as unsigned integers, so that NaN and -0.0 compare by their bits."""
+    needed = [e for e in tensor.extents if intersect(e.start, e.shape, start, shape)]
+    box = read_box(StoredTensor(tensor.name, tensor.dtype, tensor.shape, tuple(needed)), start, shape)
+    return box.view(numpy.dtype(f"u{tensor.dtype.itemsize}"))
+
+

@@ -1,0 +1,155 @@
+"""Source files: opened without leaving the checkpoint, read at offsets, never mapped.
+
+A mapped file that shrinks under us kills the process; a short ``pread`` is an ordinary error.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
+
+#: no configuration or tokenizer file that we hold in memory is larger (Llama 4's tokenizer.json: 28 MB)
+MAX_SMALL_FILE = 256 << 20
+
+
+class SourceFile:
+    """One regular file of a checkpoint, opened at first use and read by offset."""
+
+    __slots__ = ("_fd", "mtime_ns", "name", "path", "size")
+
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.path = os.fspath(path)
+        self.name = name if name is not None else os.path.basename(self.path)
+        self._fd: int | None = None
+        status = os.stat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            raise UnsafeCheckpoint(f"{self.path}: not a regular file")
+        self.size = status.st_size
+        self.mtime_ns = status.st_mtime_ns
+
+    @property
+    def fd(self) -> int:
+        if self._fd is None:
+            try:
+                # O_NONBLOCK: opening a FIFO must not hang; it has no effect on regular files
+                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            except FileNotFoundError:
+                raise CorruptCheckpoint(f"{self.path}: missing") from None
+            except OSError as error:
+                raise CorruptCheckpoint(f"{self.path}: cannot be read ({error.strerror})") from None
+        return self._fd
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """Exactly ``size`` bytes at ``offset``; CorruptCheckpoint when the file ends before."""
+        if size < 0 or offset < 0 or offset + size > self.size:
+            raise CorruptCheckpoint(
+                f"{self.path}: ends at byte {self.size:,}, but bytes {offset:,}..{offset + size:,} are needed",
+                hint="the copy looks cut short; compare its size with the original",
+            )
+        data = os.pread(self.fd, size, offset)
+        if len(data) == size:
+            return data
+        buffer = bytearray(size)
+        self.pread_into(memoryview(buffer), offset)
+        return bytes(buffer)
+
+    def pread_into(self, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` (a writable view of bytes) from ``offset``."""
+        done = 0
+        while done < len(buffer):
+            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            if got == 0:
+                raise CorruptCheckpoint(
+                    f"{self.path}: ended at byte {offset + done:,} while it was read",
+                    hint="was the file changed by another process?",
+                )
+            done += got
+
+    def check_unchanged(self) -> None:
+        """Raise CorruptCheckpoint if the file was written to since it was opened."""
+        now = os.stat(self.path)
+        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise CorruptCheckpoint(
+                f"{self.path}: changed while it was read", hint="run again once nothing writes to it"
+            )
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def __repr__(self) -> str:
+        return f"SourceFile({self.path!r})"
+
+
+class SourceDir:
+    """A checkpoint directory. Every name that comes out of the checkpoint is opened through it.
+
+    A name must be relative, must not contain ``..`` and must resolve to a regular file inside the
+    directory, or, in a Hugging Face hub cache, inside the ``blobs`` directory beside ``snapshots``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UnsupportedFormat(f"{path}: not a directory")
+        self._real = os.path.realpath(self.path)
+        self._roots = [self._real]
+        parent = os.path.dirname(self._real)
+        if os.path.basename(parent) == "snapshots":  # .../models--org--name/snapshots/<revision>
+            self._roots.append(os.path.join(os.path.dirname(parent), "blobs"))
+        self._files: dict[str, SourceFile] = {}
+
+    def resolve(self, name: str) -> str:
+        """The real path of ``name``; UnsafeCheckpoint when it lies outside the checkpoint."""
+        parts = re.split(r"[/\\]", name)
+        if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+            raise UnsafeCheckpoint(
+                f"{self.path}: refers to the file {name!r}, which is not a plain relative name"
+            )
+        real = os.path.realpath(os.path.join(self._real, name))
+        if not any(real.startswith(root + os.sep) for root in self._roots):
+            raise UnsafeCheckpoint(f"{self.path / name}: leads outside the checkpoint, to {real}")
+        return real
+
+    def file(self, name: str) -> SourceFile:
+        """The file ``name``, opened once and kept."""
+        if name not in self._files:
+            real = self.resolve(name)
+            if not os.path.lexists(real):
+                raise CorruptCheckpoint(f"{self.path / name}: missing")
+            self._files[name] = SourceFile(real, name)
+        return self._files[name]
+
+    def exists(self, name: str) -> bool:
+        return os.path.lexists(os.path.join(self._real, name))
+
+    def read(self, name: str, limit: int = MAX_SMALL_FILE) -> bytes:
+        """The whole of a small file."""
+        file = self.file(name)
+        if file.size > limit:
+            raise UnsafeCheckpoint(f"{file.path}: {file.size:,} bytes, more than the {limit:,} allowed")
+        return file.pread(file.size, 0)
+
+    def names(self, under: str = "") -> Iterator[str]:
+        """Names of the regular files directly in ``under``, sorted; hidden files too."""
+        folder = os.path.join(self._real, under) if under else self._real
+        if not os.path.isdir(folder):
+            return
+        with os.scandir(folder) as entries:
+            found = sorted(entry.name for entry in entries if not entry.is_dir())
+        for name in found:
+            yield f"{under}/{name}" if under else name
+
+    def opened(self) -> tuple[SourceFile, ...]:
+        return tuple(self._files.values())
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()

@@ -1,0 +1,256 @@
+"""An output directory that appears whole or not at all.
+
+Everything is written to ``.<name>.incomplete`` beside the target, on the same file system, under a
+lock. :meth:`OutputDirectory.commit` flushes files and folders to the disk and then renames. The files
+that make a checkpoint loadable are written last, so what a killed run leaves behind loads nowhere,
+and the next run removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+
+from nemoconv.errors import OutputError, UsageError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+@contextmanager
+def reported(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the wrapped writes into an OutputError that names ``path``."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        hint = {
+            errno.ENOSPC: "free space on that file system or choose another output",
+            errno.EDQUOT: "your quota is used up; choose another output",
+            errno.EACCES: "choose a directory that you may write to",
+            errno.EROFS: "that file system is read-only; choose another output",
+        }.get(error.errno or 0, "")
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})", hint=hint) from None
+
+
+class OutputFile:
+    """One file of the staged output, written by offset from any thread."""
+
+    __slots__ = ("_fd", "_pending", "name", "path", "size")
+
+    def __init__(self, path: str, name: str) -> None:
+        self.path, self.name, self.size = path, name, 0
+        self._fd: int | None = None
+        self._pending: list[tuple[int, bytes]] = []
+
+    @property
+    def fd(self) -> int:
+        if self._fd is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            with reported(self.path):
+                os.makedirs(os.path.dirname(self.path), exist_ok=True)
+                self._fd = os.open(self.path, flags, 0o666)
+        return self._fd
+
+    def allocate(self) -> None:
+        """Create the file at its final size, so that threads may write anywhere in it."""
+        with reported(self.path):
+            os.ftruncate(self.fd, self.size)
+
+    def pwrite(self, data: bytes | memoryview, offset: int) -> None:
+        view = memoryview(data).cast("B")
+        with reported(self.path):
+            while view:
+                done = os.pwrite(self.fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    def pwrite_later(self, offset: int, data: bytes) -> None:
+        """Remember ``data`` for :meth:`write_pending`: plans are made before anything is written."""
+        self._pending.append((offset, data))
+
+    def write_pending(self) -> None:
+        for offset, data in self._pending:
+            self.pwrite(data, offset)
+        self._pending.clear()
+
+    def read_back(self) -> bytes:
+        """The whole of a small file that was written before."""
+        return os.pread(self.fd, self.size, 0)
+
+    def sync(self) -> None:
+        with reported(self.path):
+            os.fsync(self.fd)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+class OutputDirectory:
+    """The staged directory; use as a context manager, and :meth:`commit` at the end."""
+
+    def __init__(self, target: str | Path, *, overwrite: bool = False) -> None:
+        self.target = Path(os.path.abspath(target))
+        if not self.target.name:
+            raise UsageError(f"{target}: not a name for an output directory")
+        self.overwrite = overwrite
+        self.stage = self.target.parent / f".{self.target.name}.incomplete"
+        self._files: dict[str, OutputFile] = {}
+        self._lock: int | None = None
+
+    def check(self, sources: tuple[Path, ...] = ()) -> None:
+        """Refuse a target that exists or that would swallow its own source, before any work."""
+        target = os.path.realpath(self.target)
+        for source in sources:
+            real = os.path.realpath(source)
+            if target == real or target.startswith(real + os.sep) or real.startswith(target + os.sep):
+                raise OutputError(
+                    f"{self.target}: is the source, inside it or around it", hint="choose another output"
+                )
+        if os.path.lexists(self.target):
+            if os.path.islink(self.target) or not os.path.isdir(self.target):
+                raise OutputError(
+                    f"{self.target}: exists and is not a directory", hint="choose another output"
+                )
+            if not self.overwrite:
+                raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
+
+    def free_bytes(self) -> int:
+        """Free bytes for us on the target's file system."""
+        folder = self.target.parent
+        while not folder.exists():
+            folder = folder.parent
+        with reported(folder):
+            status = os.statvfs(folder)
+        return status.f_bavail * status.f_frsize
+
+    def __enter__(self) -> OutputDirectory:
+        with reported(self.stage):
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            for left_over in self.stage.iterdir():  # of a run that was killed; its lock died with it
+                self._remove(left_over)
+        return self
+
+    def _take_lock(self) -> None:
+        """Make the stage ours: the lock is on the directory itself, so nothing else is left behind."""
+        while True:
+            with suppress(FileExistsError):
+                self.stage.mkdir()
+            lock = os.open(self.stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(lock)
+                raise OutputError(
+                    f"{self.target}: another run is writing it", hint="wait for it or choose another output"
+                ) from None
+            # between our open and our lock its owner may have renamed or removed it
+            with suppress(FileNotFoundError):
+                if os.stat(self.stage).st_ino == os.fstat(lock).st_ino:
+                    self._lock = lock
+                    return
+            os.close(lock)
+
+    def file(self, name: str) -> OutputFile:
+        """The staged file ``name``, created with its folder at its first write."""
+        if name not in self._files:
+            self._files[name] = OutputFile(str(self.stage / name), name)
+        return self._files[name]
+
+    def write(self, name: str, data: bytes) -> None:
+        """A small file, whole."""
+        file = self.file(name)
+        file.pwrite(data, 0)
+        file.size = len(data)
+
+    def files(self) -> dict[str, OutputFile]:
+        """Every file asked for so far."""
+        return dict(self._files)
+
+    def sync(self, progress: Callable[[], None] | None = None) -> None:
+        """Flush every file and folder of the stage to the disk."""
+        with ThreadPoolExecutor(4) as pool:
+            for _ in pool.map(OutputFile.sync, self._files.values()):
+                if progress:
+                    progress()
+        for folder, _, _ in os.walk(self.stage, topdown=False):
+            _sync_folder(folder)
+
+    def close_files(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def commit(self) -> None:
+        """Make the staged directory the target: after this returns, it is on the disk under its name."""
+        self.sync()
+        self.close_files()
+        old: Path | None = None
+        with reported(self.target):
+            if os.path.lexists(self.target):
+                if not self.overwrite:  # it appeared while we worked
+                    raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
+                old = _swap(self.stage, self.target)
+            else:
+                os.rename(self.stage, self.target)
+        _sync_folder(self.target.parent)
+        if old is not None:
+            self._remove(old)
+        self._release()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close_files()
+        if self._lock is not None:  # not committed
+            self._remove(self.stage)
+            self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @staticmethod
+    def _remove(path: Path) -> None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _sync_folder(path: str | Path) -> None:
+    with reported(path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _swap(new: Path, target: Path) -> Path:
+    """Put ``new`` in place of ``target`` and return where the old one is now.
+
+    One atomic exchange where the file system can (renameat2, Linux 3.15); else two renames, between
+    which the target is briefly absent but both versions are whole.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if hasattr(libc, "renameat2"):
+        args = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
+        if libc.renameat2(*args) == 0:
+            return new
+    aside = target.parent / f".{target.name}.replaced"
+    if os.path.lexists(aside):
+        OutputDirectory._remove(aside)
+    os.rename(target, aside)
+    os.rename(new, target)
+    return aside

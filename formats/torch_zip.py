@@ -1,0 +1,743 @@
+"""The zip archives of ``torch.save``, byte for byte, without torch.
+
+An archive holds ``<root>/data.pkl`` (a pickle of the object, protocol 2), ``<root>/byteorder``,
+``<root>/version`` and one record ``<root>/data/<key>`` a storage, all of them stored, never
+compressed. Sources: torch/serialization.py (``_save``, ``_load``), torch/_utils.py
+(``_rebuild_*``), caffe2/serialize/inline_container.cc (padding, zip64), and PKWARE's APPNOTE.TXT.
+
+In a ``.distcp`` file many archives follow one another; so every function here takes a place in a
+file, and writes no more than headers and trailers around bytes that others move.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import Any, Final, Protocol
+
+from zlib_ng import zlib_ng
+
+from nemoconv.errors import (
+    CorruptCheckpoint,
+    NemoconvError,
+    UnsafeCheckpoint,
+    UnsupportedError,
+    UsageError,
+)
+from nemoconv.formats import pickle_writer as opcodes
+from nemoconv.formats.dtypes import BY_NAME, BY_STORAGE, DType
+from nemoconv.formats.files import SourceFile
+from nemoconv.formats.pickle_writer import PickleWriter
+from nemoconv.formats.pickles import (
+    MAX_BYTES,
+    Constant,
+    Known,
+    PickledDict,
+    Stub,
+    brief,
+    check_bounded,
+    loads,
+)
+
+#: more axes than any tensor has; it bounds the work a shape can cause
+MAX_AXES: Final = 64
+#: security.md 3.2
+MAX_ELEMENTS: Final = 1 << 48
+#: a legacy .ckpt holds one record a tensor; no model comes near this
+MAX_RECORDS: Final = 200_000
+
+_LOCAL = struct.Struct("<IHHHHHIIIHH")
+_CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
+_ENTRY = struct.Struct("<I4xHH4xIIIHHH8xI")  # what of _CENTRAL is read
+_END = struct.Struct("<IHHHHIIH")
+_END64 = struct.Struct("<IQHHIIQQQQ")
+_LOCATOR64 = struct.Struct("<IIQI")
+_FULL16: Final = 0xFFFF
+_FULL32: Final = 0xFFFFFFFF
+_BLOCK: Final = 1 << 20
+#: torch 2.13 puts the first 704 bytes before the payload and 800 to 900 after it
+_HEAD: Final = 1024
+_TAIL: Final = 1536
+
+
+class Source(Protocol):
+    """What is read at offsets: a SourceFile, or bytes in memory."""
+
+    def pread(self, size: int, offset: int) -> bytes: ...
+
+
+class _Memory:
+    __slots__ = ("data", "where")
+
+    def __init__(self, data: bytes, where: str) -> None:
+        self.data = data
+        self.where = where
+
+    def pread(self, size: int, offset: int) -> bytes:
+        if size < 0 or offset < 0 or offset + size > len(self.data):
+            raise CorruptCheckpoint(f"{self.where}: ends at byte {len(self.data):,}")
+        return self.data[offset : offset + size]
+
+
+# Tensors inside data.pkl
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A persistent id of data.pkl: record ``data/<key>`` of ``nbytes``; no dtype when untyped."""
+
+    dtype: DType | None
+    key: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRef:
+    """A tensor of data.pkl, checked against its storage. Strides and offset count elements."""
+
+    storage: Storage
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Unsupported:
+    """A type of torch's that no format here can hold."""
+
+    name: str
+
+
+def _ints(value: object, what: str) -> tuple[int, ...]:
+    if type(value) is not tuple or len(value) > MAX_AXES or any(type(n) is not int for n in value):
+        raise CorruptCheckpoint(f"a tensor whose {what} is not a tuple of at most {MAX_AXES} ints")
+    return value
+
+
+def _check_strides(shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+    """Refuse tensors whose elements share bytes: few bytes could then claim to be terabytes."""
+    steps = sorted((step, size) for step, size in zip(strides, shape, strict=True) if size != 1)
+    reach = 0
+    for step, size in steps:
+        if step <= reach:
+            raise UnsafeCheckpoint(
+                f"a tensor of shape {shape} with strides {strides}, whose elements overlap",
+                hint="save it again with .contiguous()",
+            )
+        reach += step * (size - 1)
+
+
+def _tensor(storage: object, dtype: DType, offset: object, shape: Any, strides: Any) -> TensorRef:
+    if type(storage) is not Storage:
+        raise CorruptCheckpoint("a tensor without a storage")
+    shape, strides = _ints(shape, "shape"), _ints(strides, "stride")
+    if type(offset) is not int or offset < 0 or any(size < 0 for size in shape):
+        raise CorruptCheckpoint(f"a tensor of shape {shape} at storage offset {brief(offset)}")
+    if len(shape) != len(strides):
+        raise CorruptCheckpoint(f"a tensor with {len(shape)} axes and {len(strides)} strides")
+    count = prod(shape)
+    if count > MAX_ELEMENTS:
+        raise UnsafeCheckpoint(f"a tensor of {count:,} elements, more than {MAX_ELEMENTS:,}")
+    last = offset - 1
+    if count:
+        _check_strides(shape, strides)
+        last = offset + sum(
+            (size - 1) * step for size, step in zip(shape, strides, strict=True) if size != 1
+        )
+    if (last + 1) * dtype.itemsize > storage.nbytes:
+        raise CorruptCheckpoint(
+            f"a {dtype} tensor of shape {shape}, strides {strides} and storage offset {offset},"
+            f" which needs more than the {storage.nbytes:,} bytes of its storage"
+        )
+    return TensorRef(storage, dtype, shape, strides, offset)
+
+
+def _rebuild_tensor_v2(
+    storage: Any,
+    offset: object,
+    shape: object,
+    strides: object,
+    _requires_grad: object = False,
+    _hooks: object = None,
+    metadata: object = None,
+) -> TensorRef:
+    if type(storage) is not Storage or storage.dtype is None:
+        raise CorruptCheckpoint("a tensor without a typed storage")
+    if metadata:
+        raise UnsupportedError("a lazily conjugated or negated tensor; save it resolved")
+    return _tensor(storage, storage.dtype, offset, shape, strides)
+
+
+def _rebuild_tensor_v3(
+    storage: Any,
+    offset: object,
+    shape: object,
+    strides: object,
+    _requires_grad: object,
+    _hooks: object,
+    dtype: object,
+    metadata: object = None,
+) -> TensorRef:
+    if isinstance(dtype, _Unsupported):
+        raise UnsupportedError(f"a tensor of type {dtype.name}, which cannot be converted")
+    if not isinstance(dtype, DType) or metadata:
+        raise CorruptCheckpoint("a tensor without an element type")
+    return _tensor(storage, dtype, offset, shape, strides)
+
+
+def _rebuild_parameter(tensor: object, *_rest: object) -> TensorRef:
+    if type(tensor) is not TensorRef:
+        raise CorruptCheckpoint("a parameter without a tensor")
+    return tensor
+
+
+def torch_size(values: object = ()) -> tuple[int, ...]:
+    """What ``torch.Size`` is read as."""
+    return _ints(tuple(values) if type(values) is list else values, "torch.Size")
+
+
+def _persistent(key: Any) -> Storage:
+    """('storage', storage class, key of the record, device, number of elements)."""
+    if type(key) is not tuple or len(key) != 5 or key[0] != "storage":
+        raise CorruptCheckpoint("a persistent id that is not a storage")
+    _, kind, record, _, count = key
+    if isinstance(kind, _Unsupported):
+        raise UnsupportedError(f"a storage of type {kind.name}, which cannot be converted")
+    if type(record) is not str or type(count) is not int or not 0 <= count <= MAX_ELEMENTS:
+        raise CorruptCheckpoint("a storage whose key or size is malformed")
+    if kind is _UNTYPED:
+        return Storage(None, record, count)
+    if not isinstance(kind, DType):
+        raise CorruptCheckpoint("a storage without a type")
+    return Storage(kind, record, count * kind.itemsize)
+
+
+_UNTYPED: Final = object()
+_OTHER_STORAGES: Final = (
+    "ComplexFloatStorage",
+    "ComplexDoubleStorage",
+    "QInt8Storage",
+    "QUInt8Storage",
+    "QInt32Storage",
+    "QUInt4x2Storage",
+    "QUInt2x4Storage",
+)
+_OTHER_DTYPES: Final = (
+    *("complex32", "complex64", "complex128", "float8_e4m3fnuz", "float8_e5m2fnuz"),
+    *("float4_e2m1fn_x2", "qint8", "quint8", "qint32"),
+)
+
+#: element types as they stand in data.pkl and .metadata
+DTYPES_KNOWN: Final[Known] = {
+    **{("torch", name): Constant(dtype) for name, dtype in BY_NAME.items()},
+    **{("torch", name): Constant(_Unsupported(f"torch.{name}")) for name in _OTHER_DTYPES},
+}
+
+#: what torch.save writes for tensors and the containers around them
+TENSORS_KNOWN: Final[Known] = {
+    **DTYPES_KNOWN,
+    **{("torch", name): Constant(dtype) for name, dtype in BY_STORAGE.items()},
+    **{("torch", name): Constant(_Unsupported(f"torch.{name}")) for name in _OTHER_STORAGES},
+    ("torch.storage", "UntypedStorage"): Constant(_UNTYPED),
+    ("torch", "UntypedStorage"): Constant(_UNTYPED),
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch", "Size"): torch_size,
+    ("torch", "device"): Stub,
+    ("collections", "OrderedDict"): PickledDict,
+}
+
+_RERUN: Final = "megatron.core.rerun_state_machine"
+
+#: classes met in common.pt, all of them inert. Source: megatron/core/safe_globals.py of 0.14 to
+#: 0.16 (SAFE_GLOBALS), and numpy's own pickles (both names of its core module)
+COMMON_KNOWN: Final[Known] = {
+    **TENSORS_KNOWN,
+    **dict.fromkeys(
+        [
+            ("argparse", "Namespace"),
+            ("types", "SimpleNamespace"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "Path"),
+            ("pathlib", "PurePosixPath"),
+            ("pathlib._local", "PosixPath"),
+            ("signal", "Signals"),
+            ("_io", "BytesIO"),
+            ("io", "BytesIO"),
+            ("_codecs", "encode"),
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy.core.multiarray", "scalar"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("numpy.core.numeric", "_frombuffer"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy.dtypes", "UInt32DType"),
+            ("torch._C", "Generator"),
+            ("megatron.core.enums", "ModelType"),
+            ("megatron.core.transformer.enums", "AttnBackend"),
+            ("megatron.core.transformer.enums", "CudaGraphModule"),
+            ("megatron.core.transformer.enums", "CudaGraphScope"),
+            ("megatron.core.transformer.enums", "InferenceCudaGraphScope"),
+            ("megatron.core.optimizer.optimizer_config", "OptimizerConfig"),
+            (_RERUN, "RerunDiagnostic"),
+            (_RERUN, "RerunMode"),
+            (_RERUN, "RerunState"),
+        ],
+        Stub,
+    ),
+    ("collections", "defaultdict"): PickledDict,
+    # factories of a defaultdict, and Python 2's names of them
+    **dict.fromkeys(
+        [(m, n) for m in ("builtins", "__builtin__") for n in ("dict", "list", "set", "int")], Stub
+    ),
+}
+
+
+# The zip around it
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One entry of the central directory; ``header`` is counted from the start of the archive."""
+
+    name: str
+    header: int
+    nbytes: int
+    crc32: int
+    flags: int
+
+
+_CACHED_PICKLE: Final = 2048
+
+
+@lru_cache(maxsize=1024)
+def _load_tensor(data: bytes) -> TensorRef:
+    # The chunks of one tensor have equal pickles, and a checkpoint has thousands of chunks.
+    tensor = loads(data, known=TENSORS_KNOWN, where="data.pkl", persistent_load=_persistent)
+    if type(tensor) is not TensorRef:
+        raise CorruptCheckpoint("data.pkl: holds no tensor")
+    return tensor
+
+
+class Archive:
+    """The records of one torch.save archive at [offset, offset + length) of ``source``.
+
+    Names are without the root directory. Raises CorruptCheckpoint when the directory does not
+    describe the bytes, UnsafeCheckpoint for what readers could understand differently: two records
+    of one name, compressed or overlapping records.
+    """
+
+    __slots__ = ("_head", "_source", "_tail", "length", "offset", "records", "where")
+
+    def __init__(
+        self,
+        source: Source,
+        offset: int,
+        length: int,
+        where: str,
+        *,
+        max_records: int = MAX_RECORDS,
+    ) -> None:
+        self.where = where
+        self._source = source
+        self.offset = offset
+        self.length = length
+        if length < _END.size:
+            raise self._corrupt(f"{length} bytes are no torch.save archive")
+        if length <= _HEAD + _TAIL:
+            self._head = self._tail = source.pread(length, offset)
+        else:
+            self._tail = source.pread(_TAIL, offset + length - _TAIL)
+            self._head = b""  # read when the directory turns out to be sound
+        self.records = self._directory(max_records)
+        if not self._head:
+            self._head = source.pread(_HEAD, offset)
+
+    def _corrupt(self, what: str) -> CorruptCheckpoint:
+        return CorruptCheckpoint(
+            f"{self.where}: {what}",
+            hint="the file may be cut short or damaged; compare it with the original",
+        )
+
+    def read(self, size: int, start: int) -> bytes:
+        """``size`` bytes at ``start`` of the archive."""
+        if start < 0 or size < 0 or start + size > self.length:
+            raise self._corrupt(f"bytes {start:,}..{start + size:,} lie outside the archive")
+        if start + size <= len(self._head):
+            return self._head[start : start + size]
+        if start >= self.length - len(self._tail):
+            start -= self.length - len(self._tail)
+            return self._tail[start : start + size]
+        return self._source.pread(size, self.offset + start)
+
+    def _directory(self, max_records: int) -> dict[str, Record]:
+        end = self.length - _END.size
+        magic, disk, disk2, count2, count, size, start, comment = _END.unpack(
+            self.read(_END.size, end)
+        )
+        if magic != 0x06054B50 or comment or disk or disk2 or count != count2:
+            raise self._corrupt("no zip directory at its end, so this is not a torch.save archive")
+        locator = end - _LOCATOR64.size
+        if locator >= 0 and self.read(4, locator) == b"PK\x06\x07":
+            end = _LOCATOR64.unpack(self.read(_LOCATOR64.size, locator))[2]
+            if end + _END64.size > locator:
+                raise self._corrupt("the zip64 directory lies outside the archive")
+            magic, _, _, _, disk, disk2, count2, count64, size64, start64 = _END64.unpack(
+                self.read(_END64.size, end)
+            )
+            narrow = ((count, count64, _FULL16), (size, size64, _FULL32), (start, start64, _FULL32))
+            if magic != 0x06064B50 or any(a not in (b, full) for a, b, full in narrow):
+                raise self._corrupt("its two zip directories contradict each other")
+            count, size, start = count64, size64, start64
+        if start + size > end or count * _CENTRAL.size > size:
+            raise self._corrupt("the zip directory lies outside the archive")
+        if count > max_records:
+            raise UnsafeCheckpoint(
+                f"{self.where}: {count:,} records, more than the {max_records:,} allowed"
+            )
+        return self._entries(self.read(size, start), count, start)
+
+    def _entries(self, raw: bytes, count: int, limit: int) -> dict[str, Record]:
+        records: dict[str, Record] = {}
+        root = ""
+        at = 0
+        ordered = True
+        covered = 0
+        for _ in range(count):
+            if at + _CENTRAL.size > len(raw):
+                raise self._corrupt("the zip directory is cut short")
+            magic, flags, method, crc, packed, nbytes, name_size, extra_size, notes, header = (
+                _ENTRY.unpack_from(raw, at)
+            )
+            at += _CENTRAL.size
+            after = at + name_size + extra_size + notes
+            if magic != 0x02014B50 or after > len(raw):
+                raise self._corrupt("the zip directory is damaged")
+            try:
+                full = raw[at : at + name_size].decode("utf-8")
+            except UnicodeDecodeError:
+                raise self._corrupt("a record whose name is not UTF-8") from None
+            if _FULL32 in (nbytes, packed, header):
+                extra = raw[at + name_size : at + name_size + extra_size]
+                nbytes, packed, header = self._wide(extra, nbytes, packed, header)
+            at = after
+            if not root:
+                root = full.partition("/")[0] + "/"
+            name = full[len(root) :]
+            if not name or not full.startswith(root) or root == "/":
+                raise self._corrupt(f"a record named {full[:100]!r} outside {root[:100]!r}")
+            if method != 0 or packed != nbytes or flags & 0x2041:
+                raise UnsafeCheckpoint(
+                    f"{self.where}: record {name[:100]!r} is compressed or encrypted,"
+                    " which torch.save never does",
+                    hint="save the checkpoint again with torch.save",
+                )
+            if name in records:
+                raise UnsafeCheckpoint(f"{self.where}: two records are named {name[:100]!r}")
+            if header + _LOCAL.size + name_size + nbytes > limit:
+                raise self._corrupt(f"record {name[:100]!r} reaches beyond the zip directory")
+            ordered = ordered and header >= covered
+            covered = header + _LOCAL.size + name_size + nbytes
+            records[name] = Record(name, header, nbytes, crc, flags)
+        if not ordered:
+            self._check_overlap(records, len(root))
+        return records
+
+    def _wide(self, extra: bytes, *sizes: int) -> list[int]:
+        """The 64-bit sizes and offset of the zip64 field, for those that do not fit in 32 bits."""
+        at = 0
+        while at + 4 <= len(extra):
+            tag, count = struct.unpack_from("<HH", extra, at)
+            if tag == 1:
+                missing = sum(size == _FULL32 for size in sizes)
+                if count < 8 * missing or at + 4 + count > len(extra):
+                    break
+                wide = iter(struct.unpack_from(f"<{missing}Q", extra, at + 4))
+                return [next(wide) if size == _FULL32 else size for size in sizes]
+            at += 4 + count
+        raise self._corrupt("a record of 4 GiB or more without its zip64 sizes")
+
+    def _check_overlap(self, records: dict[str, Record], root: int) -> None:
+        covered = 0
+        for record in sorted(records.values(), key=lambda record: record.header):
+            if record.header < covered:
+                raise UnsafeCheckpoint(
+                    f"{self.where}: record {record.name[:100]!r} overlaps another one"
+                )
+            name_size = root + len(record.name.encode())
+            covered = record.header + _LOCAL.size + name_size + record.nbytes
+
+    def record(self, name: str) -> Record:
+        found = self.records.get(name)
+        if found is None:
+            raise self._corrupt(f"record {name[:100]!r} is missing")
+        return found
+
+    def start(self, record: Record) -> int:
+        """Where the bytes of ``record`` start in the archive, from its local header."""
+        magic, _, flags, method, _, _, crc, packed, nbytes, name_size, extra_size = _LOCAL.unpack(
+            self.read(_LOCAL.size, record.header)
+        )
+        start: int = record.header + _LOCAL.size + name_size + extra_size
+        raw = self.read(name_size, record.header + _LOCAL.size)
+        if magic != 0x04034B50 or method or raw.partition(b"/")[2] != record.name.encode():
+            raise self._corrupt(f"record {record.name[:100]!r} has a damaged header")
+        # bit 3: torch 2 writes sizes and checksum behind the data, and again in the directory
+        if not flags & 8 and (
+            crc != record.crc32
+            or packed not in (record.nbytes, _FULL32)
+            or nbytes not in (record.nbytes, _FULL32)
+        ):
+            raise self._corrupt(
+                f"record {record.name[:100]!r} is described in two ways that contradict each other"
+            )
+        if start + record.nbytes > self.length:
+            raise self._corrupt(f"record {record.name[:100]!r} reaches beyond the archive")
+        return start
+
+    def bytes_of(self, name: str, limit: int = MAX_BYTES) -> bytes:
+        """The whole of a small record."""
+        record = self.record(name)
+        if record.nbytes > limit:
+            raise UnsafeCheckpoint(
+                f"{self.where}: {name} has {record.nbytes:,} bytes, more than the {limit:,} allowed"
+            )
+        return self.read(record.nbytes, self.start(record))
+
+    def check_byteorder(self) -> None:
+        """Raise UnsupportedError for an archive of a big-endian machine."""
+        if "byteorder" in self.records and self.bytes_of("byteorder", 16) != b"little":
+            raise UnsupportedError(
+                f"{self.where}: written on a big-endian machine", hint="save it on a little-endian"
+            )
+
+    def load(self, known: Known = TENSORS_KNOWN) -> Any:
+        """The object of data.pkl, its tensors as TensorRef."""
+        self.check_byteorder()
+        data = self.bytes_of("data.pkl")
+        try:
+            return loads(data, known=known, where="data.pkl", persistent_load=_persistent)
+        except NemoconvError as error:
+            raise type(error)(f"{self.where}: {error.message}", hint=error.hint) from None
+
+    def load_tensor(self) -> TensorRef:
+        """The one tensor that data.pkl describes."""
+        self.check_byteorder()
+        data = self.bytes_of("data.pkl")
+        try:
+            return (_load_tensor if len(data) <= _CACHED_PICKLE else _load_tensor.__wrapped__)(data)
+        except NemoconvError as error:
+            raise type(error)(f"{self.where}: {error.message}", hint=error.hint) from None
+
+    def payload(self, tensor: TensorRef) -> StoredPayload:
+        """Where the bytes of ``tensor`` are in the file."""
+        record = self.record(f"data/{tensor.storage.key}")
+        if record.nbytes != tensor.storage.nbytes:
+            raise self._corrupt(
+                f"record {record.name!r} has {record.nbytes:,} bytes, but data.pkl says"
+                f" {tensor.storage.nbytes:,}"
+            )
+        start = self.offset + self.start(record)
+        return StoredPayload(
+            tensor.dtype,
+            tensor.shape,
+            tensor.strides,
+            start + tensor.storage_offset * tensor.dtype.itemsize,
+            start,
+            record.nbytes,
+            record.crc32,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPayload:
+    """A tensor inside an archive. ``strides`` count elements, all offsets bytes of the file.
+
+    ``offset`` is the byte of element [0, ..., 0]; ``record_offset``, ``record_nbytes`` and
+    ``crc32`` describe the whole record, of which the tensor may be a part.
+    """
+
+    dtype: DType
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    record_offset: int
+    record_nbytes: int
+    crc32: int
+
+
+def _archive(file: SourceFile, offset: int, length: int) -> Archive:
+    return Archive(file, offset, length, f"{file.path}: item at byte {offset:,}")
+
+
+def locate(file: SourceFile, offset: int, length: int) -> StoredPayload:
+    """Where the tensor of the torch.save archive at [offset, offset + length) has its bytes.
+
+    Reads the head and the tail of the archive, not the payload.
+    """
+    archive = _archive(file, offset, length)
+    return archive.payload(archive.load_tensor())
+
+
+def read_object(data: bytes, *, known: Known = COMMON_KNOWN, where: str) -> Any:
+    """The object of a whole torch.save archive in memory, safe to walk; tensors are TensorRef."""
+    value = Archive(_Memory(data, where), 0, len(data), where).load(known)
+    check_bounded(value, where)
+    return value
+
+
+def verify_crc(file: SourceFile, offset: int, length: int) -> int:
+    """Compare the checksum of every record of an archive; the number of bytes that were read.
+
+    torch never compares them, so a flipped bit in a weight goes unnoticed there. Raises
+    CorruptCheckpoint with the name of the damaged record.
+    """
+    archive = _archive(file, offset, length)
+    buffer = memoryview(bytearray(_BLOCK))
+    total = 0
+    for record in archive.records.values():
+        at = offset + archive.start(record)
+        crc, left = 0, record.nbytes
+        while left:
+            block = buffer[: min(left, _BLOCK)]
+            file.pread_into(block, at)
+            crc = zlib_ng.crc32(block, crc)
+            at += len(block)
+            left -= len(block)
+        if crc != record.crc32:
+            raise CorruptCheckpoint(
+                f"{archive.where}: record {record.name[:100]!r} has checksum {crc:08x},"
+                f" but {record.crc32:08x} was stored with it",
+                hint="its bytes changed after they were written; copy the file again",
+            )
+        total += record.nbytes
+    return total
+
+
+# Writing
+
+_ROOT: Final = b"archive/"
+_PADDING: Final = b"FB"  # the extra field that torch pads with
+
+
+def _local(name: bytes, nbytes: int, crc: int, extra: bytes = b"") -> bytes:
+    narrow, version = nbytes, 20
+    if nbytes >= _FULL32:
+        extra = struct.pack("<HHQQ", 1, 16, nbytes, nbytes) + extra
+        narrow, version = _FULL32, 45
+    return (
+        _LOCAL.pack(*(0x04034B50, version, 0, 0, 0, 0, crc, narrow, narrow, len(name), len(extra)))
+        + name
+        + extra
+    )
+
+
+def _trailer(entries: list[tuple[bytes, int, int, int]], end: int) -> bytes:
+    """The central directory of (name, size, checksum, header offset) at ``end``."""
+    out = bytearray()
+    for name, nbytes, crc, header in entries:
+        narrow, version, extra = nbytes, 20, b""
+        if nbytes >= _FULL32:
+            narrow, version, extra = _FULL32, 45, struct.pack("<HHQQ", 1, 16, nbytes, nbytes)
+        out += _CENTRAL.pack(
+            *(0x02014B50, version, version, 0, 0, 0, 0, crc, narrow, narrow),
+            *(len(name), len(extra), 0, 0, 0, 0, header),
+        )
+        out += name + extra
+    size, count = len(out), len(entries)
+    if end >= _FULL32:
+        out += _END64.pack(0x06064B50, 44, 45, 45, 0, 0, count, count, size, end)
+        out += _LOCATOR64.pack(0x07064B50, 0, end + size, 1)
+    out += _END.pack(0x06054B50, 0, 0, count, count, size, min(end, _FULL32), 0)
+    return bytes(out)
+
+
+def _small_records(data_pkl: bytes) -> tuple[bytes, list[tuple[bytes, int, int, int]]]:
+    """The records of every archive but the payload, and their directory entries."""
+    out = bytearray()
+    entries = []
+    for key, data in (("data.pkl", data_pkl), ("byteorder", b"little"), ("version", b"3\n")):
+        name, crc = _ROOT + key.encode(), zlib_ng.crc32(data)
+        entries.append((name, len(data), crc, len(out)))
+        out += _local(name, len(data), crc) + data
+    return bytes(out), entries
+
+
+@lru_cache(maxsize=1024)
+def _tensor_pickle(dtype: DType, shape: tuple[int, ...]) -> bytes:
+    """data.pkl as torch.save writes it for a contiguous tensor on the CPU."""
+    count = prod(shape)
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    writer = PickleWriter()
+    raw = writer.raw
+    writer.name("torch._utils", "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3")
+    raw(opcodes.MARK + opcodes.MARK)
+    writer.text("storage")
+    if dtype.storage:
+        writer.name("torch", dtype.storage)
+    else:
+        writer.name("torch.storage", "UntypedStorage")
+        count *= dtype.itemsize
+    writer.text("0")
+    writer.text("cpu")
+    raw(opcodes.integer(count) + opcodes.TUPLE + opcodes.PERSISTENT + opcodes.integer(0))
+    raw(opcodes.integers(shape) + opcodes.integers(strides[::-1]) + opcodes.FALSE)
+    writer.name("collections", "OrderedDict")
+    raw(opcodes.EMPTY_TUPLE + opcodes.REDUCE)
+    if not dtype.storage:
+        writer.name("torch", dtype.name)
+    raw(opcodes.TUPLE + opcodes.REDUCE)
+    return writer.finish()
+
+
+class TensorItem:
+    """The archive of one contiguous tensor, to stand at byte ``offset`` of a file.
+
+    Write ``header(crc32)`` at ``offset``, the ``nbytes`` of the tensor at ``payload_offset`` (a
+    multiple of ``alignment`` in the file) and ``trailer(crc32)`` behind them, where ``crc32`` is
+    that of the tensor's bytes. Both may be written after the payload: their lengths are fixed.
+    """
+
+    __slots__ = ("_entries", "_extra", "_front", "length", "nbytes", "offset", "payload_offset")
+
+    def __init__(
+        self, dtype: DType, shape: tuple[int, ...], offset: int, alignment: int = 64
+    ) -> None:
+        if alignment not in (1 << n for n in range(16)):
+            raise UsageError(f"alignment {alignment} is not a power of two up to 32768")
+        self.offset = offset
+        self.nbytes = prod(shape) * dtype.itemsize
+        self._front, self._entries = _small_records(_tensor_pickle(dtype, shape))
+        name = _ROOT + b"data/0"
+        fixed = len(self._front) + len(_local(name, self.nbytes, 0)) + 4
+        padding = -(offset + fixed) % alignment
+        self._extra = struct.pack("<2sH", _PADDING, padding) + b"Z" * padding
+        #: absolute
+        self.payload_offset = offset + fixed + padding
+        #: of the whole archive
+        self.length = fixed + padding + self.nbytes + len(self.trailer(0))
+
+    def header(self, crc32: int) -> bytes:
+        return self._front + _local(_ROOT + b"data/0", self.nbytes, crc32, self._extra)
+
+    def trailer(self, crc32: int) -> bytes:
+        payload = (_ROOT + b"data/0", self.nbytes, crc32, len(self._front))
+        return _trailer([*self._entries, payload], self.payload_offset - self.offset + self.nbytes)
+
+
+def object_item(value: object) -> bytes:
+    """A whole torch.save archive of plain values; the same value gives the same bytes."""
+    writer = PickleWriter()
+    writer.value(value)
+    front, entries = _small_records(writer.finish())
+    return front + _trailer(entries, len(front))

@@ -1,0 +1,43 @@
+"""One frozen table per architecture, and the registry that finds the table of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.plugins import entries
+
+if TYPE_CHECKING:
+    from nemoconv.mappings.table import Table
+
+
+def architectures() -> list[str]:
+    """Names of all registered architectures (Hugging Face ``model_type``)."""
+    return sorted(entries("mappings"))
+
+
+def load_table(architecture: str) -> Table:
+    """The table of an architecture. Raises UnsupportedArchitecture."""
+    found = entries("mappings").get(architecture)
+    if found is None:
+        raise UnsupportedArchitecture(
+            f"no mapping table for the architecture {architecture!r}",
+            hint=f"supported: {', '.join(architectures())}",
+        )
+    table: Table = found.load()
+    return table
+
+
+def table_for(config: Mapping[str, Any], where: str) -> Table:
+    """The table of a config.json. Raises UnsupportedArchitecture, naming what it says it is."""
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise UnsupportedArchitecture(f"{where}: config.json has no model_type")
+    table = load_table(kind)
+    classes = config.get("architectures") or [table.hf_class]
+    if table.hf_class not in classes:
+        raise UnsupportedArchitecture(
+            f"{where}: is a {classes!r}; of model_type {kind!r} only {table.hf_class} is supported"
+        )
+    return table

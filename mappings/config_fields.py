@@ -1,0 +1,204 @@
+"""Config tables: how keys of ``config.json`` correspond to Megatron's config fields.
+
+Between the two stands one flat dictionary in Megatron's names (``num_query_groups``,
+``ffn_hidden_size``, ...), called the *model config*. Each :class:`ConfigRule` owns some Hugging Face
+keys and some of its fields and translates both ways. A key that no rule owns is an error unless it is
+known to change nothing that a model computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nemoconv.errors import UnsupportedConfig, some
+from nemoconv.formats.dtypes import BY_NAME
+
+Value = Any  # what JSON holds: None, bool, int, float, str, list, dict
+
+#: keys of transformers' PretrainedConfig and of well-known exporters that do not enter the forward pass
+INERT = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _from_model_config
+    _name_or_path add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id
+    chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample
+    early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id id2label is_composition is_llama_config
+    keys_to_ignore_at_inference label2id length_penalty max_length min_length model_type
+    no_repeat_ngram_size num_beam_groups num_beams num_labels num_return_sequences output_attentions
+    output_hidden_states output_scores pad_token_id prefix pretraining_tp problem_type remove_invalid_values
+    repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
+    torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
+    use_bfloat16 use_cache
+    """.split()
+)
+
+
+class ConfigRule(Protocol):
+    """Owns ``hf_keys`` of config.json and ``fields`` of the model config."""
+
+    @property
+    def hf_keys(self) -> frozenset[str]: ...
+
+    @property
+    def fields(self) -> frozenset[str]: ...
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        """Fill ``config`` from a config.json; a missing key takes transformers' default."""
+        ...
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        """Fill a config.json from the model config."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One key, one field. ``default`` is what transformers takes for a missing key; with
+    ``default_from`` a missing or null key takes the value of another field (set before this one)."""
+
+    hf: str
+    field: str
+    default: Value = None
+    default_from: str | None = None
+    kind: type = int
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset({self.hf})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        value = hf.get(self.hf, self.default)
+        if value is None and self.default_from is not None:
+            value = config[self.default_from]
+        config[self.field] = check_kind(self.hf, value, self.kind)
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf[self.hf] = config[self.field]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadDim:
+    """``head_dim`` <-> ``kv_channels``: hidden_size / num_attention_heads unless it is given."""
+
+    hf_keys = frozenset({"head_dim"})
+    fields = frozenset({"kv_channels"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        given = hf.get("head_dim")
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        if given is None and hidden % heads:
+            raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
+        config["kv_channels"] = check_kind("head_dim", hidden // heads if given is None else given, int)
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf["head_dim"] = config["kv_channels"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A key that must have one value here, because the tables describe no other mathematics.
+
+    ``field`` and ``field_value`` say the same thing in Megatron's words, where it has words for it.
+    """
+
+    hf: str
+    value: Value
+    field: str | None = None
+    field_value: Value = None
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset({self.hf})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({self.field} if self.field else ())
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = hf.get(self.hf, self.value)
+        if found != self.value:
+            raise UnsupportedConfig(
+                f"config.json: {self.hf}={found!r} is not supported for this architecture, only {self.value!r}"
+            )
+        if self.field:
+            config[self.field] = self.field_value
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        if self.field:
+            if config.get(self.field, self.field_value) != self.field_value:
+                raise UnsupportedConfig(
+                    f"{self.field}={config[self.field]!r} has no counterpart in config.json, "
+                    f"only {self.field_value!r}"
+                )
+            hf[self.hf] = self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Dtype:
+    """``dtype`` (transformers 5) and ``torch_dtype`` (4) <-> ``params_dtype``; both are written."""
+
+    hf_keys = frozenset({"dtype", "torch_dtype"})
+    fields = frozenset({"params_dtype"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        new, old = hf.get("dtype"), hf.get("torch_dtype")
+        if new is not None and old is not None and new != old:
+            raise UnsupportedConfig(f"config.json: dtype={new!r} and torch_dtype={old!r} disagree")
+        value = new if new is not None else old
+        if value is not None and value not in BY_NAME:
+            raise UnsupportedConfig(f"config.json: unknown dtype {value!r}")
+        config["params_dtype"] = value
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        if config.get("params_dtype"):
+            hf["dtype"] = hf["torch_dtype"] = config["params_dtype"]
+
+
+def check_kind(name: str, value: Value, kind: type) -> Value:
+    """``value`` if it is of ``kind`` (int, float, bool, str), with sane bounds for sizes."""
+    ok = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not ok:
+        raise UnsupportedConfig(f"config.json: {name}={value!r} is not of type {kind.__name__}")
+    if kind is int and not 0 < value < 1 << 40:
+        raise UnsupportedConfig(f"config.json: {name}={value!r} is out of range")
+    if kind is float and not abs(value) < 1e30:  # also refuses NaN
+        raise UnsupportedConfig(f"config.json: {name}={value!r} is out of range")
+    return value
+
+
+def read_config(
+    rules: tuple[ConfigRule, ...], hf: Mapping[str, Value], allow_ignored: Collection[str] = ()
+) -> tuple[dict[str, Value], list[str]]:
+    """(model config, keys that were passed over) of a config.json.
+
+    Raises UnsupportedConfig for keys that nothing knows, unless they are in ``allow_ignored``.
+    """
+    owned = frozenset().union(*(rule.hf_keys for rule in rules))
+    unknown = sorted(key for key in hf if key not in owned and key not in INERT)
+    refused = [key for key in unknown if key not in allow_ignored]
+    if refused:
+        raise UnsupportedConfig(
+            f"config.json has {len(refused)} key(s) that may change what the model computes: {some(refused)}",
+            hint=f"if you know that they do not, pass {' '.join('--allow-ignored ' + key for key in refused[:10])}",
+        )
+    config: dict[str, Value] = {}
+    for rule in rules:
+        rule.read(hf, config)
+    return config, sorted(key for key in hf if key in INERT or key in unknown)
+
+
+def write_config(rules: tuple[ConfigRule, ...], config: Mapping[str, Value]) -> dict[str, Value]:
+    """The config.json (without inert keys) that says what ``config`` says."""
+    hf: dict[str, Value] = {}
+    for rule in rules:
+        rule.write(config, hf)
+    return hf

@@ -1,0 +1,365 @@
+"""What the config classes of NeMo 2 hold: data only.
+
+``io.json`` lists the fields that were set, so a reader has to know the defaults of the class. And a
+field that nobody reads must be known to be harmless, or a conversion silently changes the model.
+
+Compiled from the dataclasses of megatron-core 0.9.0, 0.10.0, 0.11.0, 0.12.3, 0.13.1, 0.14.0, 0.15.3
+and 0.16.1 (``TransformerConfig`` with ``ModelParallelConfig``) and of nemo-toolkit 2.0.0, 2.1.0,
+2.2.1, 2.3.2, 2.4.1, 2.5.3, 2.6.2 and 2.7.3 (``GPTConfig`` and the Llama family). Every field name
+is in exactly one of MAPPED, OFF, ONLY_WITH and INERT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from nemoconv.formats.fiddle import Symbol
+
+#: Fields that say what a plain decoder computes: a mapping has to read them.
+MAPPED: Final[frozenset[str]] = frozenset(
+    """
+    num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels
+    vocab_size make_vocab_size_divisible_by seq_length position_embedding_type rotary_base
+    rotary_percent seq_len_interpolation_factor scale_factor low_freq_factor high_freq_factor
+    old_context_len normalization layernorm_epsilon activation_func gated_linear_unit
+    add_bias_linear add_qkv_bias share_embeddings_and_output_weights init_method_std
+    attention_dropout bf16 fp16 params_dtype generation_config
+    """.split()
+)
+
+# Layer specs of nemo.collections.llm.gpt.model.base that build the same layers from other kernels.
+_PLAIN_SPECS = tuple(
+    Symbol("nemo.collections.llm.gpt.model.base", name)
+    for name in ("default_layer_spec", "local_layer_spec", "transformer_engine_layer_spec")
+)
+
+#: Fields that change the mathematics, with the values that mean "not used" in a plain decoder.
+#: An architecture that uses one has to map it. Compare with ``in``.
+OFF: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+    {
+        "activation_func_clamp_value": (None,),
+        "apply_residual_connection_post_layernorm": (False,),
+        "attention_output_gate": (False,),
+        "experimental_attention_variant": (None,),
+        "glu_linear_offset": (0.0,),
+        "heterogeneous_block_specs": (False,),
+        "is_hybrid_model": (False,),
+        "layernorm_zero_centered_gamma": (False,),
+        "mrope_section": (None,),
+        "mtp_num_layers": (None, 0),
+        "multi_latent_attention": (False,),
+        "no_rope_freq": (None,),
+        "num_moe_experts": (None,),
+        "qk_l2_norm": (False,),
+        "qk_layernorm": (False,),
+        "quant_recipe": (None,),
+        "rotary_interleaved": (False,),
+        "softmax_scale": (None,),
+        "softmax_type": ("vanilla",),
+        "transformer_layer_spec": _PLAIN_SPECS,
+        "use_kitchen": (False,),
+        "use_kitchen_attention": (False,),
+        "use_transformer_engine_full_layer_spec": (False,),
+        "window_size": (None,),
+    }
+)
+
+#: Fields that change the mathematics only together with a field of OFF (the key): without it they
+#: mean nothing, whatever their value.
+ONLY_WITH: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
+    {
+        "num_moe_experts": frozenset(
+            """
+            moe_apply_probs_on_input moe_enable_routing_replay
+            moe_expert_capacity_factor moe_ffn_hidden_size moe_input_jitter_eps
+            moe_latent_size moe_layer_freq moe_pad_expert_input_to_capacity
+            moe_router_dtype moe_router_enable_expert_bias
+            moe_router_force_load_balancing moe_router_group_topk
+            moe_router_load_balancing_type moe_router_num_groups moe_router_pre_softmax
+            moe_router_score_function moe_router_topk moe_router_topk_limited_devices
+            moe_router_topk_scaling_factor moe_shared_expert_gate
+            moe_shared_expert_intermediate_size moe_token_drop_policy moe_token_dropping
+            moe_use_legacy_grouped_gemm
+            """.split()
+        ),
+        "window_size": frozenset(
+            """
+            window_attn_skip_freq
+            """.split()
+        ),
+        "experimental_attention_variant": frozenset(
+            """
+            dsa_indexer_head_dim dsa_indexer_loss_coeff dsa_indexer_n_heads
+            dsa_indexer_topk dsa_indexer_use_sparse_loss linear_attention_freq
+            linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads
+            linear_num_value_heads linear_value_head_dim
+            """.split()
+        ),
+        "is_hybrid_model": frozenset(
+            """
+            mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim
+            """.split()
+        ),
+        "use_kitchen_attention": frozenset(
+            """
+            kitchen_attention_backend
+            """.split()
+        ),
+    }
+)
+
+#: Fields that never change what the weights compute at inference, beyond rounding.
+INERT: Final[frozenset[str]] = frozenset(
+    (
+        # Which rank holds and sends what, and when.
+        """
+    account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
+    async_tensor_model_parallel_allreduce batch_p2p_comm batch_p2p_sync
+    context_parallel_size cp_comm_type deallocate_pipeline_outputs
+    defer_embedding_wgrad_compute delay_wgrad_compute ep_overlap_early_attn_memory_release
+    expert_model_parallel_size expert_tensor_parallel_size first_pipeline_num_layers
+    hierarchical_context_parallel_sizes hybrid_context_parallel last_pipeline_num_layers
+    max_seqlen_per_dp_cp_rank microbatch_group_size_per_vp_stage
+    num_layers_in_first_pipeline_stage num_layers_in_last_pipeline_stage
+    num_microbatches_with_partial_activation_checkpoints overlap_moe_expert_parallel_comm
+    overlap_p2p_comm overlap_p2p_comm_warmup_flush pipeline_dtype
+    pipeline_model_parallel_comm_backend pipeline_model_parallel_layout
+    pipeline_model_parallel_size pipeline_model_parallel_split_rank
+    scatter_embedding_sequence_parallel sequence_parallel tensor_model_parallel_size
+    tp_comm_atomic_ag tp_comm_atomic_rs tp_comm_bootstrap_backend tp_comm_bulk_dgrad
+    tp_comm_bulk_wgrad tp_comm_overlap tp_comm_overlap_ag tp_comm_overlap_cfg
+    tp_comm_overlap_disable_fc1 tp_comm_overlap_disable_qkv tp_comm_overlap_rs
+    tp_comm_overlap_rs_dgrad tp_comm_split_ag tp_comm_split_rs use_ring_exchange_p2p
+    variable_seq_lengths virtual_pipeline_model_parallel_size wgrad_deferral_limit
+    """
+        # Which kernel computes it, and how it rounds. hetereogenous_dist_checkpoint only changes names.
+        """
+    apply_query_key_layer_scaling apply_rope_fusion attention_backend
+    attention_softmax_in_fp32 autocast_dtype batch_invariant_mode bias_activation_fusion
+    bias_dropout_add_fusion bias_dropout_fusion clone_scatter_output_in_embedding
+    cross_entropy_fusion_impl cross_entropy_loss_fusion deterministic_mode
+    disable_bf16_reduced_precision_matmul enable_autocast flash_decode
+    fp32_residual_connection fused_single_qkv_rope gradient_accumulation_fusion
+    hetereogenous_dist_checkpoint inference_fuse_tp_communication inference_rng_tracker
+    inference_sampling_seed masked_softmax_fusion memory_efficient_layer_norm
+    mlp_chunks_for_prefill parallel_output persist_layer_norm symmetric_ar_type
+    transformer_impl use_fused_weighted_squared_relu use_inference_optimized_layers
+    use_te_activation_func use_transformer_engine_op_fuser
+    """
+        # Low precision of a run; the tensors of a checkpoint are stored in params_dtype.
+        """
+    activation_func_fp8_input_store disable_parameter_transpose_cache first_last_layers_bf16
+    fp4 fp4_param fp4_quantizer_factory fp4_recipe fp8 fp8_amax_compute_algo
+    fp8_amax_history_len fp8_dot_product_attention fp8_interval fp8_margin
+    fp8_multi_head_attention fp8_param fp8_quantizer_factory fp8_recipe fp8_wgrad
+    num_layers_at_end_in_bf16 num_layers_at_start_in_bf16 tp_only_amax_red
+    """
+        # Memory against time.
+        """
+    _cpu_offloading_context cpu_offloading cpu_offloading_activations
+    cpu_offloading_double_buffering cpu_offloading_num_layers cpu_offloading_weights
+    cuda_graph_impl cuda_graph_retain_backward_graph cuda_graph_scope
+    cuda_graph_use_single_mempool cuda_graph_warmup_steps distribute_saved_activations
+    enable_cuda_graph external_cuda_graph fine_grained_activation_offloading
+    min_offloaded_tensor_size moe_layer_recompute offload_modules recompute_granularity
+    recompute_method recompute_modules recompute_num_layers
+    """
+        # Training: initialization, loss, dropout, logging, the clipping of attention logits.
+        """
+    barrier_with_L1_time calculate_per_token_loss config_logger_dir data_step_fn
+    embedding_init_method embedding_init_method_std finalize_model_grads_func
+    forward_step_fn fp16_lm_cross_entropy grad_scale_func grad_sync_func hidden_dropout
+    init_method init_model_with_meta_device log_max_attention_logit no_sync_func
+    output_layer_init_method param_sync_func perform_initialization qk_clip qk_clip_alpha
+    qk_clip_threshold test_mode timers use_cpu_initialization use_te_rng_tracker
+    """
+        # Mixtures of experts, multi-token prediction and Mamba: transport, kernels and losses.
+        """
+    moe_aux_loss_coeff moe_deepep_num_sms moe_enable_deepep moe_extended_tp
+    moe_flex_dispatcher_backend moe_grouped_gemm moe_hybridep_num_sms moe_per_layer_logging
+    moe_permute_fusion moe_router_bias_update_rate moe_router_fusion
+    moe_router_padding_for_fp8 moe_router_padding_for_quantization moe_shared_expert_overlap
+    moe_token_dispatcher_type moe_z_loss_coeff mtp_loss_scaling_factor mtp_standalone
+    use_mamba_mem_eff_path
+    """
+    ).split()
+)
+
+
+# --- the Llama family ---
+
+LLAMA_MODULE: Final = "nemo.collections.llm.gpt.model.llama"
+
+# LlamaConfig. __post_init__ fills in what is None: ffn_hidden_size = 4 * hidden_size,
+# kv_channels = hidden_size // num_attention_heads, num_query_groups = num_attention_heads.
+# vocab_size None: the tokenizer's size, rounded up to make_vocab_size_divisible_by * TP.
+_LLAMA: Mapping[str, object] = MappingProxyType(
+    {
+        "num_layers": 0,
+        "hidden_size": 0,
+        "ffn_hidden_size": None,
+        "num_attention_heads": 0,
+        "num_query_groups": None,
+        "kv_channels": None,
+        "vocab_size": None,
+        "make_vocab_size_divisible_by": 128,
+        "seq_length": 4096,
+        "position_embedding_type": "rope",
+        "rotary_base": 10000,
+        "rotary_percent": 1.0,
+        "seq_len_interpolation_factor": None,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": 1e-05,
+        "activation_func": Symbol("torch.nn.functional", "silu"),
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "share_embeddings_and_output_weights": False,
+        "init_method_std": 0.02,
+        "attention_dropout": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "params_dtype": Symbol("torch", "float32"),
+        "generation_config": None,
+    }
+)
+
+
+def _llama(*parents: Mapping[str, object], **changes: object) -> Mapping[str, object]:
+    """The defaults of a class that changes those of its parents."""
+    merged: dict[str, object] = dict(_LLAMA)
+    for parent in parents:
+        merged |= parent
+    return MappingProxyType(merged | changes)
+
+
+_LLAMA_3 = _llama(num_query_groups=8, init_method_std=0.01)
+_LLAMA_31 = _llama(
+    _LLAMA_3,
+    init_method_std=0.02,
+    scale_factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    old_context_len=8192,
+)
+_LLAMA2_7B = _llama(
+    num_layers=32,
+    hidden_size=4096,
+    num_attention_heads=32,
+    num_query_groups=32,
+    ffn_hidden_size=11008,
+)
+_LLAMA2_13B = _llama(
+    num_layers=40,
+    hidden_size=5120,
+    num_attention_heads=40,
+    num_query_groups=40,
+    ffn_hidden_size=13824,
+)
+_LLAMA2_70B = _llama(
+    num_layers=80,
+    hidden_size=8192,
+    num_attention_heads=64,
+    num_query_groups=8,
+    ffn_hidden_size=28672,
+)
+
+#: Class -> its effective defaults of the MAPPED fields. The values are the same in NeMo 2.0 to 2.7,
+#: but for an inherited seq_length: 4096 in Llama 3.2 until 2.3, 1024 in Llama3Config and
+#: Llama31Config in 2.0. model.yaml, where it is there, tells.
+#: Llama4Config and its subclasses (mixtures of experts with other layers) are left out on purpose.
+LLAMA_DEFAULTS: Final[Mapping[Symbol, Mapping[str, object]]] = MappingProxyType(
+    {
+        Symbol(LLAMA_MODULE, name): defaults
+        for name, defaults in {
+            "LlamaConfig": _LLAMA,
+            "Llama2Config7B": _LLAMA2_7B,
+            "Llama2Config13B": _LLAMA2_13B,
+            "Llama2Config70B": _LLAMA2_70B,
+            "Llama3Config": _LLAMA_3,
+            "Llama31Config": _LLAMA_31,
+            "Llama3Config8B": _llama(
+                _LLAMA_3,
+                num_layers=32,
+                hidden_size=4096,
+                num_attention_heads=32,
+                ffn_hidden_size=14336,
+                rotary_base=500_000,
+                seq_length=8192,
+            ),
+            "Llama3Config70B": _llama(
+                _LLAMA_3,
+                num_layers=80,
+                hidden_size=8192,
+                num_attention_heads=64,
+                ffn_hidden_size=28672,
+                init_method_std=0.008944,
+                rotary_base=500_000,
+                seq_length=8192,
+            ),
+            "Llama31Config8B": _llama(
+                _LLAMA_31,
+                num_layers=32,
+                hidden_size=4096,
+                num_attention_heads=32,
+                ffn_hidden_size=14336,
+                rotary_base=500_000,
+                seq_length=131072,
+            ),
+            "Llama31Config70B": _llama(
+                _LLAMA_31,
+                num_layers=80,
+                hidden_size=8192,
+                num_attention_heads=64,
+                ffn_hidden_size=28672,
+                rotary_base=500_000,
+                seq_length=131072,
+            ),
+            "Llama31Config405B": _llama(
+                _LLAMA_31,
+                num_layers=126,
+                hidden_size=16384,
+                num_attention_heads=128,
+                ffn_hidden_size=53248,
+                rotary_base=500_000,
+                seq_length=131072,
+            ),
+            "Llama32Config1B": _llama(
+                _LLAMA_31,
+                num_layers=16,
+                hidden_size=2048,
+                num_attention_heads=32,
+                ffn_hidden_size=8192,
+                share_embeddings_and_output_weights=True,
+                rotary_base=500_000,
+                seq_length=131072,
+                scale_factor=32.0,
+            ),
+            "Llama32Config3B": _llama(
+                _LLAMA_31,
+                num_layers=28,
+                hidden_size=3072,
+                num_attention_heads=24,
+                ffn_hidden_size=8192,
+                share_embeddings_and_output_weights=True,
+                rotary_base=500_000,
+                seq_length=131072,
+                scale_factor=32,
+            ),
+            "CodeLlamaConfig7B": _llama(_LLAMA2_7B, rotary_base=1_000_000, seq_length=16384),
+            "CodeLlamaConfig13B": _llama(_LLAMA2_13B, rotary_base=1_000_000, seq_length=16384),
+            "CodeLlamaConfig34B": _llama(
+                num_layers=48,
+                hidden_size=8192,
+                num_attention_heads=64,
+                num_query_groups=8,
+                ffn_hidden_size=22016,
+                rotary_base=1_000_000,
+                seq_length=16384,
+            ),
+            "CodeLlamaConfig70B": _LLAMA2_70B,
+        }.items()
+    }
+)

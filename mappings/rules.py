@@ -1,0 +1,106 @@
+"""The shapes that rules come in, named as the field names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nemoconv.errors import UnsupportedConfig
+from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.table import Part, Rule
+
+When = tuple[tuple[str, Value], ...]
+
+
+def same(
+    nemo: str,
+    hf: str,
+    axes: str,
+    *,
+    cut: str | None = None,
+    also: tuple[str, ...] = (),
+    when: When = (),
+) -> Rule:
+    """One tensor, the same on both sides."""
+    return Rule(nemo, axes, (Part(hf, axes),), cut=cut, also=also, when=when)
+
+
+def vocabulary(nemo: str, hf: str, *, when: When = ()) -> Rule:
+    """An embedding [vocab_size, hidden_size], which Megatron may pad with rows that mean nothing."""
+    part = Part(hf, "vocab hidden", (("vocab", 0, "true_vocab"),))
+    return Rule(nemo, "vocab hidden", (part,), cut="vocab", when=when, pad="vocab")
+
+
+def fused_qkv(nemo: str, q: str, k: str, v: str, *, bias: bool = False, when: When = ()) -> Rule:
+    """Separate q, k, v <-> Megatron's grouped ``linear_qkv``.
+
+    q    [num_attention_heads * kv_channels, hidden_size]
+    k, v [num_query_groups * kv_channels, hidden_size]
+    qkv  [num_query_groups * (heads_per_group + 2) * kv_channels, hidden_size]; a group holds its query
+    heads, then its key head, then its value head. Biases have no hidden axis.
+
+    Source: megatron/core/transformer/attention.py, ``get_query_key_value_tensors``.
+    """
+    hidden = "" if bias else " hidden"
+    one = "(group head_dim)" + hidden
+    parts = (
+        Part(q, "(group head head_dim)" + hidden, (("head", 0, "heads_per_group"),)),
+        Part(k, one, (("head", "heads_per_group", 1),)),
+        Part(v, one, (("head", "value_head", 1),)),
+    )
+    return Rule(nemo, "(group head head_dim)" + hidden, parts, cut="group", when=when)
+
+
+def gated(nemo: str, gate: str, up: str, *, bias: bool = False, when: When = ()) -> Rule:
+    """gate and up <-> ``linear_fc1``: [2 * ffn_hidden_size, hidden_size], all of gate, then all of up.
+
+    Source: megatron/core/transformer/mlp.py, ``apply_swiglu_sharded_factory``.
+    """
+    axes = "ffn" if bias else "ffn hidden"
+    parts = (Part(gate, axes, (("half", 0, 1),)), Part(up, axes, (("half", 1, 1),)))
+    return Rule(nemo, "(half ffn)" + ("" if bias else " hidden"), parts, cut="ffn", when=when)
+
+
+def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
+    """Sizes of the factors that decoder-only tables use, from a model config.
+
+    Raises UnsupportedConfig when the heads do not divide into the query groups.
+    """
+    heads, groups = config["num_attention_heads"], config["num_query_groups"]
+    if heads % groups:
+        raise UnsupportedConfig(f"num_attention_heads={heads} is not a multiple of num_query_groups={groups}")
+    return {
+        "layers": config["num_layers"],
+        "hidden": config["hidden_size"],
+        "ffn": config["ffn_hidden_size"],
+        "group": groups,
+        "heads_per_group": heads // groups,
+        "value_head": heads // groups + 1,
+        "head": heads // groups + 2,
+        "query_head": heads // groups,
+        "head_dim": config["kv_channels"],
+        "half": 2,
+        "vocab": config["vocab_size"],
+        "true_vocab": config["vocab_size"],
+    }
+
+
+def padded_vocab_size(vocab_size: int, divisor: int | None, tensor_parallel_size: int) -> int:
+    """Rows that an embedding needs so that every rank holds equally many.
+
+    Megatron pads to a multiple of ``make_vocab_size_divisible_by * tensor_parallel_size``
+    (megatron/training/tokenizer, ``_vocab_size_with_padding``). Without a divisor nothing is padded
+    that already divides: NeMo 2 does not pad a vocabulary that its config states.
+    """
+    if divisor is None:
+        if vocab_size % tensor_parallel_size == 0:
+            return vocab_size
+        divisor = largest_power_of_two_divisor(vocab_size)
+    step = divisor * tensor_parallel_size
+    return -(-vocab_size // step) * step
+
+
+def largest_power_of_two_divisor(vocab_size: int, limit: int = 128) -> int:
+    """NeMo's ``make_vocab_size_divisible_by`` for a vocabulary: the largest power of two that divides it."""
+    return min(limit, vocab_size & -vocab_size)
+
+

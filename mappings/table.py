@@ -1,0 +1,195 @@
+"""Mapping tables: how the tensors of one architecture correspond in Hugging Face and in Megatron.
+
+A :class:`Rule` describes one Megatron tensor as a space of named factors and says which box of that
+space each Hugging Face tensor is. The description has no direction: reading either side and writing
+either side use the same boxes, so there is no second table and no inverse to keep in step.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+
+from nemoconv.mappings.config_fields import ConfigRule, Value
+from nemoconv.resharding.boxes import Shape, View, view
+from nemoconv.resharding.layout import Layout
+
+Sizes = Mapping[str, int]
+
+
+def holes(template: str) -> tuple[str, ...]:
+    """Names of the holes of a template such as ``model.layers.{layer}.mlp``."""
+    return tuple(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One Hugging Face tensor and the box of the rule's space that it holds.
+
+    ``axes`` names the factors of its stored axes. ``at`` gives, for factors that it holds only a part
+    of, (factor, first, length); a factor that ``axes`` leaves out is held at one index.
+    """
+
+    hf: str
+    axes: str
+    at: tuple[tuple[str, int | str, int | str], ...] = ()
+
+    @property
+    def view(self) -> View:
+        return view(self.axes)
+
+    def bounds(self, sizes: Sizes) -> dict[str, tuple[int, int]]:
+        """(first, length) of each factor in ``at``, as numbers."""
+        number = lambda value: sizes[value] if isinstance(value, str) else value  # noqa: E731
+        return {factor: (number(first), number(length)) for factor, first, length in self.at}
+
+    def shape(self, sizes: Sizes) -> Shape:
+        """The stored shape of the Hugging Face tensor."""
+        lengths = {factor: length for factor, (_, length) in self.bounds(sizes).items()}
+        return self.view.shape({**sizes, **lengths})
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One Megatron tensor and the Hugging Face tensors it is made of.
+
+    ``axes``: the factors of its stored axes. ``cut``: the factor that tensor parallelism divides, None
+    when every rank holds the whole. ``also``: other names of the same tensor (a dialect). ``when``:
+    config values under which the rule applies. ``pad``: a factor that the Megatron side may extend
+    with rows that mean nothing (the vocabulary).
+    """
+
+    nemo: str
+    axes: str
+    parts: tuple[Part, ...]
+    cut: str | None = None
+    also: tuple[str, ...] = ()
+    when: tuple[tuple[str, Value], ...] = ()
+    pad: str | None = None
+
+    @property
+    def view(self) -> View:
+        return view(self.axes)
+
+    @property
+    def holes(self) -> tuple[str, ...]:
+        return holes(self.nemo)
+
+    def applies(self, config: Mapping[str, Value]) -> bool:
+        return all(config.get(key) == value for key, value in self.when)
+
+    def fragments(self, sizes: Sizes, layout: Layout) -> Iterator[tuple[int, Shape, Shape]]:
+        """(tensor-parallel rank, start, shape) of the stored boxes that the ranks hold.
+
+        Along the axis of ``cut``, each position of the factors outside it gives a box of its own:
+        rank r of a gated ``linear_fc1`` holds a slice of gate and a slice of up, never a run of rows.
+        Megatron stores those as separate chunks even when there is one rank, and so does this.
+
+        Raises LayoutError when the tensor-parallel size does not divide ``cut``.
+        """
+        shape = self.view.shape(sizes)
+        if self.cut is None:
+            yield 0, (0,) * len(shape), shape
+            return
+        axis = next(i for i, names in enumerate(self.view.axes) if self.cut in names)
+        names = self.view.axes[axis]
+        inner = prod(sizes[name] for name in names[names.index(self.cut) + 1 :])
+        outer = prod(sizes[name] for name in names[: names.index(self.cut)])
+        size = sizes[self.cut]
+        for rank, (first, length) in enumerate(layout.pieces(size, FIELD_NAMES.get(self.cut, self.cut), self.nemo)):
+            for position in range(outer):
+                start, box = [0] * len(shape), list(shape)
+                start[axis] = (position * size + first) * inner
+                box[axis] = length * inner
+                yield rank, tuple(start), tuple(box)
+
+
+#: what the config calls the sizes that a layout divides, for messages
+FIELD_NAMES = {"group": "num_query_groups", "ffn": "ffn_hidden_size", "vocab": "vocab_size"}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All that is known of one architecture. Frozen: converting one model never alters the next.
+
+    ``architecture`` is the Hugging Face ``model_type``. ``ignored`` lists tensors that are derived at
+    load time and carry nothing; ``tied`` pairs of (copy, original) that a tied model may hold twice.
+    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``nemo_model`` and ``nemo_config`` are the NeMo 2
+    classes written into ``context/``, as module and name. ``verified`` says how, for ``supported``.
+    """
+
+    architecture: str
+    hf_class: str
+    fields: tuple[ConfigRule, ...]
+    rules: tuple[Rule, ...]
+    nemo_module: str
+    nemo_model: str
+    nemo_config: str
+    modules: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    tied: tuple[tuple[str, str], ...] = ()
+    verified: tuple[str, ...] = ()
+    origin: str = field(default="nemoconv", compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a table that could not work in both directions. Raises ValueError."""
+        seen: set[str] = set()
+        for rule in self.rules:
+            factors = set(rule.view.factors)
+            for name in (rule.nemo, *rule.also, *(part.hf for part in rule.parts)):
+                if set(holes(name)) != set(rule.holes):
+                    raise ValueError(f"{self.architecture}: {name} and {rule.nemo} have other holes")
+                if (name, rule.when) in seen:
+                    raise ValueError(f"{self.architecture}: {name} is named by two rules")
+                seen.add((name, rule.when))
+            for part in rule.parts:
+                named = set(part.view.factors) | {factor for factor, _, _ in part.at}
+                if named != factors:
+                    raise ValueError(f"{self.architecture}: {part.hf} does not place {factors ^ named}")
+            if not {rule.cut, rule.pad} - {None} <= factors:
+                raise ValueError(f"{self.architecture}: {rule.nemo} cuts or pads an axis it lacks")
+
+    def instances(self, config: Mapping[str, Value], sizes: Sizes) -> Iterator[Instance]:
+        """Every rule that applies, once for each layer (and expert) it names, in model order."""
+        rules = [rule for rule in self.rules if rule.applies(config)]
+        first = next((i for i, rule in enumerate(rules) if "layer" in rule.holes), len(rules))
+        layered = [rule for rule in rules if "layer" in rule.holes]
+        for rule in rules[:first]:
+            yield Instance(rule, {}, 0)
+        for layer in range(sizes["layers"]):
+            for rule in layered:
+                others = [hole for hole in rule.holes if hole != "layer"]
+                for index in product(*(range(sizes[HOLE_SIZES[hole]]) for hole in others)):
+                    yield Instance(rule, {"layer": layer, **dict(zip(others, index, strict=True))}, layer)
+        for rule in rules[first:]:
+            if "layer" not in rule.holes:
+                yield Instance(rule, {}, sizes["layers"] - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A rule for one layer. ``layer`` is the layer whose pipeline stage holds it: embeddings live with
+    the first, the final norm and the output layer with the last."""
+
+    rule: Rule
+    index: dict[str, int]
+    layer: int
+
+    @property
+    def nemo(self) -> str:
+        return self.rule.nemo.format(**self.index)
+
+
+#: which size bounds a hole
+HOLE_SIZES = {"expert": "experts"}
+
+
+def check_layout(table: Table, config: Mapping[str, Value], sizes: Sizes, layout: Layout) -> None:
+    """Raise LayoutError, naming the sizes that would do, unless the layout divides the model."""
+    layout.check(sizes["layers"])
+    for rule in table.rules:
+        if rule.applies(config) and rule.cut != rule.pad:
+            next(rule.fragments(sizes, layout))

@@ -1,0 +1,67 @@
+"""Registries of converters and mapping tables: what is built in, and what entry points add.
+
+An entry is loaded when it is asked for, so one broken plug-in stops nobody else. Only installed
+packages are ever imported, never anything that a checkpoint names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from nemoconv.errors import NemoconvError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Something registered under a name: where it is from and where its object lies."""
+
+    name: str
+    origin: str
+    target: str
+
+    def load(self) -> Any:
+        """Import and return the object. Raises NemoconvError naming the plug-in that fails."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(import_module(module), attribute)
+        except Exception as error:
+            raise NemoconvError(
+                f"the plug-in {self.name!r} of package {self.origin!r} cannot be loaded: "
+                f"{type(error).__name__}: {error}",
+                hint=f"repair or uninstall {self.origin}",
+            ) from error
+
+
+@cache
+def entries(group: str) -> Mapping[str, Entry]:
+    """Everything registered in ``nemoconv.<group>``, built in first.
+
+    Raises UsageError when two packages claim one name.
+    """
+    found = {name: Entry(name, "nemoconv", target) for name, target in _BUILT_IN[group].items()}
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=f"nemoconv.{group}"):
+        origin = point.dist.name if point.dist else "unknown"
+        if point.name in found and found[point.name].target != point.value:
+            raise UsageError(
+                f"{group[:-1]} {point.name!r} is claimed by {found[point.name].origin!r} and {origin!r}",
+                hint="uninstall one of them",
+            )
+        found[point.name] = Entry(point.name, origin, point.value)
+    return found
+
+
+_BUILT_IN: Mapping[str, Mapping[str, str]] = {
+    "converters": {
+        "hf": "nemoconv.converters.hf:HFConverter",
+        "nemo2": "nemoconv.converters.nemo2:NeMo2Converter",
+    },
+    "mappings": {
+        "llama": "nemoconv.mappings.llama:TABLE",
+    },
+}

@@ -1,0 +1,1 @@
+"""The engine: boxes of tensors, parallel layouts, plans of byte moves and their execution."""

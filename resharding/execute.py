@@ -1,0 +1,325 @@
+"""Carry out a plan in bounded memory: tiles read once, checksummed, written to every target.
+
+A tile is a sub-box of a job small enough to stay in the processor's cache. Each worker owns its
+buffers; workers share nothing but the list of tasks. Checksums of tiles are combined at the end, and
+a payload whose tiles do not cover it exactly is an error: the proof, at run time, that every target
+byte was written once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from math import prod
+
+import numpy
+
+from nemoconv.errors import NemoconvError, UsageError
+from nemoconv.formats.checksum import crc32, crc32_combine
+from nemoconv.formats.output import reported
+from nemoconv.formats.tensors import contiguous_strides
+from nemoconv.resharding.boxes import Shape, intersect, narrow
+from nemoconv.resharding.plan import Job, Payload, Plan
+from nemoconv.resharding.strided import Buffer, gather_runs, loops, read_strided
+
+TILE_NBYTES = 2 << 20
+TASK_NBYTES = 64 << 20
+#: how far ahead of the readers the kernel is told what will be read
+READ_AHEAD_NBYTES = 96 << 20
+#: what an interpreter with the plan's modules holds before any buffer
+BASE_NBYTES = 40 << 20
+_IOV_MAX = 1024
+
+#: (payload, offset in it, length, CRC-32)
+Written = tuple[Payload, int, int, int]
+Box = tuple[Shape, Shape]
+
+
+def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
+    """Cut a box into boxes of at most ``limit`` elements, in C order."""
+    if 0 in shape:
+        return
+    axis, inner = len(shape) - 1, 1
+    while axis > 0 and inner * shape[axis] <= limit:
+        inner *= shape[axis]
+        axis -= 1
+    if not shape:
+        yield (), ()
+        return
+    step = max(1, limit // inner)
+    outer = [range(first, first + count) for first, count in zip(start[:axis], shape[:axis], strict=True)]
+    last = start[axis] + shape[axis]
+    for index in product(*outer):
+        for first in range(start[axis], last, step):
+            count = min(step, last - first)
+            yield (*index, first, *start[axis + 1 :]), (*(1,) * axis, count, *shape[axis + 1 :])
+
+
+@dataclass(slots=True)
+class CastReport:
+    """What a change of element type did that is not rounding: finite values that became infinite."""
+
+    overflows: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much memory and how many threads a run may take."""
+
+    workers: int
+    tile_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """Buffers of all workers: source tile, scratch, and target tile of a cast."""
+        return self.workers * 3 * self.tile_nbytes
+
+    @classmethod
+    def within(cls, max_memory: int, plan_nbytes: int, workers: int | None = None) -> Limits:
+        """Limits that keep plan, interpreter and buffers below ``max_memory`` bytes."""
+        workers = workers or min(4, len(os.sched_getaffinity(0)))
+        room = max_memory - plan_nbytes - BASE_NBYTES
+        smallest = 256 << 10
+        while workers > 1 and room < workers * 3 * smallest:
+            workers -= 1
+        if room < 3 * smallest:
+            needed = plan_nbytes + BASE_NBYTES + 3 * smallest
+            raise UsageError(
+                f"--max-memory {max_memory >> 20} MiB is too little for this conversion",
+                hint=f"it needs at least {(needed >> 20) + 1} MiB",
+            )
+        return cls(workers, min(TILE_NBYTES, room // (3 * workers)))
+
+
+class _Worker:
+    """One thread's buffers and the way of one tile through them."""
+
+    def __init__(self, tile_nbytes: int, report: CastReport) -> None:
+        self.tile: Buffer = numpy.empty(tile_nbytes, numpy.uint8)
+        self.scratch: Buffer = numpy.empty(tile_nbytes, numpy.uint8)
+        self.cast: Buffer | None = None
+        self.report = report
+
+    def run(self, job: Job, boxes: list[Box], done: Callable[[int], None]) -> list[Written]:
+        written: list[Written] = []
+        for start, shape in boxes:
+            self._read(job, start, shape)
+            data = self._convert(job, prod(shape))
+            self._write(job, start, shape, data, written)
+            done(prod(shape) * job.target_dtype.itemsize)
+        return _merge(written)
+
+    def _read(self, job: Job, start: Shape, shape: Shape) -> None:
+        itemsize = job.source_dtype.itemsize
+        strides = contiguous_strides(shape, itemsize)
+        held = 0
+        parts = []
+        for extent in job.sources:
+            common = intersect(extent.start, extent.shape, start, shape)
+            if common:
+                held += prod(common[1])
+                parts.append((extent, common))
+        if held < prod(shape):
+            self.tile[: prod(shape) * itemsize] = 0
+        for extent, (low, size) in parts:
+            piece = narrow(extent, low, size)
+            at = sum((a - b) * step for a, b, step in zip(low, start, strides, strict=True))
+            axes = loops(size, piece.strides, strides)
+            read_strided(piece.file, piece.offset, axes, itemsize, self.tile[at:], self.scratch)
+
+    def _convert(self, job: Job, count: int) -> Buffer:
+        source, target = job.source_dtype, job.target_dtype
+        if source == target:
+            return self.tile
+        if self.cast is None:
+            self.cast = numpy.empty(len(self.tile), numpy.uint8)
+        values = self.tile[: count * source.itemsize].view(source.numpy())
+        result = self.cast[: count * target.itemsize].view(target.numpy())
+        with numpy.errstate(over="ignore", invalid="ignore"):
+            numpy.copyto(result, values, casting="unsafe")
+            lost = int(numpy.count_nonzero(numpy.isinf(result))) if target.name == "float16" else 0
+            if lost:
+                lost = int(numpy.count_nonzero(numpy.isinf(result) & numpy.isfinite(values)))
+        if lost:
+            self.report.overflows[job.name] = self.report.overflows.get(job.name, 0) + lost
+        return self.cast
+
+    def _write(self, job: Job, start: Shape, shape: Shape, data: Buffer, written: list[Written]) -> None:
+        itemsize = job.target_dtype.itemsize
+        strides = contiguous_strides(shape, itemsize)
+        for target in job.targets:
+            common = intersect(target.start, target.shape, start, shape)
+            if common is None:
+                continue
+            low, size = common
+            at = sum((a - b) * step for a, b, step in zip(low, start, strides, strict=True))
+            offset = target.offset + sum(
+                (a - b) * step for a, b, step in zip(low, target.start, target.strides, strict=True)
+            )
+            axes = loops(size, target.strides, strides)
+            for place, views in gather_runs(axes, itemsize, data[at:], self.scratch):
+                written.append(_write_views(target.payload, offset + place, views))
+
+
+def _write_views(payload: Payload, offset: int, views: list[memoryview]) -> Written:
+    """Write views one after another at ``offset`` of the payload."""
+    checksum = 0
+    for view in views:
+        checksum = crc32(view, checksum)
+    length = sum(map(len, views))
+    at = payload.offset + offset
+    if len(views) == 1:
+        payload.file.pwrite(views[0], at)
+    else:
+        with reported(payload.file.path):
+            for first in range(0, len(views), _IOV_MAX):
+                group = views[first : first + _IOV_MAX]
+                expected = sum(map(len, group))
+                got = os.pwritev(payload.file.fd, group, at)
+                if got < expected:  # rare: let pwrite finish, or find the error
+                    payload.file.pwrite(b"".join(group)[got:], at + got)
+                at += expected
+    return payload, offset, length, checksum
+
+
+def _merge(written: list[Written]) -> list[Written]:
+    """Join pieces that follow one another in the same payload, so that little is kept."""
+    merged: list[Written] = []
+    for payload, offset, length, checksum in sorted(written, key=lambda w: (id(w[0]), w[1])):
+        if merged:
+            last, at, held, crc = merged[-1]
+            if last is payload and at + held == offset:
+                merged[-1] = (payload, at, held + length, crc32_combine(crc, checksum, length))
+                continue
+        merged.append((payload, offset, length, checksum))
+    return merged
+
+
+class _Tasks:
+    """Jobs cut into tasks, handed to workers in order, with the kernel told what comes next."""
+
+    def __init__(self, plan: Plan, tile_nbytes: int) -> None:
+        self._iterator = self._generate(plan, tile_nbytes)
+        self._ahead: deque[tuple[Job, list[Box], int]] = deque()
+        self._ahead_nbytes = 0
+        self._lock = threading.Lock()
+
+    @staticmethod
+    def _generate(plan: Plan, tile_nbytes: int) -> Iterator[tuple[Job, list[Box]]]:
+        for job in plan.jobs:
+            itemsize = max(job.source_dtype.itemsize, job.target_dtype.itemsize)
+            boxes: list[Box] = []
+            held = 0
+            for box in tiles((0,) * len(job.shape), job.shape, max(1, tile_nbytes // itemsize)):
+                boxes.append(box)
+                held += prod(box[1]) * itemsize
+                if held >= TASK_NBYTES:
+                    yield job, boxes
+                    boxes, held = [], 0
+            if boxes:
+                yield job, boxes
+
+    def _advise(self, job: Job, boxes: list[Box]) -> int:
+        """Ask for the source bytes of these tiles; returns how many."""
+        total = 0
+        for extent in job.sources:
+            first, last = None, 0
+            for start, shape in (boxes[0], boxes[-1]):
+                common = intersect(extent.start, extent.shape, start, shape)
+                if common:
+                    piece = narrow(extent, *common)
+                    span = sum((n - 1) * step for n, step in zip(piece.shape, piece.strides, strict=True))
+                    first = piece.offset if first is None else min(first, piece.offset)
+                    last = max(last, piece.offset + span + job.source_dtype.itemsize)
+            if first is not None:
+                os.posix_fadvise(extent.file.fd, first, last - first, os.POSIX_FADV_WILLNEED)
+                total += last - first
+        return total
+
+    def take(self) -> tuple[Job, list[Box]] | None:
+        with self._lock:
+            while self._ahead_nbytes < READ_AHEAD_NBYTES:
+                task = next(self._iterator, None)
+                if task is None:
+                    break
+                nbytes = self._advise(*task)
+                self._ahead.append((*task, nbytes))
+                self._ahead_nbytes += nbytes
+            if not self._ahead:
+                return None
+            job, boxes, nbytes = self._ahead.popleft()
+            self._ahead_nbytes -= nbytes
+            return job, boxes
+
+
+def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None = None) -> CastReport:
+    """Run every job of the plan and set the CRC-32 of every payload.
+
+    ``progress`` is called with the bytes written since its last call, from any worker thread, one
+    call at a time. The first error of a worker stops the others and is raised here.
+    """
+    plan.jobs.sort(key=lambda job: job.position)
+    for file in plan.outputs():
+        file.allocate()
+    tasks, report = _Tasks(plan, limits.tile_nbytes), CastReport()
+    written: list[Written] = []
+    errors: list[BaseException] = []
+    stop, lock = threading.Event(), threading.Lock()
+
+    def done(nbytes: int) -> None:
+        if stop.is_set():
+            raise _Stopped
+        if progress:
+            with lock:
+                progress(nbytes)
+
+    def work() -> None:
+        worker = _Worker(limits.tile_nbytes, report)
+        try:
+            while (task := tasks.take()) is not None:
+                pieces = worker.run(*task, done)
+                with lock:
+                    written.extend(pieces)
+        except _Stopped:
+            pass
+        except BaseException as error:  # handed to the caller's thread
+            errors.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=work, name=f"nemoconv-{i}") for i in range(limits.workers)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    except BaseException:  # Ctrl-C: no thread may still write when the output is removed
+        stop.set()
+        for thread in threads:
+            thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    _settle(plan, written)
+    return report
+
+
+class _Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
+    pass
+
+
+def _settle(plan: Plan, written: list[Written]) -> None:
+    """Set the payloads' checksums, and prove that each was written whole."""
+    merged = {id(piece[0]): piece for piece in _merge(written)}
+    for job in plan.jobs:
+        for target in job.targets:
+            payload = target.payload
+            _, offset, length, checksum = merged.get(id(payload), (payload, 0, 0, 0))
+            if offset != 0 or length != payload.nbytes:
+                raise NemoconvError(
+                    f"{payload.name}: {length:,} of {payload.nbytes:,} bytes were written; this is a bug"
+                )
+            payload.crc32 = checksum

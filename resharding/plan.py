@@ -1,0 +1,128 @@
+"""A plan: every tensor to be moved as a job of boxes, checked for coverage before a byte is written.
+
+Both sides of a job are described in the same coordinates (the factors of the rule's view, see
+:mod:`nemoconv.resharding.boxes`), so what has to move is the intersection of source and target boxes.
+A conversion, a change of layout and a change of format are the same thing here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import prod
+
+from nemoconv.errors import MappingError
+from nemoconv.formats.dtypes import DType
+from nemoconv.formats.files import SourceFile
+from nemoconv.formats.output import OutputFile
+from nemoconv.formats.tensors import Extent
+from nemoconv.resharding.boxes import Shape, intersect
+
+
+class Payload:
+    """One contiguous run of tensor bytes in an output file, and after the run its CRC-32."""
+
+    __slots__ = ("crc32", "file", "name", "nbytes", "offset")
+
+    def __init__(self, name: str, file: OutputFile, offset: int, nbytes: int) -> None:
+        self.name, self.file, self.offset, self.nbytes = name, file, offset, nbytes
+        self.crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A box of a job that lies strided in a payload; ``offset`` counts from the payload's start."""
+
+    payload: Payload
+    offset: int
+    start: Shape
+    shape: Shape
+    strides: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Move one logical tensor: fill every target box from the source boxes that meet it.
+
+    ``fill`` allows target elements that no source holds (rows that pad a vocabulary): they become 0.
+    ``discard`` allows source elements that no target takes (the same rows on the way back).
+    """
+
+    name: str
+    shape: Shape
+    source_dtype: DType
+    target_dtype: DType
+    sources: tuple[Extent, ...]
+    targets: tuple[Target, ...]
+    fill: bool = False
+    discard: bool = False
+
+    @property
+    def position(self) -> tuple[str, int]:
+        """Where its first source byte lies: jobs run in this order, so that disks read forwards."""
+        return min(((extent.file.path, extent.offset) for extent in self.sources), default=("", 0))
+
+    @property
+    def target_nbytes(self) -> int:
+        return self.target_dtype.itemsize * sum(prod(target.shape) for target in self.targets)
+
+    @property
+    def moves(self) -> int:
+        """Strided copies this job takes: pairs of boxes that meet."""
+        return sum(
+            intersect(s.start, s.shape, t.start, t.shape) is not None
+            for t in self.targets
+            for s in self.sources
+        )
+
+    def check(self) -> None:
+        """Raise MappingError unless sources tile what targets need and nothing else is left over."""
+        for boxes, side in ((self.sources, "source"), (self.targets, "target")):
+            for a, b in combinations(boxes, 2):
+                if intersect(a.start, a.shape, b.start, b.shape):
+                    raise MappingError(f"{self.name}: two {side} pieces overlap")
+        met = 0
+        for target in self.targets:
+            for source in self.sources:
+                common = intersect(source.start, source.shape, target.start, target.shape)
+                met += prod(common[1]) if common else 0
+        wanted = sum(prod(target.shape) for target in self.targets)
+        given = sum(prod(source.shape) for source in self.sources)
+        if met != wanted and not self.fill:
+            raise MappingError(f"{self.name}: {wanted - met:,} of {wanted:,} target elements have no source")
+        if met != given and not self.discard:
+            raise MappingError(f"{self.name}: {given - met:,} of {given:,} source elements have no target")
+
+
+@dataclass(slots=True)
+class Plan:
+    """All jobs of a run. Building it reads headers only."""
+
+    jobs: list[Job] = field(default_factory=list)
+
+    def check(self) -> None:
+        for job in self.jobs:
+            job.check()
+
+    def sources(self) -> list[SourceFile]:
+        """Each source file once."""
+        return list({id(e.file): e.file for job in self.jobs for e in job.sources}.values())
+
+    def outputs(self) -> list[OutputFile]:
+        """Each output file once."""
+        return list({id(t.payload.file): t.payload.file for job in self.jobs for t in job.targets}.values())
+
+    @property
+    def read_nbytes(self) -> int:
+        return sum(
+            prod(extent.shape) * job.source_dtype.itemsize for job in self.jobs for extent in job.sources
+        )
+
+    @property
+    def write_nbytes(self) -> int:
+        return sum(job.target_nbytes for job in self.jobs)
+
+    @property
+    def moves(self) -> int:
+        return sum(job.moves for job in self.jobs)
+
