@@ -174,6 +174,9 @@ class Writer(ABC):
     side: ClassVar[Side]
     layout: Layout = Layout()
 
+    #: tensors reserved so far, as this format counts them
+    tensor_count: int = 0
+
     @abstractmethod
     def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
         """A place in a file for each request. Nothing is written."""

@@ -132,7 +132,7 @@ def prepare(
         layout=str(options.layout),
         parameters=sum(_count(bound, instance) for instance in bound.instances),
         tensors_in=len(bound.names),
-        tensors_out=len({payload.name for payload in payloads}),
+        tensors_out=writer.tensor_count,
         moves=plan.moves,
         read_nbytes=plan.read_nbytes,
         write_nbytes=plan.write_nbytes,

@@ -212,6 +212,7 @@ class HFWriter(Writer):
                 self._parameters += sizes[i] // requests[i].dtype.itemsize
             file.size = offsets[-1] + sizes[shard[-1]] if shard else len(header)
             self._headers.append((file, header))
+        self.tensor_count = len(payloads)
         return [payloads[i] for i in range(len(requests))]
 
     def finish(self) -> None:

@@ -167,7 +167,8 @@ class NeMo2Checkpoint(Checkpoint):
             return Model(table, config, {key: self._hf[key] for key in passed}, dict(self.tokenizer_files))
         assert self._context is not None
         where = f"{self.path}: context/io.json"
-        table, config = nemo_fields.read(self._context, where, allow_ignored)
+        given = {**self._context.yaml_fields, **self._context.fields}
+        table, config = nemo_fields.read(self._context.config_class, given, where, allow_ignored)
         self._settle_vocabulary(table, config)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         folder = self._context.generation_config
@@ -271,7 +272,9 @@ class NeMo2Writer(Writer):
 
     def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
         self._reserve_objects()
-        return [self._reserve(request) for request in requests]
+        payloads = [self._reserve(request) for request in requests]
+        self.tensor_count = len(self._tensors)
+        return payloads
 
     def _file_name(self, rank: int) -> str:
         return f"__{rank}_0.distcp"

@@ -227,6 +227,9 @@ def loads(
             names[kind] = Global(kind, None if entry is Stub else entry)
         return names[kind]
 
+    def located(error: NemoconvError) -> NemoconvError:
+        return type(error)(f"{where}: {error.message}", hint=error.hint)
+
     def call(target: object, args: Any) -> object:
         if type(target) is not Global:
             raise UnsafeCheckpoint(
@@ -235,7 +238,12 @@ def loads(
             )
         if type(args) is not tuple:
             raise ValueError("arguments that are not a tuple")
-        return Stub(target.kind, args) if target.call is None else target.call(*args)
+        if target.call is None:
+            return Stub(target.kind, args)
+        try:
+            return target.call(*args)
+        except NemoconvError as error:
+            raise located(error) from None
 
     def take(start: int, count: int) -> bytes:
         if count < 0 or start + count > size:
@@ -323,7 +331,10 @@ def loads(
                     if persistent_load is None:
                         refuse("refers to an object outside the pickle")
                     key = stack.pop() if op == 0x51 else line().decode("utf-8")
-                    stack.append(persistent_load(key))
+                    try:
+                        stack.append(persistent_load(key))
+                    except NemoconvError as error:
+                        raise located(error) from None
                 elif op == 0x5D:  # EMPTY_LIST
                     stack.append([])
                 elif op == 0x61 or op == 0x65:  # APPEND, APPENDS

@@ -521,11 +521,9 @@ class Archive:
     def load(self, known: Known = TENSORS_KNOWN) -> Any:
         """The object of data.pkl, its tensors as TensorRef."""
         self.check_byteorder()
+        where = f"{self.where}: data.pkl"
         data = self.bytes_of("data.pkl")
-        try:
-            return loads(data, known=known, where="data.pkl", persistent_load=_persistent)
-        except NemoconvError as error:
-            raise type(error)(f"{self.where}: {error.message}", hint=error.hint) from None
+        return loads(data, known=known, where=where, persistent_load=_persistent)
 
     def load_tensor(self) -> TensorRef:
         """The one tensor that data.pkl describes."""

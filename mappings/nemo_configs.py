@@ -17,8 +17,13 @@ from typing import Final
 
 from nemoconv.formats.fiddle import Symbol
 
+
+def _names(*texts: str) -> frozenset[str]:
+    return frozenset(" ".join(texts).split())
+
+
 #: Fields that say what a plain decoder computes: a mapping has to read them.
-MAPPED: Final[frozenset[str]] = frozenset(
+MAPPED: Final[frozenset[str]] = _names(
     """
     num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels
     vocab_size make_vocab_size_divisible_by seq_length position_embedding_type rotary_base
@@ -26,7 +31,7 @@ MAPPED: Final[frozenset[str]] = frozenset(
     old_context_len normalization layernorm_epsilon activation_func gated_linear_unit
     add_bias_linear add_qkv_bias share_embeddings_and_output_weights init_method_std
     attention_dropout bf16 fp16 params_dtype generation_config
-    """.split()
+    """
 )
 
 # Layer specs of nemo.collections.llm.gpt.model.base that build the same layers from other kernels.
@@ -70,7 +75,7 @@ OFF: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
 #: mean nothing, whatever their value.
 ONLY_WITH: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
     {
-        "num_moe_experts": frozenset(
+        "num_moe_experts": _names(
             """
             moe_apply_probs_on_input moe_enable_routing_replay
             moe_expert_capacity_factor moe_ffn_hidden_size moe_input_jitter_eps
@@ -82,39 +87,28 @@ ONLY_WITH: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             moe_router_topk_scaling_factor moe_shared_expert_gate
             moe_shared_expert_intermediate_size moe_token_drop_policy moe_token_dropping
             moe_use_legacy_grouped_gemm
-            """.split()
-        ),
-        "window_size": frozenset(
             """
-            window_attn_skip_freq
-            """.split()
         ),
-        "experimental_attention_variant": frozenset(
+        "window_size": _names("window_attn_skip_freq"),
+        "experimental_attention_variant": _names(
             """
             dsa_indexer_head_dim dsa_indexer_loss_coeff dsa_indexer_n_heads
             dsa_indexer_topk dsa_indexer_use_sparse_loss linear_attention_freq
             linear_conv_kernel_dim linear_key_head_dim linear_num_key_heads
             linear_num_value_heads linear_value_head_dim
-            """.split()
-        ),
-        "is_hybrid_model": frozenset(
             """
-            mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim
-            """.split()
         ),
-        "use_kitchen_attention": frozenset(
-            """
-            kitchen_attention_backend
-            """.split()
+        "is_hybrid_model": _names(
+            "mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim"
         ),
+        "use_kitchen_attention": _names("kitchen_attention_backend"),
     }
 )
 
 #: Fields that never change what the weights compute at inference, beyond rounding.
-INERT: Final[frozenset[str]] = frozenset(
-    (
-        # Which rank holds and sends what, and when.
-        """
+INERT: Final[frozenset[str]] = _names(
+    # Which rank holds and sends what, and when.
+    """
     account_for_embedding_in_pipeline_split account_for_loss_in_pipeline_split
     async_tensor_model_parallel_allreduce batch_p2p_comm batch_p2p_sync
     context_parallel_size cp_comm_type deallocate_pipeline_outputs
@@ -133,9 +127,9 @@ INERT: Final[frozenset[str]] = frozenset(
     tp_comm_overlap_disable_fc1 tp_comm_overlap_disable_qkv tp_comm_overlap_rs
     tp_comm_overlap_rs_dgrad tp_comm_split_ag tp_comm_split_rs use_ring_exchange_p2p
     variable_seq_lengths virtual_pipeline_model_parallel_size wgrad_deferral_limit
+    """,
+    # Which kernel computes it, and how it rounds; hetereogenous_dist_checkpoint: only names.
     """
-        # Which kernel computes it, and how it rounds. hetereogenous_dist_checkpoint only changes names.
-        """
     apply_query_key_layer_scaling apply_rope_fusion attention_backend
     attention_softmax_in_fp32 autocast_dtype batch_invariant_mode bias_activation_fusion
     bias_dropout_add_fusion bias_dropout_fusion clone_scatter_output_in_embedding
@@ -147,17 +141,17 @@ INERT: Final[frozenset[str]] = frozenset(
     mlp_chunks_for_prefill parallel_output persist_layer_norm symmetric_ar_type
     transformer_impl use_fused_weighted_squared_relu use_inference_optimized_layers
     use_te_activation_func use_transformer_engine_op_fuser
+    """,
+    # Low precision of a run; the tensors of a checkpoint are stored in params_dtype.
     """
-        # Low precision of a run; the tensors of a checkpoint are stored in params_dtype.
-        """
     activation_func_fp8_input_store disable_parameter_transpose_cache first_last_layers_bf16
     fp4 fp4_param fp4_quantizer_factory fp4_recipe fp8 fp8_amax_compute_algo
     fp8_amax_history_len fp8_dot_product_attention fp8_interval fp8_margin
     fp8_multi_head_attention fp8_param fp8_quantizer_factory fp8_recipe fp8_wgrad
     num_layers_at_end_in_bf16 num_layers_at_start_in_bf16 tp_only_amax_red
+    """,
+    # Memory against time.
     """
-        # Memory against time.
-        """
     _cpu_offloading_context cpu_offloading cpu_offloading_activations
     cpu_offloading_double_buffering cpu_offloading_num_layers cpu_offloading_weights
     cuda_graph_impl cuda_graph_retain_backward_graph cuda_graph_scope
@@ -165,26 +159,25 @@ INERT: Final[frozenset[str]] = frozenset(
     enable_cuda_graph external_cuda_graph fine_grained_activation_offloading
     min_offloaded_tensor_size moe_layer_recompute offload_modules recompute_granularity
     recompute_method recompute_modules recompute_num_layers
+    """,
+    # Training: initialization, loss, dropout, logging, the clipping of attention logits.
     """
-        # Training: initialization, loss, dropout, logging, the clipping of attention logits.
-        """
     barrier_with_L1_time calculate_per_token_loss config_logger_dir data_step_fn
     embedding_init_method embedding_init_method_std finalize_model_grads_func
     forward_step_fn fp16_lm_cross_entropy grad_scale_func grad_sync_func hidden_dropout
     init_method init_model_with_meta_device log_max_attention_logit no_sync_func
     output_layer_init_method param_sync_func perform_initialization qk_clip qk_clip_alpha
     qk_clip_threshold test_mode timers use_cpu_initialization use_te_rng_tracker
+    """,
+    # Mixtures of experts, multi-token prediction and Mamba: transport, kernels and losses.
     """
-        # Mixtures of experts, multi-token prediction and Mamba: transport, kernels and losses.
-        """
     moe_aux_loss_coeff moe_deepep_num_sms moe_enable_deepep moe_extended_tp
     moe_flex_dispatcher_backend moe_grouped_gemm moe_hybridep_num_sms moe_per_layer_logging
     moe_permute_fusion moe_router_bias_update_rate moe_router_fusion
     moe_router_padding_for_fp8 moe_router_padding_for_quantization moe_shared_expert_overlap
     moe_token_dispatcher_type moe_z_loss_coeff mtp_loss_scaling_factor mtp_standalone
     use_mamba_mem_eff_path
-    """
-    ).split()
+    """,
 )
 
 

@@ -1,9 +1,10 @@
-"""The restricted unpickler: what pickle writes is read, what a checkpoint does not need is refused."""
+"""The restricted unpickler: what pickle writes is read, what no checkpoint needs is refused."""
 
 from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import enum
 import importlib.util
 import math
@@ -37,6 +38,7 @@ def load(data, **options):
     return loads(data, **{"known": KNOWN, "where": "x.pkl", **options})
 
 
+CONSTRUCTORS = {"set": set, "bytes": bytes}
 VALUES = st.recursive(
     st.none()
     | st.booleans()
@@ -58,18 +60,9 @@ VALUES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(VALUES, st.integers(0, 5))
 def test_reads_what_pickle_writes(value, protocol):
-    try:
-        known = {("_codecs", "encode"): lambda text, _: text.encode("latin1")}
-        known |= {(m, n): f for m in ("__builtin__", "builtins") for n, f in _CONSTRUCTORS.items()}
-        got = load(pickle.dumps(value, protocol), known=known)
-    except CorruptCheckpoint as error:
-        # a text string with a backslash: bytes of protocol 0 in Python 3 never are
-        assert "escaped string" in str(error)
-    else:
-        assert got == value
-
-
-_CONSTRUCTORS = {"set": set, "bytes": bytes}
+    known = {("_codecs", "encode"): lambda text, _: text.encode("latin1")}
+    known |= {(m, n): f for m in ("__builtin__", "builtins") for n, f in CONSTRUCTORS.items()}
+    assert load(pickle.dumps(value, protocol), known=known) == value
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -147,7 +140,7 @@ HOSTILE = {
     ),
     "call of a constant": (
         *(hostile.call("torch", "float32"), UnsafeCheckpoint),
-        "x.pkl: calls what no checkpoint may call (byte 38 of the pickle); nothing of it was run",
+        "x.pkl: calls what no checkpoint may call (byte 35 of the pickle); nothing of it was run",
     ),
     "call of a string": (b"\x80\x02X\x01\x00\x00\x00a)R.", UnsafeCheckpoint, "calls what no"),
     "call of a stub": (
@@ -257,16 +250,17 @@ def test_damage_gives_a_clean_error(sample, data):
     try:
         check_bounded(load(bytes(raw)), "x")
     except NemoconvError as error:
-        assert "\n" not in str(error)
+        message = str(error)
+    else:
+        message = ""
+    assert "\n" not in message
 
 
 @settings(max_examples=300, deadline=500)
 @given(st.binary(max_size=60))
 def test_noise_gives_a_clean_error(raw):
-    try:
+    with contextlib.suppress(NemoconvError):
         load(b"\x80\x02" + raw)
-    except NemoconvError:
-        pass
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,0 +1,99 @@
+"""Where a source is: a local path, or a repository of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError
+
+_REPO = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+#: what a conversion can use of a repository: no pickles, no code
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class HubOptions:
+    """How to reach the hub; the defaults are huggingface_hub's own."""
+
+    revision: str | None = None
+    token: str | None = None
+    cache_dir: str | None = None
+    offline: bool = False
+
+
+def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
+    """The local path of ``source``: a path, ``org/name[@revision]`` or ``hf://org/name[@revision]``.
+
+    A local path wins over a repository of the same name. Raises UnsupportedFormat, saying what was
+    tried, when it is neither.
+    """
+    if not source.startswith("hf://") and os.path.lexists(source):
+        return Path(source)
+    match = _REPO.fullmatch(source)
+    if match is None:
+        raise UnsupportedFormat(
+            f"{source}: no such file or directory", hint="give a path or a hub repository as org/name"
+        )
+    name, revision = match[1], match[2]
+    if revision and hub.revision and revision != hub.revision:
+        raise UsageError(f"two revisions are given: {revision!r} and {hub.revision!r}")
+    return _download(name, revision or hub.revision, hub)
+
+
+def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    offline = hub.offline or huggingface_hub.constants.HF_HUB_OFFLINE
+    tried = f"{name}: not a local path, and "
+    try:
+        path = huggingface_hub.snapshot_download(
+            name,
+            revision=revision,
+            token=hub.token,
+            cache_dir=hub.cache_dir,
+            local_files_only=offline,
+            allow_patterns=_PATTERNS,
+        )
+    except errors.GatedRepoError:
+        raise UnsupportedFormat(
+            tried + "the hub repository is gated",
+            hint="accept its terms on the hub, then pass --token or set HF_TOKEN",
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UnsupportedFormat(
+            tried + "the hub has no such repository, or none that you may see",
+            hint="check the spelling; for a private one pass --token or set HF_TOKEN",
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UnsupportedFormat(tried + f"the hub repository has no revision {revision!r}") from None
+    except errors.LocalEntryNotFoundError as error:
+        cache = hub.cache_dir or huggingface_hub.constants.HF_HUB_CACHE
+        if offline:
+            raise UnsupportedFormat(
+                tried + f"not in the hub cache {cache} (offline)",
+                hint="unset HF_HUB_OFFLINE or leave out --offline to download it, or set --cache-dir or HF_HOME",
+            ) from None
+        raise UnsupportedFormat(
+            tried + f"not in the hub cache {cache}, and the hub cannot be reached ({_cause(error)})",
+            hint="check the network (HTTPS_PROXY, HF_ENDPOINT), or download elsewhere and give the path",
+        ) from None
+    except (errors.HfHubHTTPError, OSError) as error:
+        raise UnsupportedFormat(
+            tried + f"the hub cannot be reached ({_cause(error)})",
+            hint="check the network (HTTPS_PROXY, HF_ENDPOINT), or download elsewhere and give the path",
+        ) from None
+    found = Path(path)
+    if not any(found.iterdir()):
+        raise CorruptCheckpoint(f"{found}: the hub repository {name} has no files that can be converted")
+    return found
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost error's first line: that is the one that says what happened."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:200]

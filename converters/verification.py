@@ -1,0 +1,133 @@
+"""Is a checkpoint whole, and does it still hold what was written?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemoconv.converters import manifest
+from nemoconv.converters.base import Checkpoint
+from nemoconv.converters.binding import Bound
+from nemoconv.converters.compare import Comparison, compare
+from nemoconv.converters.registry import open_checkpoint
+from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture
+from nemoconv.formats.checksum import crc32
+from nemoconv.formats.files import SourceDir, SourceFile
+
+Progress = Callable[[str, int, int], None]
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What :func:`check` looked at. Anything wrong is raised, so this is always good news."""
+
+    tensors: int
+    checksummed_nbytes: int
+    manifest: bool
+    model: str
+
+    def describe(self) -> str:
+        """One line."""
+        against = "the manifest and the file's own checksums" if self.manifest else "the file's own checksums"
+        if not self.checksummed_nbytes:
+            return f"{self.tensors:,} tensors ({self.model}): complete; the format holds no checksums"
+        return (
+            f"{self.tensors:,} tensors ({self.model}): complete; "
+            f"{self.checksummed_nbytes:,} bytes agree with {against}"
+        )
+
+
+def verify(
+    a: str | Path,
+    b: str | Path | None = None,
+    *,
+    config: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Health | Comparison:
+    """Check ``a`` alone, or compare it with ``b`` bit for bit.
+
+    Alone: headers agree with the files to the byte, every tensor that the architecture needs is there
+    with the right shape and nothing else is, and all checksums hold. Raises CorruptCheckpoint,
+    MappingError and the like for what is wrong. With ``b``: see :func:`nemoconv.converters.compare.compare`.
+    """
+    with open_checkpoint(a, config=config) as first:
+        if b is None:
+            return check(first, progress)
+        with open_checkpoint(b, config=config) as second:
+            return compare(first, second, progress)
+
+
+def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
+    """Check one open checkpoint."""
+    total = sum(checkpoint.spec(name).nbytes for name in checkpoint.keys())  # noqa: SIM118
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress:
+            progress("verify", min(done, total), total)
+
+    try:
+        model = checkpoint.model()
+    except UnsupportedArchitecture:
+        kind = "architecture unknown: names not checked"
+        for name in checkpoint.keys():  # noqa: SIM118
+            checkpoint.stored(name)
+    else:
+        kind = model.table.architecture
+        bound = Bound(checkpoint, model)
+        for instance in bound.instances:
+            bound.dtype(instance)
+            bound.extents(instance, bound.space(instance.rule, bound.sizes))
+    for _, nbytes in checkpoint.verify_checksums():
+        advance(nbytes)
+    directory = SourceDir(checkpoint.path)
+    written = manifest.read(directory)
+    if written is not None:
+        # a format with checksums of its own was read once already: here only their agreement is left
+        done = 0
+        for nbytes in _check_manifest(directory, written["files"]):
+            advance(nbytes)
+    directory.close()
+    return Health(len(checkpoint.keys()), done, written is not None, kind)
+
+
+def _check_manifest(directory: SourceDir, files: dict[str, object]) -> list[int]:
+    """Recompute every checksum of the manifest. Raises CorruptCheckpoint for the first that differs."""
+    read = []
+    for name, entry in files.items():
+        where = f"{directory.path / name}"
+        if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
+            raise CorruptCheckpoint(f"{directory.path / manifest.NAME}: the entry of {name!r} is malformed")
+        file = directory.file(name)
+        if file.size != entry["size"]:
+            raise CorruptCheckpoint(
+                f"{where}: has {file.size:,} bytes, the manifest says {entry['size']:,}",
+                hint="the copy looks cut short; compare with the original",
+            )
+        rows = entry.get("tensors", [["", 0, file.size, entry.get("crc32")]])
+        for row in rows:
+            tensor, offset, nbytes, expected = row
+            found = f"{_crc_of(file, offset, nbytes):08x}"
+            if found != expected:
+                what = f"{tensor} (bytes {offset:,}..{offset + nbytes:,})" if tensor else "the file"
+                raise CorruptCheckpoint(
+                    f"{where}: {what} has checksum {found}, the manifest says {expected}",
+                    hint="it changed after it was written; copy it again",
+                )
+            read.append(nbytes)
+    return read
+
+
+def _crc_of(file: SourceFile, offset: int, nbytes: int) -> int:
+    checksum = 0
+    buffer = memoryview(bytearray(min(_BLOCK, nbytes)))
+    while nbytes:
+        block = buffer[: min(len(buffer), nbytes)]
+        file.pread_into(block, offset)
+        checksum = crc32(block, checksum)
+        offset, nbytes = offset + len(block), nbytes - len(block)
+    return checksum
