@@ -26,7 +26,7 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import pickle_writer as opcodes
-from nemoconv.formats import torch_zip
+from nemoconv.formats import plain_json, torch_zip
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceDir
 from nemoconv.formats.pickle_writer import PickleWriter
@@ -143,14 +143,7 @@ def read_backend(directory: SourceDir, under: str = "") -> str:
         raise CorruptCheckpoint(
             f"{path}: missing", hint="it is written last, so the save was probably interrupted"
         )
-    try:
-        config = json.loads(
-            directory.read(name, 1 << 16).decode("utf-8"), object_pairs_hook=_unique
-        )
-    except (ValueError, RecursionError):  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise CorruptCheckpoint(f"{path}: not sound JSON, or a key stands in it twice") from None
-    if not isinstance(config, dict):
-        raise CorruptCheckpoint(f"{path}: not a JSON object")
+    config = plain_json.loads_object(directory.read(name, 1 << 16), str(path))
     wanted = json.loads(METADATA_JSON)
     for key, value in config.items():
         if key not in wanted:
@@ -163,12 +156,6 @@ def read_backend(directory: SourceDir, under: str = "") -> str:
     if "sharded_backend" not in config:
         raise CorruptCheckpoint(f"{path}: names no sharded_backend")
     return str(config["sharded_backend"])
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
 
 
 def _join(under: str, name: str) -> str:

@@ -17,8 +17,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any, Final, Protocol
 
-from zlib_ng import zlib_ng
-
 from nemoconv.errors import (
     CorruptCheckpoint,
     NemoconvError,
@@ -26,6 +24,7 @@ from nemoconv.errors import (
     UnsupportedError,
     UsageError,
 )
+from nemoconv.formats import checksum
 from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats.dtypes import BY_NAME, BY_STORAGE, DType
 from nemoconv.formats.files import SourceFile
@@ -606,7 +605,7 @@ def verify_crc(file: SourceFile, offset: int, length: int) -> int:
         while left:
             block = buffer[: min(left, _BLOCK)]
             file.pread_into(block, at)
-            crc = zlib_ng.crc32(block, crc)
+            crc = checksum.crc32(block, crc)
             at += len(block)
             left -= len(block)
         if crc != record.crc32:
@@ -662,7 +661,7 @@ def _small_records(data_pkl: bytes) -> tuple[bytes, list[tuple[bytes, int, int, 
     out = bytearray()
     entries = []
     for key, data in (("data.pkl", data_pkl), ("byteorder", b"little"), ("version", b"3\n")):
-        name, crc = _ROOT + key.encode(), zlib_ng.crc32(data)
+        name, crc = _ROOT + key.encode(), checksum.crc32(data)
         entries.append((name, len(data), crc, len(out)))
         out += _local(name, len(data), crc) + data
     return bytes(out), entries

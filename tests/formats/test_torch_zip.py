@@ -207,10 +207,8 @@ def test_zip64(tmp_path):
     stored = torch_zip.locate(SourceFile(path), 100, item.length)
     assert stored.offset == item.payload_offset
     assert (stored.shape, stored.crc32) == ((5 << 30,), 7)
-    with path.open("rb") as opened:
-        opened.seek(100)
-        with zipfile.ZipFile(path) as archive:
-            assert archive.getinfo("archive/data/0").file_size == 5 << 30
+    with zipfile.ZipFile(path) as archive:
+        assert archive.getinfo("archive/data/0").file_size == 5 << 30
 
 
 def test_a_flipped_bit_is_found(tmp_path):
@@ -330,15 +328,15 @@ def test_bombs_in_objects():
 
 
 @settings(max_examples=300, deadline=1000)
-@given(st.sampled_from(["torch", "ours"]), st.data())
-def test_damage_gives_a_clean_error(kind, data, tmp_path_factory):
+@given(kind=st.sampled_from(["torch", "ours"]), number=st.integers(0, 2**32))
+def test_damage_gives_a_clean_error(kind, number, tmp_path_factory):
     if kind == "torch":
         out = io.BytesIO()
         torch.save(torch.arange(40), out)
         raw = bytearray(out.getvalue())
     else:
         raw = bytearray(emit(BY_NAME["int64"], (40,)))
-    seed = random.Random(data.draw(st.integers(0, 2**32)))
+    seed = random.Random(number)
     # pickle and directory are small parts of the file: hit those more often
     for _ in range(seed.randint(1, 4)):
         at = seed.choice([seed.randrange(300), len(raw) - 1 - seed.randrange(700)])
