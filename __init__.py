@@ -1,3 +1,63 @@
-"""nemoconv: bit-exact conversion between NeMo, Megatron and Hugging Face checkpoints."""
+"""nemoconv: bit-exact conversion between NeMo, Megatron and Hugging Face checkpoints.
+
+    import nemoconv
+
+    nemoconv.convert("Llama-3.2-1B", "out", to="nemo2", tensor_parallel_size=2)
+    with nemoconv.open("out") as checkpoint:
+        rows = checkpoint.read("decoder.layers.0.mlp.linear_fc2.weight", (slice(0, 4),))
+
+Importing this package imports nothing heavy: no numpy, no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nemoconv import errors
+from nemoconv.errors import NemoconvError
+
+if TYPE_CHECKING:
+    from nemoconv.converters.base import Checkpoint
+    from nemoconv.converters.compare import Comparison
+    from nemoconv.converters.conversion import Report, convert, plan
+    from nemoconv.converters.inspection import inspect
+    from nemoconv.converters.registry import open_checkpoint as open  # noqa: A004
+    from nemoconv.converters.verification import Health, verify
 
 __version__ = "0.1.0"
+
+_LAZY = {
+    "Checkpoint": "nemoconv.converters.base:Checkpoint",
+    "Comparison": "nemoconv.converters.compare:Comparison",
+    "Health": "nemoconv.converters.verification:Health",
+    "Report": "nemoconv.converters.conversion:Report",
+    "convert": "nemoconv.converters.conversion:convert",
+    "inspect": "nemoconv.converters.inspection:inspect",
+    "open": "nemoconv.converters.registry:open_checkpoint",
+    "plan": "nemoconv.converters.conversion:plan",
+    "verify": "nemoconv.converters.verification:verify",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Comparison",
+    "Health",
+    "NemoconvError",
+    "Report",
+    "__version__",
+    "convert",
+    "errors",
+    "inspect",
+    "open",
+    "plan",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'nemoconv' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, _, attribute = _LAZY[name].partition(":")
+    return getattr(import_module(module), attribute)

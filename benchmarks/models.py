@@ -52,7 +52,9 @@ def tensors(config: dict[str, object]) -> list[tuple[str, tuple[int, ...]]]:
     ]
 
 
-def write(folder: Path, config: dict[str, object], *, shard_nbytes: int = 5 * 10**9, sparse: bool = False) -> int:
+def write(
+    folder: Path, config: dict[str, object], *, shard_nbytes: int = 5 * 10**9, sparse: bool = False
+) -> int:
     """Write a checkpoint of this config; with ``sparse`` the data are holes. Returns its bytes."""
     folder.mkdir(parents=True)
     dtype = BY_NAME["bfloat16"]

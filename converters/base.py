@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nemoconv.errors import UsageError
 from nemoconv.formats.dtypes import DType
@@ -123,7 +123,7 @@ class Checkpoint(ABC):
         """Every file opened so far."""
         return ()
 
-    def read(self, name: str, index: tuple[slice | int, ...] | None = None) -> numpy.ndarray:  # type: ignore[type-arg]
+    def read(self, name: str, index: tuple[slice | int, ...] | None = None) -> numpy.ndarray[Any, Any]:
         """The tensor, or the part of it that ``index`` (slices with step 1, or integers) selects.
 
         Only the bytes of that part are read. bfloat16 and float8 come as ml_dtypes' numpy types.
@@ -215,7 +215,7 @@ class Converter(ABC):
 class WriteOptions:
     """What a target may be told."""
 
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
     max_shard_nbytes: int = 5 * 10**9
     dtype: DType | None = None
     make_vocab_size_divisible_by: int | None = None

@@ -77,7 +77,8 @@ def members(instance: Instance, side: Side, sizes: Sizes) -> list[Named]:
     rule, index = instance.rule, instance.index
     if side == "nemo":
         return [Named(rule.nemo.format(**index), None, rule.view.shape(sizes))]
-    return [Named(part.hf.format(**index), part, part.shape(sizes)) for part in rule.parts]
+    parts = rule.parts if instance.in_hf else ()
+    return [Named(part.hf.format(**index), part, part.shape(sizes)) for part in parts]
 
 
 class Bound:
@@ -134,12 +135,14 @@ class Bound:
         table = self.model.table.architecture
         if left:
             raise MappingError(
-                f"{self.checkpoint.path}: {len(left)} tensors have no rule in the {table!r} table: {some(left)}",
+                f"{self.checkpoint.path}: {len(left)} tensors have no rule in the {table!r} table: "
+                f"{some(left)}",
                 hint="if the config is right, this model has parts that the table does not describe",
             )
         if missing:
             raise MappingError(
-                f"{self.checkpoint.path}: {len(missing)} tensors that {table!r} needs are missing: {some(missing)}",
+                f"{self.checkpoint.path}: {len(missing)} tensors that {table!r} needs are missing: "
+                f"{some(missing)}",
                 hint="the checkpoint is incomplete or its config describes another model",
             )
 
@@ -162,6 +165,8 @@ class Bound:
 
     def dtype(self, instance: Instance) -> DType:
         """The element type of an instance's tensors. Raises MappingError when they differ."""
+        if not instance.in_hf and self.checkpoint.side == "hf":
+            return self.usual_dtype()
         found = {
             self.checkpoint.spec(self._renamed[m.name]).dtype
             for m in members(instance, self.checkpoint.side, self.sizes)
@@ -169,10 +174,19 @@ class Bound:
         if len(found) > 1:
             names = [m.name for m in members(instance, self.checkpoint.side, self.sizes)]
             raise MappingError(
-                f"{self.checkpoint.path}: {some(names)} have different dtypes: {some(sorted(map(str, found)))}",
+                f"{self.checkpoint.path}: {some(names)} have different dtypes: "
+                f"{some(sorted(map(str, found)))}",
                 hint="convert them to one dtype first",
             )
         return found.pop()
+
+    def usual_dtype(self) -> DType:
+        """The element type that most tensors have."""
+        found: dict[DType, int] = {}
+        for name in self.names:
+            dtype = self.checkpoint.spec(name).dtype
+            found[dtype] = found.get(dtype, 0) + 1
+        return max(found, key=lambda dtype: (found[dtype], dtype.name))
 
     def extents(self, instance: Instance, space: Space) -> tuple[Extent, ...]:
         """Where the instance's bytes lie, in the rule's space."""
@@ -214,4 +228,3 @@ def requests(
         (None, Request(instance.nemo, dtype, shape, start, box, layout.rank(rank, stage)))
         for rank, start, box in instance.rule.fragments(sizes, layout)
     ]
-

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
@@ -33,6 +33,9 @@ class Comparison:
     @property
     def equal(self) -> bool:
         return not self.different and not self.config_differences
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def describe(self) -> str:
         """One line."""
@@ -65,6 +68,8 @@ def compare(
     wide = {**bound_a.sizes, "vocab": max(bound_a.sizes["vocab"], bound_b.sizes["vocab"])}
     total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in map(a.spec, a.keys()))
     for instance in bound_a.instances:
+        if not instance.in_hf:
+            continue
         shape = tuple(
             bound_a.sizes["true_vocab"] if factor == "vocab" else wide[factor]
             for factor in instance.rule.view.factors
@@ -76,12 +81,12 @@ def compare(
             result.different.append(name)
             result.first = result.first or f"{name}: {dtypes[0]} and {dtypes[1]}"
             continue
-        logical = [
+        one, other = (
             StoredTensor(name, dtypes[0], shape, bound.extents(instance, bound.space(instance.rule, wide)))
             for bound in (bound_a, bound_b)
-        ]
-        difference = first_difference(*logical, rule_view=instance.rule.axes)
-        result.nbytes += logical[0].nbytes
+        )
+        difference = first_difference(one, other, instance.rule.axes)
+        result.nbytes += one.nbytes
         if progress:
             progress("verify", min(result.nbytes, total), total)
         if difference:
@@ -107,7 +112,7 @@ def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]
     ]
 
 
-def first_difference(a: StoredTensor, b: StoredTensor, rule_view: str = "") -> str | None:
+def first_difference(a: StoredTensor, b: StoredTensor, axes: str = "") -> str | None:
     """Where two tensors of the same shape and type first differ, None when they are equal bit for bit."""
     limit = max(1, _TILE_NBYTES // a.dtype.itemsize)
     for start, shape in tiles((0,) * len(a.shape), a.shape, limit):
@@ -118,12 +123,22 @@ def first_difference(a: StoredTensor, b: StoredTensor, rule_view: str = "") -> s
         index = tuple(p + q for p, q in zip(at, start, strict=True))
         kind = a.dtype.numpy()
         values = x[at].view(kind), y[at].view(kind)
-        axes = f" ({rule_view})" if rule_view else ""
+        named = f" ({axes})" if axes else ""
         count = int(numpy.count_nonzero(x != y))
         return (
-            f"at {list(index)}{axes} one holds {values[0]} (bits {x[at]:#x}), the other {values[1]} "
+            f"at {list(index)}{named} one holds {values[0]} (bits {x[at]:#x}), the other {values[1]} "
             f"(bits {y[at]:#x}); {count:,} of the next {x.size:,} elements differ"
         )
+    return None
+
+
+def first_nonzero(tensor: StoredTensor) -> list[int] | None:
+    """The index of the first element that is not zero, None when all are (-0.0 counts as zero)."""
+    limit = max(1, _TILE_NBYTES // tensor.dtype.itemsize)
+    for start, shape in tiles((0,) * len(tensor.shape), tensor.shape, limit):
+        found = numpy.argwhere(read_box(tensor, start, shape) != 0)
+        if len(found):
+            return [int(p) + q for p, q in zip(found[0], start, strict=True)]
     return None
 
 
@@ -132,5 +147,3 @@ def _bits(tensor: StoredTensor, start: Shape, shape: Shape) -> Any:
     needed = [e for e in tensor.extents if intersect(e.start, e.shape, start, shape)]
     box = read_box(StoredTensor(tensor.name, tensor.dtype, tensor.shape, tuple(needed)), start, shape)
     return box.view(numpy.dtype(f"u{tensor.dtype.itemsize}"))
-
-

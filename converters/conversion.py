@@ -5,17 +5,23 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nemoconv import __version__
 from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
+from nemoconv.converters.base import Checkpoint, Converter, WriteOptions, Writer
 from nemoconv.converters.binding import Bound, requests
 from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.errors import LayoutError, MappingError, OutputError, UnsupportedFormat
-from nemoconv.formats.dtypes import BY_NAME, DType
+from nemoconv.errors import (
+    CorruptCheckpoint,
+    LayoutError,
+    MappingError,
+    OutputError,
+    UsageError,
+)
+from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.mappings.config_fields import Value
@@ -101,6 +107,7 @@ def prepare(
     bound = Bound(source, model)
     notes = [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
     notes += _check_tied(source, bound)
+    _check_zeros(bound)
     sizes = dict(bound.sizes)
     sizes["vocab"] = sizes["true_vocab"]
     if to.side == "nemo":
@@ -108,7 +115,9 @@ def prepare(
         sizes["vocab"] = padded_vocab_size(sizes["true_vocab"], options.make_vocab_size_divisible_by, tp)
         check_layout(model.table, model.config, sizes, options.layout)
         if sizes["vocab"] != sizes["true_vocab"]:
-            notes.append(f"vocabulary padded from {sizes['true_vocab']:,} to {sizes['vocab']:,} rows of zeros")
+            notes.append(
+                f"vocabulary padded from {sizes['true_vocab']:,} to {sizes['vocab']:,} rows of zeros"
+            )
     elif options.layout != Layout():
         raise LayoutError("a Hugging Face directory has no parallel layout", hint="leave out --tp and --pp")
     if bound.sizes["vocab"] != bound.sizes["true_vocab"] and to.side == "hf":
@@ -117,8 +126,11 @@ def prepare(
         )
     if options.dtype is not None:
         model.config["params_dtype"] = options.dtype.name
-    elif not model.config.get("params_dtype"):
-        model.config["params_dtype"] = _usual_dtype(bound).name
+    else:
+        stated, usual = model.config.get("params_dtype"), bound.usual_dtype().name
+        if stated not in (None, usual):
+            notes.append(f"the config says {stated}, the tensors are {usual}: they are written as they are")
+        model.config["params_dtype"] = usual
     writer = to.create(output, model, options, sizes)
     plan, payloads = _build_plan(bound, writer, sizes, options)
     plan.check()
@@ -160,7 +172,7 @@ def prepare(
             "tensor_parallel_size": options.layout.tensor_parallel_size,
             "pipeline_parallel_size": options.layout.pipeline_parallel_size,
         },
-        "vocab_size": sizes["true_vocab"],
+        "model_config": model.config,
         "padded_vocab_size": sizes["vocab"],
         "inert_config": model.inert,
         "ignored_config_keys": model.ignored,
@@ -191,9 +203,18 @@ def _build_plan(
             for _, offset, start, shape, steps in space.place(part, sizes, extent):
                 targets.append(Target(payload, offset, start, shape, steps))
         sources = bound.extents(instance, space)
-        pads = instance.rule.pad is not None
+        loose = instance.rule.pad is not None or not instance.in_hf
         plan.jobs.append(
-            Job(instance.nemo, space.shape, source_dtype, target_dtype, sources, tuple(targets), pads, pads)
+            Job(
+                instance.nemo,
+                space.shape,
+                source_dtype,
+                target_dtype,
+                sources,
+                tuple(targets),
+                loose,
+                loose,
+            )
         )
     return plan, payloads
 
@@ -205,13 +226,21 @@ def _count(bound: Bound, instance: Instance) -> int:
     return count
 
 
-def _usual_dtype(bound: Bound) -> DType:
-    """The element type most instances have."""
-    found: dict[DType, int] = {}
+def _check_zeros(bound: Bound) -> None:
+    """Tensors that the Hugging Face side leaves out, because the config says so, must hold zeros."""
+    from nemoconv.converters.compare import first_nonzero
+
     for instance in bound.instances:
-        dtype = bound.dtype(instance)
-        found[dtype] = found.get(dtype, 0) + 1
-    return max(found, key=lambda dtype: found[dtype])
+        if instance.in_hf or bound.checkpoint.side == "hf":
+            continue
+        tensor = bound.checkpoint.stored(instance.nemo)
+        place = first_nonzero(tensor)
+        if place is not None:
+            raise CorruptCheckpoint(
+                f"{bound.checkpoint.path}: {tensor.name} should be zero, as {manifest.NAME} says, "
+                f"but is not at {place}",
+                hint=f"if the model was trained further, remove {manifest.NAME}",
+            )
 
 
 def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
@@ -240,8 +269,6 @@ def _base() -> int:
 
 def run(conversion: Conversion, *, verify: bool = False, progress: Progress | None = None) -> Report:
     """Carry out a planned conversion; the output appears whole or not at all."""
-    from dataclasses import replace
-
     from nemoconv.resharding.execute import execute
 
     started = time.perf_counter()
@@ -275,8 +302,6 @@ def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
     """Read the staged output back through its own reader and compare it with the source."""
     from nemoconv.converters.compare import compare
 
-    if conversion.header["dtype"]:
-        raise UnsupportedFormat("--verify compares bits, which --dtype changes", hint="leave out one of them")
     written = converter(conversion.report.target_format).open(conversion.output.stage)
     with written:
         result = compare(conversion.source, written, progress)
@@ -312,7 +337,9 @@ def convert(
     """
     if dtype is not None and (dtype not in BY_NAME or "float" not in dtype):
         names = ", ".join(name for name in BY_NAME if "float" in name)
-        raise UnsupportedFormat(f"unknown dtype {dtype!r}", hint=f"one of {names}")
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {names}")
+    if verify and dtype is not None:
+        raise UsageError("verify compares bits, which a new dtype changes", hint="leave out one of them")
     options = WriteOptions(
         Layout(tensor_parallel_size, pipeline_parallel_size),
         max_shard_nbytes,
@@ -323,10 +350,18 @@ def convert(
     output.check((Path(source),))
     with open_checkpoint(source, config=config) as opened:
         conversion = prepare(
-            opened, output, converter(to), options, allow_ignored=allow_ignored, max_memory=max_memory
+            opened,
+            output,
+            converter(to),
+            options,
+            allow_ignored=allow_ignored,
+            max_memory=max_memory,
         )
         if dry_run:
             return conversion.report
         return run(conversion, verify=verify, progress=progress)
 
 
+def plan(source: str | Path, target: str | Path, *, to: str, **options: Any) -> Report:
+    """What :func:`convert` with the same arguments would do; reads headers, writes nothing."""
+    return convert(source, target, to=to, **{**options, "dry_run": True})

@@ -156,7 +156,9 @@ class HFCheckpoint(Checkpoint):
 
     def describe(self) -> dict[str, Value]:
         known = {"config.json", INDEX, GENERATION_CONFIG, *TOKENIZER_FILES}
-        files = {tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._tensors.values()}
+        files = {
+            tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._tensors.values()
+        }
         others = [n for n in self._directory.names() if n not in known and n not in files]
         return {
             "writer": f"transformers {self._config.get('transformers_version', '(version not recorded)')}",
@@ -204,7 +206,9 @@ class HFWriter(Writer):
             name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             file = self._output.file(name)
             shard.sort(key=lambda i: -requests[i].dtype.itemsize)  # stable: aligns mixed types
-            header, offsets = emit_header([(requests[i].name, requests[i].dtype, requests[i].shape) for i in shard])
+            header, offsets = emit_header(
+                [(requests[i].name, requests[i].dtype, requests[i].shape) for i in shard]
+            )
             for i, offset in zip(shard, offsets, strict=True):
                 payloads[i] = Payload(requests[i].name, file, offset, sizes[i])
                 self._index[requests[i].name] = name

@@ -77,6 +77,11 @@ def tensor_rows(checkpoint: Checkpoint, pattern: str | None = None) -> list[dict
         if wanted.search(name):
             spec = checkpoint.spec(name)
             rows.append(
-                {"name": name, "dtype": spec.dtype.name, "shape": list(spec.shape), "bytes": spec.nbytes}
+                {
+                    "name": name,
+                    "dtype": spec.dtype.name,
+                    "shape": list(spec.shape),
+                    "bytes": spec.nbytes,
+                }
             )
     return rows

@@ -23,14 +23,12 @@ NAME: Final = "nemoconv_manifest.json"
 VERSION: Final = 1
 
 
-def build(
-    header: Mapping[str, Value], payloads: Iterable[Payload], output: OutputDirectory
-) -> bytes:
+def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: OutputDirectory) -> bytes:
     """The manifest of a staged output: tensors by file and offset, other files whole."""
     tensors: dict[str, list[list[Value]]] = {}
     for payload in payloads:
-        entry = [payload.name, payload.offset, payload.nbytes, f"{payload.crc32:08x}"]
-        tensors.setdefault(payload.file.name, []).append(entry)
+        row = [payload.name, payload.offset, payload.nbytes, f"{payload.crc32:08x}"]
+        tensors.setdefault(payload.file.name, []).append(row)
     files = {}
     for name, file in sorted(output.files().items()):
         entry: dict[str, Value] = {"size": file.size}

@@ -64,7 +64,8 @@ class NeMo2Checkpoint(Checkpoint):
         self._weights = "weights" if (path / "weights").is_dir() else ""
         if self._directory.exists(self._at("adapter_metadata.json")):
             raise UnsupportedFormat(
-                f"{path}: holds a LoRA adapter, not a model", hint="merge it with its base model in NeMo first"
+                f"{path}: holds a LoRA adapter, not a model",
+                hint="merge it with its base model in NeMo first",
             )
         torch_dist.read_backend(self._directory, self._weights)
         self._metadata = torch_dist.read_metadata(self._directory, self._weights)
@@ -91,11 +92,10 @@ class NeMo2Checkpoint(Checkpoint):
                 continue
             name = key.removeprefix(PREFIX)
             stacked = _STACKED.fullmatch(name)
-            if stacked is None:
-                entries = [(name, None)]
-            else:
+            entries: list[tuple[str, int | None]] = [(name, None)]
+            if stacked is not None:
                 layers = range(tensor.shape[0]) if tensor.shape else ()
-                entries = [(f"{stacked[1]}.{layer}.{stacked[2]}", layer) for layer in layers]  # type: ignore[misc]
+                entries = [(f"{stacked[1]}.{layer}.{stacked[2]}", layer) for layer in layers]
             for entry, layer in entries:
                 if entry in places:
                     raise CorruptCheckpoint(f"{self.path}: {entry} is stored twice, stacked and by layer")
@@ -134,7 +134,11 @@ class NeMo2Checkpoint(Checkpoint):
             shift = (layer - extent.start[0]) * extent.strides[0]
             found.append(
                 Extent(
-                    extent.file, extent.offset + shift, extent.start[1:], extent.shape[1:], extent.strides[1:]
+                    extent.file,
+                    extent.offset + shift,
+                    extent.start[1:],
+                    extent.shape[1:],
+                    extent.strides[1:],
                 )
             )
         return StoredTensor(name, tensor.dtype, tensor.shape[1:], tuple(found))
@@ -169,7 +173,7 @@ class NeMo2Checkpoint(Checkpoint):
         where = f"{self.path}: context/io.json"
         given = {**self._context.yaml_fields, **self._context.fields}
         table, config = nemo_fields.read(self._context.config_class, given, where, allow_ignored)
-        self._settle_vocabulary(table, config)
+        self._settle(table, config)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         folder = self._context.generation_config
         if folder is not None:
@@ -180,18 +184,26 @@ class NeMo2Checkpoint(Checkpoint):
         ignored = sorted(key for key in allow_ignored)
         return Model(table, config, inert, files, ignored)
 
-    def _settle_vocabulary(self, table: Table, config: dict[str, Value]) -> None:
-        """The true vocabulary: of the manifest if it describes these rows, else of the config, else of
-        the tokenizer, else all rows."""
+    def _settle(self, table: Table, config: dict[str, Value]) -> None:
+        """What NeMo's fields cannot say: the true vocabulary, and which biases are only zeros.
+
+        The manifest is believed where it describes these tensors. Without it the true vocabulary is
+        the config's, or if that leaves it open the tokenizer's.
+        """
         rows = next(
-            (self.spec(r.nemo).shape[0] for r in table.rules if r.pad and r.nemo in self._places), None
+            (self.spec(r.nemo).shape[0] for r in table.rules if r.pad and r.nemo in self._places),
+            None,
         )
         written = self._manifest or {}
-        if rows is not None and written.get("padded_vocab_size") == rows:
-            true = written.get("vocab_size")
-            if isinstance(true, int) and 0 < true <= rows:
+        told = written.get("model_config")
+        if isinstance(told, dict) and rows is not None and written.get("padded_vocab_size") == rows:
+            true = told.get("vocab_size")
+            if config["vocab_size"] == rows and isinstance(true, int) and 0 < true <= rows:
                 config["vocab_size"] = true
-        if config.get("vocab_size") is None:
+            kinds = {key: told.get(key) for key in ("attention_bias", "mlp_bias")}
+            if config["add_bias_linear"] and True in kinds.values():
+                config |= {key: value is True for key, value in kinds.items()}
+        if config["vocab_size"] is None:
             config["vocab_size"] = self._tokenizer_size() or rows
 
     def _tokenizer_size(self) -> int | None:
@@ -385,5 +397,3 @@ class NeMo2Converter(Converter):
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> Writer:
         return NeMo2Writer(output, model, options, sizes)
-
-

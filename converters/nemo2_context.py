@@ -15,9 +15,7 @@ from nemoconv.formats import fiddle, plain_yaml
 from nemoconv.formats.fiddle import Node, Symbol, Value
 from nemoconv.formats.files import SourceDir
 
-AUTO_TOKENIZER = Symbol(
-    "nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer"
-)
+AUTO_TOKENIZER = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")
 TOKENIZER_FOLDER = "nemo_tokenizer"
 GENERATION_FOLDER = "artifacts"
 _GENERATION = Node(
@@ -291,9 +289,7 @@ def build_context(
 
 def _trainer(sizes: Mapping[str, Value], ranks: int) -> Node:
     strategy = Node(_STRATEGY, {**sizes, "ckpt_save_optimizer": False})
-    return Node(
-        _TRAINER, {"accelerator": "cpu", "strategy": strategy, "devices": ranks, "num_nodes": 1}
-    )
+    return Node(_TRAINER, {"accelerator": "cpu", "strategy": strategy, "devices": ranks, "num_nodes": 1})
 
 
 def _to_yaml(value: Value) -> object:

@@ -14,7 +14,9 @@ def converter(name: str) -> Converter:
     """The converter of a format. Raises UsageError for an unknown name."""
     found = entries("converters").get(name)
     if found is None:
-        raise UsageError(f"unknown format {name!r}", hint=f"one of: {', '.join(sorted(entries('converters')))}")
+        raise UsageError(
+            f"unknown format {name!r}", hint=f"one of: {', '.join(sorted(entries('converters')))}"
+        )
     loaded: Converter = found.load()()
     return loaded
 

@@ -35,7 +35,8 @@ def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
     match = _REPO.fullmatch(source)
     if match is None:
         raise UnsupportedFormat(
-            f"{source}: no such file or directory", hint="give a path or a hub repository as org/name"
+            f"{source}: no such file or directory",
+            hint="give a path or a hub repository as org/name",
         )
     name, revision = match[1], match[2]
     if revision and hub.revision and revision != hub.revision:
@@ -75,7 +76,7 @@ def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
         if offline:
             raise UnsupportedFormat(
                 tried + f"not in the hub cache {cache} (offline)",
-                hint="unset HF_HUB_OFFLINE or leave out --offline to download it, or set --cache-dir or HF_HOME",
+                hint="unset HF_HUB_OFFLINE and leave out --offline to download it, or set --cache-dir",
             ) from None
         raise UnsupportedFormat(
             tried + f"not in the hub cache {cache}, and the hub cannot be reached ({_cause(error)})",

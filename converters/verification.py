@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from nemoconv.converters import manifest
 from nemoconv.converters.base import Checkpoint
@@ -27,6 +28,11 @@ class Health:
     checksummed_nbytes: int
     manifest: bool
     model: str
+
+    equal = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
     def describe(self) -> str:
         """One line."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import numpy
@@ -25,14 +25,15 @@ class DType:
     def is_floating_point(self) -> bool:
         return "float" in self.name
 
-    def numpy(self) -> numpy.dtype:
+    def numpy(self) -> numpy.dtype[Any]:
         """The numpy dtype of the same bits; bfloat16 and the float8 types come from ml_dtypes."""
         import numpy
 
         if self.name.startswith(("bfloat16", "float8")):
             import ml_dtypes
 
-            return numpy.dtype(getattr(ml_dtypes, self.name))
+            kind: numpy.dtype[Any] = numpy.dtype(getattr(ml_dtypes, self.name))
+            return kind
         return numpy.dtype(self.name)
 
 

@@ -48,8 +48,7 @@ _SEQUENCES = (_TUPLE, Symbol("builtins", "set"), Symbol("builtins", "frozenset")
 _DEFAULTDICT = Symbol("collections", "defaultdict")
 
 Value: TypeAlias = (
-    "bool | int | float | str | Symbol | Node | dict[str, Value] | list[Value]"
-    " | tuple[Value, ...] | None"
+    "bool | int | float | str | Symbol | Node | dict[str, Value] | list[Value] | tuple[Value, ...] | None"
 )
 
 
@@ -178,9 +177,7 @@ class _Parser:
             raise self.fail(f"a {kind.name} without its metadata")
         return Node(kind, _labelled(items, values), None)
 
-    def mapping(
-        self, kind: Symbol, items: list[Any], metadata: Value, depth: int
-    ) -> dict[str, Value]:
+    def mapping(self, kind: Symbol, items: list[Any], metadata: Value, depth: int) -> dict[str, Value]:
         """The metadata of a dict are its keys; of a defaultdict, its factory and its keys."""
         keys: Value = metadata
         if kind == _DEFAULTDICT:
@@ -206,11 +203,7 @@ class _Parser:
         if not isinstance(items, list) or not all(_is_item(item) for item in items):
             raise self.fail("the metadata of a Config are not pairs")
         wanted = ("fn_or_cls", "argument_names")
-        return {
-            name: self.value(item[1], depth + 1)
-            for item in items
-            if (name := _label(item[0])) in wanted
-        }
+        return {name: self.value(item[1], depth + 1) for item in items if (name := _label(item[0])) in wanted}
 
     def node(self, kind: Symbol, metadata: dict[str, Value], values: list[Value]) -> Node:
         target, names = metadata.get("fn_or_cls"), metadata.get("argument_names", ())
@@ -279,8 +272,7 @@ class _Writer:
         if node.kind is None:
             raise ValueError(f"{path}: a {node.symbol} cannot be written")
         items = [
-            [f"Attr(name={name!r})", self.value(value, f"{path}.{name}")]
-            for name, value in node.args.items()
+            [f"Attr(name={name!r})", self.value(value, f"{path}.{name}")] for name, value in node.args.items()
         ]
         metadata = self.buildable(node)
         parts = {"items": items, "metadata": metadata, "paths": [path]}
@@ -298,17 +290,12 @@ class _Writer:
         return self.add(_METADATA.name, {"type": kind, "items": items, "metadata": kind})
 
     def mapping(self, value: dict[str, Value], path: str) -> Any:
-        items = [
-            [f"Key(key={key!r})", self.value(item, f"{path}[{key!r}]")]
-            for key, item in value.items()
-        ]
+        items = [[f"Key(key={key!r})", self.value(item, f"{path}[{key!r}]")] for key, item in value.items()]
         parts = {"items": items, "metadata": self.names_of(value), "paths": [path]}
         return self.add("dict", {"type": _pyref(_DICT), **parts})
 
     def sequence(self, kind: Symbol, value: list[Value] | tuple[Value, ...], path: str) -> Any:
-        items = [
-            [f"Index(index={i})", self.value(item, f"{path}[{i}]")] for i, item in enumerate(value)
-        ]
+        items = [[f"Index(index={i})", self.value(item, f"{path}[{i}]")] for i, item in enumerate(value)]
         written = {"type": _pyref(kind), "items": items, "metadata": None, "paths": [path]}
         # Fiddle never makes an object of the empty tuple, of which Python has only one.
         return written if value == () else self.add(kind.name, written)

@@ -49,7 +49,7 @@ class SourceFile:
         """Exactly ``size`` bytes at ``offset``; CorruptCheckpoint when the file ends before."""
         if size < 0 or offset < 0 or offset + size > self.size:
             raise CorruptCheckpoint(
-                f"{self.path}: ends at byte {self.size:,}, but bytes {offset:,}..{offset + size:,} are needed",
+                f"{self.path}: ends at byte {self.size:,}, but {offset:,}..{offset + size:,} are needed",
                 hint="the copy looks cut short; compare its size with the original",
             )
         data = os.pread(self.fd, size, offset)
@@ -76,7 +76,8 @@ class SourceFile:
         now = os.stat(self.path)
         if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             raise CorruptCheckpoint(
-                f"{self.path}: changed while it was read", hint="run again once nothing writes to it"
+                f"{self.path}: changed while it was read",
+                hint="run again once nothing writes to it",
             )
 
     def close(self) -> None:
@@ -109,7 +110,8 @@ class SourceDir:
     def resolve(self, name: str) -> str:
         """The real path of ``name``; UnsafeCheckpoint when it lies outside the checkpoint."""
         parts = re.split(r"[/\\]", name)
-        if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in parts or ":" in parts[0]:
+        rooted = name.startswith(("/", "\\")) or ":" in parts[0]
+        if not name or "\0" in name or rooted or ".." in parts:
             raise UnsafeCheckpoint(
                 f"{self.path}: refers to the file {name!r}, which is not a plain relative name"
             )

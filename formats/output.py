@@ -83,7 +83,8 @@ class OutputFile:
 
     def read_back(self) -> bytes:
         """The whole of a small file that was written before."""
-        return os.pread(self.fd, self.size, 0)
+        with reported(self.path):
+            return os.pread(self.fd, self.size, 0)
 
     def sync(self) -> None:
         with reported(self.path):
@@ -114,7 +115,8 @@ class OutputDirectory:
             real = os.path.realpath(source)
             if target == real or target.startswith(real + os.sep) or real.startswith(target + os.sep):
                 raise OutputError(
-                    f"{self.target}: is the source, inside it or around it", hint="choose another output"
+                    f"{self.target}: is the source, inside it or around it",
+                    hint="choose another output",
                 )
         if os.path.lexists(self.target):
             if os.path.islink(self.target) or not os.path.isdir(self.target):
@@ -134,26 +136,44 @@ class OutputDirectory:
         return status.f_bavail * status.f_frsize
 
     def __enter__(self) -> OutputDirectory:
-        with reported(self.stage):
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            self._take_lock()
-            for left_over in self.stage.iterdir():  # of a run that was killed; its lock died with it
-                self._remove(left_over)
+        try:
+            with reported(self.stage):
+                self.target.parent.mkdir(parents=True, exist_ok=True)
+                self._take_lock()
+                for left_over in self.stage.iterdir():  # of a run that was killed; its lock died with it
+                    self._remove(left_over)
+        except BaseException:
+            self._discard()
+            raise
         return self
 
     def _take_lock(self) -> None:
         """Make the stage ours: the lock is on the directory itself, so nothing else is left behind."""
         while True:
+            made = False
             with suppress(FileExistsError):
                 self.stage.mkdir()
-            lock = os.open(self.stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                made = True
+            try:
+                lock = os.open(self.stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:  # its owner has just renamed it
+                continue
+            except OSError:
+                if made:
+                    self.stage.rmdir()
+                raise
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except OSError as error:
                 os.close(lock)
-                raise OutputError(
-                    f"{self.target}: another run is writing it", hint="wait for it or choose another output"
-                ) from None
+                if error.errno == errno.EWOULDBLOCK:
+                    raise OutputError(
+                        f"{self.target}: another run is writing it",
+                        hint="wait for it or choose another output",
+                    ) from None
+                if made:
+                    self.stage.rmdir()
+                raise
             # between our open and our lock its owner may have renamed or removed it
             with suppress(FileNotFoundError):
                 if os.stat(self.stage).st_ino == os.fstat(lock).st_ino:
@@ -191,7 +211,10 @@ class OutputDirectory:
             file.close()
 
     def commit(self) -> None:
-        """Make the staged directory the target: after this returns, it is on the disk under its name."""
+        """Make the staged directory the target: after this returns, it is on the disk under its name.
+
+        When that fails, the target is what it was before.
+        """
         self.sync()
         self.close_files()
         old: Path | None = None
@@ -202,17 +225,34 @@ class OutputDirectory:
                 old = _swap(self.stage, self.target)
             else:
                 os.rename(self.stage, self.target)
-        _sync_folder(self.target.parent)
+        try:
+            _sync_folder(self.target.parent)
+        except BaseException:
+            with suppress(OSError):  # nobody knows what the disk has: the old name is the safe one
+                if old is None:
+                    os.rename(self.target, self.stage)
+                else:
+                    _swap(old, self.target)
+            raise
         if old is not None:
-            self._remove(old)
+            with suppress(OSError):  # what is left of it, the next run removes
+                self._remove(old)
         self._release()
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close_files()
+        self._discard()
+
+    def _discard(self) -> None:
+        """Remove the stage if it is still ours. What cannot be removed, the next run removes."""
         if self._lock is not None:  # not committed
-            self._remove(self.stage)
+            with suppress(OSError):
+                self._remove(self.stage)
             self._release()
 
     def _release(self) -> None:

@@ -198,9 +198,7 @@ def loads(
     """
     size = len(data)
     if size > max_bytes:
-        raise UnsafeCheckpoint(
-            f"{where}: a pickle of {size:,} bytes, more than the {max_bytes:,} allowed"
-        )
+        raise UnsafeCheckpoint(f"{where}: a pickle of {size:,} bytes, more than the {max_bytes:,} allowed")
     names: dict[tuple[str, str], object] = {}
     memo: dict[int, Any] = {}
     outer: list[list[Any]] = []
@@ -216,8 +214,7 @@ def loads(
         entry = known.get(kind)
         if entry is None or "." in name:
             raise UnsafeCheckpoint(
-                f"{where}: names {module[:200]}.{name[:200]},"
-                " which no checkpoint of this kind needs",
+                f"{where}: names {module[:200]}.{name[:200]}, which no checkpoint of this kind needs",
                 hint="nothing of it was run; do not load this file with torch or pickle"
                 " unless you trust its author",
             )
@@ -520,9 +517,7 @@ def loads(
     raise UnsafeCheckpoint(f"{where}: a pickle of more than {max_opcodes:,} opcodes")
 
 
-def check_bounded(
-    value: object, where: str, *, max_depth: int = 200, max_items: int = 10_000_000
-) -> None:
+def check_bounded(value: object, where: str, *, max_depth: int = 200, max_items: int = 10_000_000) -> None:
     """Raise UnsafeCheckpoint unless ``value`` is safe to walk recursively.
 
     A few bytes of pickle can describe 2**40 list elements, because lists may be shared; a list can

@@ -109,9 +109,7 @@ def _decode(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         raise CorruptCheckpoint(f"{where}: not UTF-8 text (byte {error.start:,})") from None
     if text.startswith("\ufeff"):
-        raise CorruptCheckpoint(
-            f"{where}: starts with a byte order mark, which JSON does not allow"
-        )
+        raise CorruptCheckpoint(f"{where}: starts with a byte order mark, which JSON does not allow")
     return text
 
 

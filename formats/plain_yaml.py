@@ -61,9 +61,7 @@ def loads_mapping(data: bytes, where: str) -> dict[str, object]:
 
 def dumps(value: object) -> bytes:
     """``value`` (dicts, lists, numbers, text) in block style, in its own order, without aliases."""
-    text: str = yaml.dump(
-        value, Dumper=_Plain, sort_keys=False, allow_unicode=True, default_flow_style=False
-    )
+    text: str = yaml.dump(value, Dumper=_Plain, sort_keys=False, allow_unicode=True, default_flow_style=False)
     return text.encode()
 
 
@@ -166,9 +164,7 @@ class _Builder:
         value, size = self.anchors[event.anchor]
         self.aliased += size
         if self.aliased > MAX_ALIASED:
-            raise UnsafeCheckpoint(
-                f"{self.where}: its aliases stand for more than {MAX_ALIASED:,} values"
-            )
+            raise UnsafeCheckpoint(f"{self.where}: its aliases stand for more than {MAX_ALIASED:,} values")
         self.add(size)
         self.attach(value, event)
 
@@ -192,11 +188,7 @@ class _Builder:
             self.anchors[anchor] = (value, self.count - before)
 
     def wants_key(self) -> bool:
-        return (
-            bool(self.stack)
-            and isinstance(self.stack[-1].value, dict)
-            and self.stack[-1].key is _NO_KEY
-        )
+        return bool(self.stack) and isinstance(self.stack[-1].value, dict) and self.stack[-1].key is _NO_KEY
 
     def attach(self, value: Any, event: Any) -> None:
         if not self.stack:

@@ -30,7 +30,8 @@ def read_header(file: SourceFile) -> tuple[dict[str, StoredTensor], dict[str, st
     prefix = file.pread(min(file.size, 64), 0)
     if prefix.startswith(_LFS):
         raise CorruptCheckpoint(
-            f"{file.path}: is a Git LFS pointer, not the file itself", hint="run 'git lfs pull' there"
+            f"{file.path}: is a Git LFS pointer, not the file itself",
+            hint="run 'git lfs pull' there",
         )
     if len(prefix) < 8:
         raise CorruptCheckpoint(f"{file.path}: {file.size} bytes are too few for a safetensors file")
@@ -85,7 +86,9 @@ def _check_covered(file: SourceFile, base: int, tensors: dict[str, StoredTensor]
     for tensor in sorted(tensors.values(), key=lambda t: (t.extents[0].offset, t.nbytes)):
         offset = tensor.extents[0].offset
         if offset != at:
-            kind = "overlaps the one before" if offset < at else f"leaves a hole of {offset - at:,} bytes before"
+            kind = (
+                "overlaps the one before" if offset < at else f"leaves a hole of {offset - at:,} bytes before"
+            )
             raise CorruptCheckpoint(f"{file.path}: tensor {tensor.name!r} {kind} it")
         at += tensor.nbytes
     if at != file.size:
@@ -105,7 +108,11 @@ def emit_header(tensors: Sequence[tuple[str, DType, tuple[int, ...]]]) -> tuple[
     at, places = 0, []
     for name, dtype, shape in tensors:
         end = at + prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": dtype.safetensors, "shape": list(shape), "data_offsets": [at, end]}
+        entries[name] = {
+            "dtype": dtype.safetensors,
+            "shape": list(shape),
+            "data_offsets": [at, end],
+        }
         places.append(at)
         at = end
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()

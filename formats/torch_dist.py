@@ -225,9 +225,7 @@ class _Reader:
         self.check_files(tensors, objects)
         if places:
             self.notes.append(f"{len(places)} places in files that belong to no tensor")
-        return DistMetadata(
-            tensors, objects, self.mcore_data(root), _writer(root), tuple(self.notes)
-        )
+        return DistMetadata(tensors, objects, self.mcore_data(root), _writer(root), tuple(self.notes))
 
     def places(self, storage: Mapping[Any, Any]) -> dict[Any, tuple[str, int, int]]:
         """(name, start or None) -> file name, offset, length."""
@@ -246,9 +244,7 @@ class _Reader:
             if type(name) is not str or type(file_name) is not str:
                 raise self.corrupt("a place in a file without a name")
             if type(offset) is not int or type(length) is not int or offset < 0 or length <= 0:
-                raise self.corrupt(
-                    f"{name[:200]}: placed at offset {brief(offset)}, {brief(length)} bytes"
-                )
+                raise self.corrupt(f"{name[:200]}: placed at offset {brief(offset)}, {brief(length)} bytes")
             if info.get("transform_descriptors"):
                 raise UnsupportedError(
                     f"{self.where}: {name[:200]} was written through a transform"
@@ -327,16 +323,12 @@ class _Reader:
             )
         return dtype
 
-    def check_files(
-        self, tensors: Mapping[str, DistTensor], objects: Mapping[str, DistObject]
-    ) -> None:
+    def check_files(self, tensors: Mapping[str, DistTensor], objects: Mapping[str, DistObject]) -> None:
         """Every item inside a file of the checkpoint, none over another."""
         items: dict[str, list[tuple[int, int, str]]] = {}
         for tensor in tensors.values():
             for chunk in tensor.chunks:
-                items.setdefault(chunk.file_name, []).append(
-                    (chunk.offset, chunk.length, tensor.name)
-                )
+                items.setdefault(chunk.file_name, []).append((chunk.offset, chunk.length, tensor.name))
         for blob in objects.values():
             items.setdefault(blob.file_name, []).append((blob.offset, blob.length, blob.name))
         for file_name, places in items.items():
@@ -360,8 +352,7 @@ class _Reader:
         # Only the size is needed: a checkpoint of thousands of ranks has too many files to open.
         if "/" in file_name or "\\" in file_name:
             raise UnsafeCheckpoint(
-                f"{self.where}: {name[:200]} lies in {file_name!r:.200},"
-                " which is not a plain file name"
+                f"{self.where}: {name[:200]} lies in {file_name!r:.200}, which is not a plain file name"
             )
         real = self.directory.resolve(_join(self.under, file_name))
         try:
@@ -430,9 +421,7 @@ def _tiling_problem(shape: tuple[int, ...], boxes: list[Box]) -> str:
     total = prod(shape)
     if volume != total:
         kind = "less" if volume < total else "more"
-        return (
-            f"its chunks hold {volume:,} elements, {kind} than the {total:,} of its shape {shape}"
-        )
+        return f"its chunks hold {volume:,} elements, {kind} than the {total:,} of its shape {shape}"
     # As many elements as the tensor, all of them inside: they tile it unless two overlap.
     if total == 0 or _is_grid(shape, boxes):
         return ""
@@ -512,9 +501,7 @@ def refuse_safetensors(directory: SourceDir, name: str) -> None:
         )
 
 
-def read_chunk(
-    directory: SourceDir, tensor: DistTensor, chunk: DistChunk, under: str = ""
-) -> Extent:
+def read_chunk(directory: SourceDir, tensor: DistTensor, chunk: DistChunk, under: str = "") -> Extent:
     """Where the elements of a chunk lie, from its archive; reads no payload."""
     name = _join(under, chunk.file_name)
     file = directory.file(name)

@@ -143,9 +143,7 @@ def _tensor(storage: object, dtype: DType, offset: object, shape: Any, strides: 
     last = offset - 1
     if count:
         _check_strides(shape, strides)
-        last = offset + sum(
-            (size - 1) * step for size, step in zip(shape, strides, strict=True) if size != 1
-        )
+        last = offset + sum((size - 1) * step for size, step in zip(shape, strides, strict=True) if size != 1)
     if (last + 1) * dtype.itemsize > storage.nbytes:
         raise CorruptCheckpoint(
             f"a {dtype} tensor of shape {shape}, strides {strides} and storage offset {offset},"
@@ -378,9 +376,7 @@ class Archive:
 
     def _directory(self, max_records: int) -> dict[str, Record]:
         end = self.length - _END.size
-        magic, disk, disk2, count2, count, size, start, comment = _END.unpack(
-            self.read(_END.size, end)
-        )
+        magic, disk, disk2, count2, count, size, start, comment = _END.unpack(self.read(_END.size, end))
         if magic != 0x06054B50 or comment or disk or disk2 or count != count2:
             raise self._corrupt("no zip directory at its end, so this is not a torch.save archive")
         locator = end - _LOCATOR64.size
@@ -398,9 +394,7 @@ class Archive:
         if start + size > end or count * _CENTRAL.size > size:
             raise self._corrupt("the zip directory lies outside the archive")
         if count > max_records:
-            raise UnsafeCheckpoint(
-                f"{self.where}: {count:,} records, more than the {max_records:,} allowed"
-            )
+            raise UnsafeCheckpoint(f"{self.where}: {count:,} records, more than the {max_records:,} allowed")
         return self._entries(self.read(size, start), count, start)
 
     def _entries(self, raw: bytes, count: int, limit: int) -> dict[str, Record]:
@@ -467,9 +461,7 @@ class Archive:
         covered = 0
         for record in sorted(records.values(), key=lambda record: record.header):
             if record.header < covered:
-                raise UnsafeCheckpoint(
-                    f"{self.where}: record {record.name[:100]!r} overlaps another one"
-                )
+                raise UnsafeCheckpoint(f"{self.where}: record {record.name[:100]!r} overlaps another one")
             name_size = root + len(record.name.encode())
             covered = record.header + _LOCAL.size + name_size + record.nbytes
 
@@ -707,9 +699,7 @@ class TensorItem:
 
     __slots__ = ("_entries", "_extra", "_front", "length", "nbytes", "offset", "payload_offset")
 
-    def __init__(
-        self, dtype: DType, shape: tuple[int, ...], offset: int, alignment: int = 64
-    ) -> None:
+    def __init__(self, dtype: DType, shape: tuple[int, ...], offset: int, alignment: int = 64) -> None:
         if alignment not in (1 << n for n in range(16)):
             raise UsageError(f"alignment {alignment} is not a power of two up to 32768")
         self.offset = offset

@@ -125,7 +125,8 @@ class Fixed:
         found = hf.get(self.hf, self.value)
         if found != self.value:
             raise UnsupportedConfig(
-                f"config.json: {self.hf}={found!r} is not supported for this architecture, only {self.value!r}"
+                f"config.json: {self.hf}={found!r} is not supported for this architecture, "
+                f"only {self.value!r}"
             )
         if self.field:
             config[self.field] = self.field_value
@@ -138,6 +139,26 @@ class Fixed:
                     f"only {self.field_value!r}"
                 )
             hf[self.hf] = self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """``attention_bias`` and ``mlp_bias`` <-> ``add_bias_linear``, which in Megatron means both.
+
+    A model with one kind only is written with zeros for the other, which computes the same.
+    """
+
+    hf_keys = frozenset({"attention_bias", "mlp_bias"})
+    fields = frozenset({"attention_bias", "mlp_bias", "add_bias_linear"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        for key in sorted(self.hf_keys):
+            config[key] = check_kind(key, hf.get(key, False), bool)
+        config["add_bias_linear"] = config["attention_bias"] or config["mlp_bias"]
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        for key in self.hf_keys:
+            hf[key] = config[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +209,8 @@ def read_config(
     if refused:
         raise UnsupportedConfig(
             f"config.json has {len(refused)} key(s) that may change what the model computes: {some(refused)}",
-            hint=f"if you know that they do not, pass {' '.join('--allow-ignored ' + key for key in refused[:10])}",
+            hint="if you know that they do not, pass "
+            + " ".join("--allow-ignored " + key for key in refused[:10]),
         )
     config: dict[str, Value] = {}
     for rule in rules:

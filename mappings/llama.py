@@ -3,7 +3,7 @@
 Source: transformers/models/llama, megatron/core/models/gpt, nemo/collections/llm/gpt/model/llama.py.
 """
 
-from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim
+from nemoconv.mappings.config_fields import Biases, Dtype, Field, Fixed, HeadDim
 from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
 from nemoconv.mappings.table import Table
@@ -11,6 +11,7 @@ from nemoconv.mappings.table import Table
 HF = "model.layers.{layer}."
 NEMO = "decoder.layers.{layer}."
 UNTIED = (("share_embeddings_and_output_weights", False),)
+BIASES = (("add_bias_linear", True),)
 ATTENTION_BIAS = (("attention_bias", True),)
 MLP_BIAS = (("mlp_bias", True),)
 
@@ -33,8 +34,7 @@ TABLE = Table(
         Field("initializer_range", "init_method_std", 0.02, kind=float),
         Field("attention_dropout", "attention_dropout", 0.0, kind=float),
         Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
-        Field("attention_bias", "attention_bias", False, kind=bool),
-        Field("mlp_bias", "mlp_bias", False, kind=bool),
+        Biases(),
         Fixed("hidden_act", "silu"),
         Fixed("rope_interleaved", False),
         Rope(),
@@ -56,7 +56,8 @@ TABLE = Table(
             NEMO + "self_attention.linear_qkv.bias",
             *(HF + f"self_attn.{name}_proj.bias" for name in "qkv"),
             bias=True,
-            when=ATTENTION_BIAS,
+            when=BIASES,
+            hf_when=ATTENTION_BIAS,
         ),
         same(
             NEMO + "self_attention.linear_proj.weight",
@@ -68,7 +69,8 @@ TABLE = Table(
             NEMO + "self_attention.linear_proj.bias",
             HF + "self_attn.o_proj.bias",
             "hidden",
-            when=ATTENTION_BIAS,
+            when=BIASES,
+            hf_when=ATTENTION_BIAS,
         ),
         same(
             NEMO + "mlp.linear_fc1.layer_norm_weight",
@@ -82,10 +84,17 @@ TABLE = Table(
             HF + "mlp.gate_proj.bias",
             HF + "mlp.up_proj.bias",
             bias=True,
-            when=MLP_BIAS,
+            when=BIASES,
+            hf_when=MLP_BIAS,
         ),
         same(NEMO + "mlp.linear_fc2.weight", HF + "mlp.down_proj.weight", "hidden ffn", cut="ffn"),
-        same(NEMO + "mlp.linear_fc2.bias", HF + "mlp.down_proj.bias", "hidden", when=MLP_BIAS),
+        same(
+            NEMO + "mlp.linear_fc2.bias",
+            HF + "mlp.down_proj.bias",
+            "hidden",
+            when=BIASES,
+            hf_when=MLP_BIAS,
+        ),
         same("decoder.final_layernorm.weight", "model.norm.weight", "hidden"),
         vocabulary("output_layer.weight", "lm_head.weight", when=UNTIED),
     ),

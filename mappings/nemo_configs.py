@@ -98,9 +98,7 @@ ONLY_WITH: Final[Mapping[str, frozenset[str]]] = MappingProxyType(
             linear_num_value_heads linear_value_head_dim
             """
         ),
-        "is_hybrid_model": _names(
-            "mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim"
-        ),
+        "is_hybrid_model": _names("mamba_head_dim mamba_num_groups mamba_num_heads mamba_state_dim"),
         "use_kitchen_attention": _names("kitchen_attention_backend"),
     }
 )

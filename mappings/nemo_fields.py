@@ -82,7 +82,8 @@ def read(
     config["ffn_hidden_size"] = config["ffn_hidden_size"] or 4 * hidden
     config["rotary_base"] = float(config["rotary_base"])
     config["rope_scaling"] = _read_scaling(fields)
-    config["attention_bias"] = config["mlp_bias"] = bool(fields["add_bias_linear"])
+    biases = bool(fields["add_bias_linear"])
+    config |= dict.fromkeys(("add_bias_linear", "attention_bias", "mlp_bias"), biases)
     config["params_dtype"] = _read_dtype(fields)
     return table, config
 
@@ -93,7 +94,8 @@ def _table(config_class: Symbol, where: str) -> Table:
         if table.nemo_module == config_class.module:
             return table
     raise UnsupportedArchitecture(
-        f"{where}: no mapping table for {config_class}", hint=f"supported: {', '.join(architectures())}"
+        f"{where}: no mapping table for {config_class}",
+        hint=f"supported: {', '.join(architectures())}",
     )
 
 
@@ -144,7 +146,9 @@ def _read_scaling(fields: Mapping[str, Value]) -> dict[str, Value] | None:
     linear = fields.get("seq_len_interpolation_factor")
     if fields.get("scale_factor") is not None:
         if linear is not None:
-            raise UnsupportedConfig("both scale_factor and seq_len_interpolation_factor scale the rotary embedding")
+            raise UnsupportedConfig(
+                "both scale_factor and seq_len_interpolation_factor scale the rotary embedding"
+            )
         scaling: dict[str, Value] = {"rope_type": "llama3"}
         for hf, nemo in sorted(_LLAMA3.items()):
             scaling[hf] = int(fields[nemo]) if hf.startswith("original") else float(fields[nemo])
@@ -169,7 +173,7 @@ def write(table: Table, config: Mapping[str, Value], sizes: Sizes) -> tuple[str,
     fields["vocab_size"] = sizes["vocab"]
     fields["make_vocab_size_divisible_by"] = largest_power_of_two_divisor(sizes["vocab"])
     fields["gated_linear_unit"] = True
-    fields["add_bias_linear"] = config["attention_bias"] or config["mlp_bias"]
+    fields["add_bias_linear"] = config["add_bias_linear"]
     dtype = config["params_dtype"]
     fields |= {
         "bf16": dtype == "bfloat16",

@@ -24,7 +24,8 @@ PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "yarn": (
         frozenset({"factor"}),
         frozenset(
-            "original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate".split()
+            "original_max_position_embeddings attention_factor beta_fast beta_slow "
+            "mscale mscale_all_dim truncate".split()
         ),
     ),
 }
@@ -105,7 +106,9 @@ def normal_scaling(key: str, rope: Mapping[str, Value]) -> dict[str, Value] | No
     if missing or unknown:
         raise UnsupportedConfig(
             f"config.json: {key} of type {kind!r}: "
-            + ", ".join([f"{n} is missing" for n in sorted(missing)] + [f"{n} is unknown" for n in sorted(unknown)])
+            + ", ".join(
+                [f"{n} is missing" for n in sorted(missing)] + [f"{n} is unknown" for n in sorted(unknown)]
+            )
         )
     normal: dict[str, Value] = {"rope_type": kind}
     for name in sorted(given):

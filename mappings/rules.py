@@ -19,9 +19,10 @@ def same(
     cut: str | None = None,
     also: tuple[str, ...] = (),
     when: When = (),
+    hf_when: When = (),
 ) -> Rule:
     """One tensor, the same on both sides."""
-    return Rule(nemo, axes, (Part(hf, axes),), cut=cut, also=also, when=when)
+    return Rule(nemo, axes, (Part(hf, axes),), cut=cut, also=also, when=when, hf_when=hf_when)
 
 
 def vocabulary(nemo: str, hf: str, *, when: When = ()) -> Rule:
@@ -30,7 +31,9 @@ def vocabulary(nemo: str, hf: str, *, when: When = ()) -> Rule:
     return Rule(nemo, "vocab hidden", (part,), cut="vocab", when=when, pad="vocab")
 
 
-def fused_qkv(nemo: str, q: str, k: str, v: str, *, bias: bool = False, when: When = ()) -> Rule:
+def fused_qkv(
+    nemo: str, q: str, k: str, v: str, *, bias: bool = False, when: When = (), hf_when: When = ()
+) -> Rule:
     """Separate q, k, v <-> Megatron's grouped ``linear_qkv``.
 
     q    [num_attention_heads * kv_channels, hidden_size]
@@ -47,17 +50,18 @@ def fused_qkv(nemo: str, q: str, k: str, v: str, *, bias: bool = False, when: Wh
         Part(k, one, (("head", "heads_per_group", 1),)),
         Part(v, one, (("head", "value_head", 1),)),
     )
-    return Rule(nemo, "(group head head_dim)" + hidden, parts, cut="group", when=when)
+    return Rule(nemo, "(group head head_dim)" + hidden, parts, cut="group", when=when, hf_when=hf_when)
 
 
-def gated(nemo: str, gate: str, up: str, *, bias: bool = False, when: When = ()) -> Rule:
+def gated(nemo: str, gate: str, up: str, *, bias: bool = False, when: When = (), hf_when: When = ()) -> Rule:
     """gate and up <-> ``linear_fc1``: [2 * ffn_hidden_size, hidden_size], all of gate, then all of up.
 
     Source: megatron/core/transformer/mlp.py, ``apply_swiglu_sharded_factory``.
     """
     axes = "ffn" if bias else "ffn hidden"
     parts = (Part(gate, axes, (("half", 0, 1),)), Part(up, axes, (("half", 1, 1),)))
-    return Rule(nemo, "(half ffn)" + ("" if bias else " hidden"), parts, cut="ffn", when=when)
+    whole = "(half ffn)" + ("" if bias else " hidden")
+    return Rule(nemo, whole, parts, cut="ffn", when=when, hf_when=hf_when)
 
 
 def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
@@ -102,5 +106,3 @@ def padded_vocab_size(vocab_size: int, divisor: int | None, tensor_parallel_size
 def largest_power_of_two_divisor(vocab_size: int, limit: int = 128) -> int:
     """NeMo's ``make_vocab_size_divisible_by`` for a vocabulary: the largest power of two that divides it."""
     return min(limit, vocab_size & -vocab_size)
-
-

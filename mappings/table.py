@@ -25,6 +25,10 @@ def holes(template: str) -> tuple[str, ...]:
     return tuple(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
 
 
+def _number(value: int | str, sizes: Sizes) -> int:
+    return sizes[value] if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One Hugging Face tensor and the box of the rule's space that it holds.
@@ -43,8 +47,7 @@ class Part:
 
     def bounds(self, sizes: Sizes) -> dict[str, tuple[int, int]]:
         """(first, length) of each factor in ``at``, as numbers."""
-        number = lambda value: sizes[value] if isinstance(value, str) else value  # noqa: E731
-        return {factor: (number(first), number(length)) for factor, first, length in self.at}
+        return {factor: (_number(first, sizes), _number(length, sizes)) for factor, first, length in self.at}
 
     def shape(self, sizes: Sizes) -> Shape:
         """The stored shape of the Hugging Face tensor."""
@@ -59,7 +62,8 @@ class Rule:
     ``axes``: the factors of its stored axes. ``cut``: the factor that tensor parallelism divides, None
     when every rank holds the whole. ``also``: other names of the same tensor (a dialect). ``when``:
     config values under which the rule applies. ``pad``: a factor that the Megatron side may extend
-    with rows that mean nothing (the vocabulary).
+    with rows that mean nothing (the vocabulary). ``hf_when``: config values under which Hugging Face
+    has the tensor; under others it is all zeros on the Megatron side and absent on the other.
     """
 
     nemo: str
@@ -69,6 +73,7 @@ class Rule:
     also: tuple[str, ...] = ()
     when: tuple[tuple[str, Value], ...] = ()
     pad: str | None = None
+    hf_when: tuple[tuple[str, Value], ...] = ()
 
     @property
     def view(self) -> View:
@@ -80,6 +85,10 @@ class Rule:
 
     def applies(self, config: Mapping[str, Value]) -> bool:
         return all(config.get(key) == value for key, value in self.when)
+
+    def in_hf(self, config: Mapping[str, Value]) -> bool:
+        """Whether the Hugging Face side has these tensors."""
+        return all(config.get(key) == value for key, value in self.hf_when)
 
     def fragments(self, sizes: Sizes, layout: Layout) -> Iterator[tuple[int, Shape, Shape]]:
         """(tensor-parallel rank, start, shape) of the stored boxes that the ranks hold.
@@ -99,7 +108,9 @@ class Rule:
         inner = prod(sizes[name] for name in names[names.index(self.cut) + 1 :])
         outer = prod(sizes[name] for name in names[: names.index(self.cut)])
         size = sizes[self.cut]
-        for rank, (first, length) in enumerate(layout.pieces(size, FIELD_NAMES.get(self.cut, self.cut), self.nemo)):
+        for rank, (first, length) in enumerate(
+            layout.pieces(size, FIELD_NAMES.get(self.cut, self.cut), self.nemo)
+        ):
             for position in range(outer):
                 start, box = [0] * len(shape), list(shape)
                 start[axis] = (position * size + first) * inner
@@ -117,8 +128,9 @@ class Table:
 
     ``architecture`` is the Hugging Face ``model_type``. ``ignored`` lists tensors that are derived at
     load time and carry nothing; ``tied`` pairs of (copy, original) that a tied model may hold twice.
-    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``nemo_model`` and ``nemo_config`` are the NeMo 2
-    classes written into ``context/``, as module and name. ``verified`` says how, for ``supported``.
+    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``nemo_model`` and
+    ``nemo_config`` are the NeMo 2 classes written into ``context/``, both of ``nemo_module``.
+    ``verified`` says against whom it was proved, for ``supported``.
     """
 
     architecture: str
@@ -136,7 +148,7 @@ class Table:
 
     def __post_init__(self) -> None:
         """Refuse a table that could not work in both directions. Raises ValueError."""
-        seen: set[str] = set()
+        seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
         for rule in self.rules:
             factors = set(rule.view.factors)
             for name in (rule.nemo, *rule.also, *(part.hf for part in rule.parts)):
@@ -158,15 +170,16 @@ class Table:
         first = next((i for i, rule in enumerate(rules) if "layer" in rule.holes), len(rules))
         layered = [rule for rule in rules if "layer" in rule.holes]
         for rule in rules[:first]:
-            yield Instance(rule, {}, 0)
+            yield Instance(rule, {}, 0, rule.in_hf(config))
         for layer in range(sizes["layers"]):
             for rule in layered:
                 others = [hole for hole in rule.holes if hole != "layer"]
                 for index in product(*(range(sizes[HOLE_SIZES[hole]]) for hole in others)):
-                    yield Instance(rule, {"layer": layer, **dict(zip(others, index, strict=True))}, layer)
+                    named = {"layer": layer, **dict(zip(others, index, strict=True))}
+                    yield Instance(rule, named, layer, rule.in_hf(config))
         for rule in rules[first:]:
             if "layer" not in rule.holes:
-                yield Instance(rule, {}, sizes["layers"] - 1)
+                yield Instance(rule, {}, sizes["layers"] - 1, rule.in_hf(config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +190,7 @@ class Instance:
     rule: Rule
     index: dict[str, int]
     layer: int
+    in_hf: bool
 
     @property
     def nemo(self) -> str:

@@ -18,7 +18,9 @@ from nemoconv.formats.tensors import Extent
 Shape = tuple[int, ...]
 
 
-def intersect(start: Shape, shape: Shape, other_start: Shape, other_shape: Shape) -> tuple[Shape, Shape] | None:
+def intersect(
+    start: Shape, shape: Shape, other_start: Shape, other_shape: Shape
+) -> tuple[Shape, Shape] | None:
     """The box common to two boxes as (start, shape), or None when they do not meet."""
     low, size = [], []
     for a, n, b, m in zip(start, shape, other_start, other_shape, strict=True):
@@ -32,7 +34,7 @@ def intersect(start: Shape, shape: Shape, other_start: Shape, other_shape: Shape
 
 
 def open_range(first: int, last: int, sizes: Shape) -> Iterator[tuple[Shape, Shape]]:
-    """Boxes over ``sizes`` that together hold the flat indices ``first`` to ``last`` (exclusive), in order."""
+    """Boxes over ``sizes`` that hold, in order, the flat indices from ``first`` up to ``last``."""
     if len(sizes) <= 1:
         if last > first:
             yield (first,) * len(sizes), (last - first,) * len(sizes)
@@ -110,7 +112,10 @@ def open_extent(extent: Extent, axes: View, sizes: Mapping[str, int]) -> Iterato
         for axis, start, length in zip(axes.axes, extent.start, extent.shape, strict=True)
     ]
     for combination in product(*choices):
-        offset, start, shape, strides = extent.offset, [], [], []
+        offset = extent.offset
+        start: list[int] = []
+        shape: list[int] = []
+        strides: list[int] = []
         for axis, (low, size), origin, step in zip(
             axes.axes, combination, extent.start, extent.strides, strict=True
         ):

@@ -307,7 +307,7 @@ def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None =
     return report
 
 
-class _Stopped(Exception):  # noqa: N818 - a signal between threads, not an error
+class _Stopped(Exception):
     pass
 
 

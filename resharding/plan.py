@@ -77,9 +77,9 @@ class Job:
 
     def check(self) -> None:
         """Raise MappingError unless sources tile what targets need and nothing else is left over."""
-        for boxes, side in ((self.sources, "source"), (self.targets, "target")):
+        for side, boxes in (("source", _boxes(self.sources)), ("target", _boxes(self.targets))):
             for a, b in combinations(boxes, 2):
-                if intersect(a.start, a.shape, b.start, b.shape):
+                if intersect(*a, *b):
                     raise MappingError(f"{self.name}: two {side} pieces overlap")
         met = 0
         for target in self.targets:
@@ -92,6 +92,10 @@ class Job:
             raise MappingError(f"{self.name}: {wanted - met:,} of {wanted:,} target elements have no source")
         if met != given and not self.discard:
             raise MappingError(f"{self.name}: {given - met:,} of {given:,} source elements have no target")
+
+
+def _boxes(pieces: tuple[Extent, ...] | tuple[Target, ...]) -> list[tuple[Shape, Shape]]:
+    return [(piece.start, piece.shape) for piece in pieces]
 
 
 @dataclass(slots=True)
@@ -125,4 +129,3 @@ class Plan:
     @property
     def moves(self) -> int:
         return sum(job.moves for job in self.jobs)
-

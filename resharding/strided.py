@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy
 from numpy.lib.stride_tricks import as_strided
@@ -12,7 +13,7 @@ from nemoconv.formats.files import SourceFile
 #: runs at least this long go between file and tile by themselves; shorter ones through one larger read
 DIRECT_RUN = 16 << 10
 
-Buffer = numpy.ndarray[tuple[int], numpy.dtype[numpy.uint8]]
+Buffer = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 #: one loop of a copy: count, byte stride in the file, byte stride in the buffer
 Loop = tuple[int, int, int]
 
@@ -59,7 +60,7 @@ def _copy(target: Buffer, source: Buffer, axes: list[Loop], run: int, *, file_is
     shape = (*(count for count, _, _ in axes), run // width)
     element = numpy.dtype(f"u{width}")
 
-    def strided(buffer: Buffer, which: int) -> numpy.ndarray:  # type: ignore[type-arg]
+    def strided(buffer: Buffer, which: int) -> numpy.ndarray[Any, Any]:
         usable = buffer[: len(buffer) // width * width].view(element)
         return as_strided(usable, shape, (*(axis[which] for axis in axes), width))
 
@@ -85,13 +86,13 @@ def read_strided(
     """
     outer, run = split_run(axes, itemsize)
     if not outer or run >= DIRECT_RUN:
-        view = memoryview(target)
+        view = target.data
         for in_file, in_buffer in positions(outer):
             file.pread_into(view[in_buffer : in_buffer + run], offset + in_file)
         return
     span = run + sum((count - 1) * a for count, a, _ in outer)
     if span <= len(scratch):
-        file.pread_into(memoryview(scratch)[:span], offset)
+        file.pread_into(scratch.data[:span], offset)
         _copy(target, scratch[:span], outer, run, file_is_source=True)
         return
     widest = max(range(len(axes)), key=lambda i: axes[i][1])
@@ -103,14 +104,16 @@ def read_strided(
         read_strided(file, offset + first * a, part, itemsize, target[first * b :], scratch)
 
 
-def gather_runs(axes: list[Loop], itemsize: int, source: Buffer, scratch: Buffer) -> list[tuple[int, list[memoryview]]]:
+def gather_runs(
+    axes: list[Loop], itemsize: int, source: Buffer, scratch: Buffer
+) -> list[tuple[int, list[memoryview]]]:
     """What to write of ``source`` (a tile): (file offset, buffers that follow one another there).
 
     Long runs are given as views of the tile; short ones are first packed into ``scratch``, which must
     be at least as long as the copy.
     """
     outer, run = split_run(axes, itemsize)
-    view = memoryview(source)
+    view = source.data
     if not outer:
         return [(0, [view[:run]])]
     ordered = sorted(outer, key=lambda axis: -axis[1])
@@ -127,14 +130,10 @@ def gather_runs(axes: list[Loop], itemsize: int, source: Buffer, scratch: Buffer
     packed = 0
     for at, p in positions(ordered[: len(ordered) - len(dense)]):
         place = scratch[packed : packed + block]
-        _copy(place, source[p:], dense, run, file_is_source=False) if dense else _copy_run(place, source[p:], run)
-        result.append((at, [memoryview(place)]))
+        _copy(place, source[p:], dense, run, file_is_source=False)
+        result.append((at, [place.data]))
         packed += block
     return result
-
-
-def _copy_run(target: Buffer, source: Buffer, run: int) -> None:
-    target[:run] = source[:run]
 
 
 def _dense(ordered: list[Loop], run: int) -> list[Loop]:

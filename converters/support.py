@@ -1,0 +1,44 @@
+"""What this installation can convert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemoconv.errors import NemoconvError
+from nemoconv.plugins import entries
+
+
+def matrix() -> dict[str, list[dict[str, Any]]]:
+    """Formats and architectures with their origin; a broken plug-in is listed with its problem."""
+    formats = []
+    for entry in entries("converters").values():
+        try:
+            loaded = entry.load()
+        except NemoconvError as error:
+            formats.append(_broken(entry.name, entry.origin, error, title=str(error), directions="broken"))
+            continue
+        directions = "read, write" if loaded.writes else "read"
+        formats.append(
+            {"name": entry.name, "title": loaded.title, "directions": directions, "origin": entry.origin}
+        )
+    architectures = []
+    for entry in sorted(entries("mappings").values(), key=lambda entry: entry.name):
+        try:
+            table = entry.load()
+        except NemoconvError as error:
+            architectures.append(_broken(entry.name, entry.origin, error, hf_class="broken", verified=[]))
+            continue
+        architectures.append(
+            {
+                "name": entry.name,
+                "hf_class": table.hf_class,
+                "nemo_class": f"{table.nemo_module}.{table.nemo_model}",
+                "verified": list(table.verified),
+                "origin": entry.origin,
+            }
+        )
+    return {"formats": formats, "architectures": architectures}
+
+
+def _broken(name: str, origin: str, error: NemoconvError, **rest: Any) -> dict[str, Any]:
+    return {"name": name, "origin": origin, "problem": str(error), **rest}
