@@ -19,8 +19,9 @@ from nemoconv.errors import NemoconvError
 if TYPE_CHECKING:
     from nemoconv.converters.base import Checkpoint
     from nemoconv.converters.compare import Comparison
-    from nemoconv.converters.conversion import Report, convert, plan
+    from nemoconv.converters.conversion import convert, plan
     from nemoconv.converters.inspection import inspect
+    from nemoconv.converters.planning import Report
     from nemoconv.converters.registry import open_checkpoint as open  # noqa: A004
     from nemoconv.converters.verification import Health, verify
 
@@ -30,7 +31,7 @@ _LAZY = {
     "Checkpoint": "nemoconv.converters.base:Checkpoint",
     "Comparison": "nemoconv.converters.compare:Comparison",
     "Health": "nemoconv.converters.verification:Health",
-    "Report": "nemoconv.converters.conversion:Report",
+    "Report": "nemoconv.converters.planning:Report",
     "convert": "nemoconv.converters.conversion:convert",
     "inspect": "nemoconv.converters.inspection:inspect",
     "open": "nemoconv.converters.registry:open_checkpoint",

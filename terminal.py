@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nemoconv.errors import NemoconvError
 
 if TYPE_CHECKING:
-    from nemoconv.converters.conversion import Progress, Report
+    from nemoconv.converters.conversion import Progress
+    from nemoconv.converters.planning import Report
 
 _VERBS = {"write": "writing", "flush": "flushing to disk", "verify": "verifying"}
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import numpy
 
+from nemoconv.converters.base import WriteOptions
+from nemoconv.converters.planning import prepare
+from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.formats.dtypes import BY_NAME
+from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
 from nemoconv.mappings.rules import attention_sizes
+from nemoconv.resharding.layout import Layout
 
 LLAMA_1B = {
     "model_type": "llama",
@@ -39,6 +44,9 @@ SIZES = {
              "tie_word_embeddings": False},
 }  # fmt: skip
 
+#: distinct random values; they repeat
+_NOISE = 16 << 20
+
 
 def tensors(config: dict[str, object]) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the Hugging Face tensors of a Llama config."""
@@ -55,9 +63,13 @@ def tensors(config: dict[str, object]) -> list[tuple[str, tuple[int, ...]]]:
 def write(
     folder: Path, config: dict[str, object], *, shard_nbytes: int = 5 * 10**9, sparse: bool = False
 ) -> int:
-    """Write a checkpoint of this config; with ``sparse`` the data are holes. Returns its bytes."""
+    """Write a Hugging Face checkpoint of this config, in its dtype, and return its bytes.
+
+    The weights are normally distributed as trained ones are: no infinity, no NaN. With ``sparse`` they
+    are holes, which read as zeros and take no disk. A file has at most ``shard_nbytes`` bytes.
+    """
     folder.mkdir(parents=True)
-    dtype = BY_NAME["bfloat16"]
+    dtype = BY_NAME[str(config["dtype"])]
     shards: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     held = total = 0
     for name, shape in tensors(config):
@@ -69,7 +81,9 @@ def write(
         held += nbytes
         total += nbytes
     index = {}
-    noise = numpy.random.default_rng(0).integers(0, 1 << 16, 32 << 20, dtype=numpy.uint16)
+    normal = numpy.random.default_rng(0).standard_normal(_NOISE, dtype=numpy.float32)
+    noise = memoryview((normal * numpy.float32(0.02)).astype(dtype.numpy()).view(numpy.uint8))
+    del normal
     for number, shard in enumerate(shards, 1):
         file_name = (
             "model.safetensors"
@@ -84,7 +98,7 @@ def write(
             if sparse:
                 file.truncate(len(header) + left)
             while left and not sparse:
-                left -= file.write(memoryview(noise).cast("B")[: min(left, noise.nbytes)])
+                left -= file.write(noise[:left])
             file.flush()
             os.fsync(file.fileno())
         index |= {name: file_name for name, _ in shard}
@@ -92,3 +106,24 @@ def write(
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     (folder / "config.json").write_text(json.dumps(config))
     return total
+
+
+def write_nemo2(
+    source: Path, folder: Path, *, tensor_parallel_size: int = 1, pipeline_parallel_size: int = 1
+) -> None:
+    """Write the NeMo 2 directory that a Hugging Face one would become, with holes for the data.
+
+    Frames, ``.metadata`` and ``context/`` are real; checksums are those of no data, so it cannot be
+    verified, only planned and inspected.
+    """
+    layout = Layout(tensor_parallel_size, pipeline_parallel_size)
+    output = OutputDirectory(folder)
+    with open_checkpoint(source) as opened, output:
+        options = WriteOptions(layout, 5 * 10**9, None, None)
+        conversion = prepare(opened, output, converter("nemo2"), options)
+        for payload in conversion.payloads:
+            payload.crc32 = 0
+        for file in conversion.plan.outputs():
+            file.allocate()
+        conversion.writer.finish()
+        output.commit()

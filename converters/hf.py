@@ -187,6 +187,7 @@ class HFWriter(Writer):
 
     def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
         self._output, self._model, self._options = output, model, options
+        self._config = hf_config(model)
         self._headers: list[tuple[OutputFile, bytes]] = []
         self._index: dict[str, str] = {}
         self._nbytes = self._parameters = 0
@@ -230,7 +231,7 @@ class HFWriter(Writer):
                 "weight_map": dict(sorted(self._index.items())),
             }
             self._output.write(INDEX, _json(index))
-        self._output.write("config.json", _json(hf_config(self._model)))
+        self._output.write("config.json", _json(self._config))
 
 
 def hf_config(model: Model) -> dict[str, Value]:

@@ -32,7 +32,7 @@ from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
-from nemoconv.mappings import nemo_fields, table_for
+from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.layout import Layout
@@ -172,7 +172,8 @@ class NeMo2Checkpoint(Checkpoint):
         assert self._context is not None
         where = f"{self.path}: context/io.json"
         given = {**self._context.yaml_fields, **self._context.fields}
-        table, config = nemo_fields.read(self._context.config_class, given, where, allow_ignored)
+        table = table_for_nemo(self._context.config_class.module, where)
+        config = table.nemo.read(self._context.config_class, given, where, allow_ignored)
         self._settle(table, config)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         folder = self._context.generation_config
@@ -276,6 +277,8 @@ class NeMo2Writer(Writer):
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> None:
         self._output, self._model, self._sizes = output, model, sizes
+        # NeMo builds the vocabulary that its config states and pads nothing itself
+        self._config = model.table.nemo.write({**model.config, "vocab_size": sizes["vocab"]})
         self.layout = options.layout
         self._ends: dict[int, int] = {}
         self._items: list[tuple[Payload, torch_zip.TensorItem]] = []
@@ -353,11 +356,11 @@ class NeMo2Writer(Writer):
             folder = "artifacts" if name == GENERATION_CONFIG else nemo2_context.TOKENIZER_FOLDER
             data = source if isinstance(source, bytes) else source.pread(source.size, 0)
             output.write(f"context/{folder}/{name}", data)
-        config_class, fields = nemo_fields.write(model.table, model.config, self._sizes)
-        table = model.table
+        config_class, fields = self._config
+        nemo = model.table.nemo
         context = nemo2_context.build_context(
-            Symbol(table.nemo_module, table.nemo_model),
-            Symbol(table.nemo_module, config_class),
+            Symbol(nemo.module, nemo.model),
+            Symbol(nemo.module, config_class),
             fields,
             tensor_parallel_size=self.layout.tensor_parallel_size,
             pipeline_parallel_size=self.layout.pipeline_parallel_size,

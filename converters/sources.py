@@ -46,9 +46,9 @@ def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
 
 def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
     import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    offline = hub.offline or huggingface_hub.constants.HF_HUB_OFFLINE
+    offline = hub.offline or constants.HF_HUB_OFFLINE
     tried = f"{name}: not a local path, and "
     try:
         path = huggingface_hub.snapshot_download(
@@ -72,7 +72,7 @@ def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
     except errors.RevisionNotFoundError:
         raise UnsupportedFormat(tried + f"the hub repository has no revision {revision!r}") from None
     except errors.LocalEntryNotFoundError as error:
-        cache = hub.cache_dir or huggingface_hub.constants.HF_HUB_CACHE
+        cache = hub.cache_dir or constants.HF_HUB_CACHE
         if offline:
             raise UnsupportedFormat(
                 tried + f"not in the hub cache {cache} (offline)",

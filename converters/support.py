@@ -32,7 +32,7 @@ def matrix() -> dict[str, list[dict[str, Any]]]:
             {
                 "name": entry.name,
                 "hf_class": table.hf_class,
-                "nemo_class": f"{table.nemo_module}.{table.nemo_model}",
+                "nemo_class": f"{table.nemo.module}.{table.nemo.model}",
                 "verified": list(table.verified),
                 "origin": entry.origin,
             }

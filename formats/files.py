@@ -52,9 +52,6 @@ class SourceFile:
                 f"{self.path}: ends at byte {self.size:,}, but {offset:,}..{offset + size:,} are needed",
                 hint="the copy looks cut short; compare its size with the original",
             )
-        data = os.pread(self.fd, size, offset)
-        if len(data) == size:
-            return data
         buffer = bytearray(size)
         self.pread_into(memoryview(buffer), offset)
         return bytes(buffer)
@@ -63,7 +60,10 @@ class SourceFile:
         """Fill ``buffer`` (a writable view of bytes) from ``offset``."""
         done = 0
         while done < len(buffer):
-            got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            try:
+                got = os.preadv(self.fd, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise CorruptCheckpoint(f"{self.path}: cannot be read ({error.strerror})") from None
             if got == 0:
                 raise CorruptCheckpoint(
                     f"{self.path}: ended at byte {offset + done:,} while it was read",
@@ -73,8 +73,11 @@ class SourceFile:
 
     def check_unchanged(self) -> None:
         """Raise CorruptCheckpoint if the file was written to since it was opened."""
-        now = os.stat(self.path)
-        if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+        try:
+            now = os.stat(self.path)
+        except OSError:
+            now = None
+        if now is None or (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
             raise CorruptCheckpoint(
                 f"{self.path}: changed while it was read",
                 hint="run again once nothing writes to it",
@@ -107,15 +110,18 @@ class SourceDir:
             self._roots.append(os.path.join(os.path.dirname(parent), "blobs"))
         self._files: dict[str, SourceFile] = {}
 
-    def resolve(self, name: str) -> str:
-        """The real path of ``name``; UnsafeCheckpoint when it lies outside the checkpoint."""
+    def _join(self, name: str) -> str:
         parts = re.split(r"[/\\]", name)
         rooted = name.startswith(("/", "\\")) or ":" in parts[0]
         if not name or "\0" in name or rooted or ".." in parts:
             raise UnsafeCheckpoint(
                 f"{self.path}: refers to the file {name!r}, which is not a plain relative name"
             )
-        real = os.path.realpath(os.path.join(self._real, name))
+        return os.path.join(self._real, name)
+
+    def resolve(self, name: str) -> str:
+        """The real path of ``name``; UnsafeCheckpoint when it lies outside the checkpoint."""
+        real = os.path.realpath(self._join(name))
         if not any(real.startswith(root + os.sep) for root in self._roots):
             raise UnsafeCheckpoint(f"{self.path / name}: leads outside the checkpoint, to {real}")
         return real
@@ -130,7 +136,11 @@ class SourceDir:
         return self._files[name]
 
     def exists(self, name: str) -> bool:
-        return os.path.lexists(os.path.join(self._real, name))
+        """Whether something of that name is there, be it only a broken link.
+
+        Raises UnsafeCheckpoint for a name that leads elsewhere, so that nobody can ask about it.
+        """
+        return os.path.lexists(self._join(name))
 
     def read(self, name: str, limit: int = MAX_SMALL_FILE) -> bytes:
         """The whole of a small file."""

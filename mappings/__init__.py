@@ -41,3 +41,14 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
             f"{where}: is a {classes!r}; of model_type {kind!r} only {table.hf_class} is supported"
         )
     return table
+
+
+def table_for_nemo(module: str, where: str) -> Table:
+    """The table whose NeMo 2 classes lie in ``module``. Raises UnsupportedArchitecture."""
+    for name in architectures():
+        table = load_table(name)
+        if table.nemo.module == module:
+            return table
+    raise UnsupportedArchitecture(
+        f"{where}: no mapping table for NeMo's {module}", hint=f"supported: {', '.join(architectures())}"
+    )

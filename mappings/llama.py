@@ -4,6 +4,8 @@ Source: transformers/models/llama, megatron/core/models/gpt, nemo/collections/ll
 """
 
 from nemoconv.mappings.config_fields import Biases, Dtype, Field, Fixed, HeadDim
+from nemoconv.mappings.nemo_configs import LLAMA_DEFAULTS
+from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
 from nemoconv.mappings.table import Table
@@ -18,9 +20,13 @@ MLP_BIAS = (("mlp_bias", True),)
 TABLE = Table(
     architecture="llama",
     hf_class="LlamaForCausalLM",
-    nemo_module="nemo.collections.llm.gpt.model.llama",
-    nemo_model="LlamaModel",
-    nemo_config="LlamaConfig",
+    nemo=NemoClasses(
+        module="nemo.collections.llm.gpt.model.llama",
+        model="LlamaModel",
+        config="LlamaConfig",
+        scaled_config="Llama31Config",
+        defaults=LLAMA_DEFAULTS,
+    ),
     fields=(
         Field("num_hidden_layers", "num_layers", 32),
         Field("hidden_size", "hidden_size", 4096),

@@ -14,6 +14,7 @@ from itertools import product
 from math import prod
 
 from nemoconv.mappings.config_fields import ConfigRule, Value
+from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.resharding.boxes import Shape, View, view
 from nemoconv.resharding.layout import Layout
 
@@ -128,18 +129,15 @@ class Table:
 
     ``architecture`` is the Hugging Face ``model_type``. ``ignored`` lists tensors that are derived at
     load time and carry nothing; ``tied`` pairs of (copy, original) that a tied model may hold twice.
-    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``nemo_model`` and
-    ``nemo_config`` are the NeMo 2 classes written into ``context/``, both of ``nemo_module``.
-    ``verified`` says against whom it was proved, for ``supported``.
+    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``nemo`` names
+    the NeMo 2 classes written into ``context/``. ``verified`` says against whom the table was proved.
     """
 
     architecture: str
     hf_class: str
     fields: tuple[ConfigRule, ...]
     rules: tuple[Rule, ...]
-    nemo_module: str
-    nemo_model: str
-    nemo_config: str
+    nemo: NemoClasses
     modules: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()

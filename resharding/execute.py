@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
+from typing import Any
 
 import numpy
 
@@ -65,6 +66,12 @@ class CastReport:
 
     overflows: dict[str, int] = field(default_factory=dict)
 
+    def take(self, other: CastReport) -> None:
+        """Add what ``other`` counted, and empty it."""
+        for name, count in other.overflows.items():
+            self.overflows[name] = self.overflows.get(name, 0) + count
+        other.overflows.clear()
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -107,10 +114,11 @@ class _Worker:
     def run(self, job: Job, boxes: list[Box], done: Callable[[int], None]) -> list[Written]:
         written: list[Written] = []
         for start, shape in boxes:
+            before = len(written)
             self._read(job, start, shape)
             data = self._convert(job, prod(shape))
             self._write(job, start, shape, data, written)
-            done(prod(shape) * job.target_dtype.itemsize)
+            done(sum(length for _, _, length, _ in written[before:]))
         return _merge(written)
 
     def _read(self, job: Job, start: Shape, shape: Shape) -> None:
@@ -141,9 +149,9 @@ class _Worker:
         result = self.cast[: count * target.itemsize].view(target.numpy())
         with numpy.errstate(over="ignore", invalid="ignore"):
             numpy.copyto(result, values, casting="unsafe")
-            lost = int(numpy.count_nonzero(numpy.isinf(result))) if target.name == "float16" else 0
-            if lost:
-                lost = int(numpy.count_nonzero(numpy.isinf(result) & numpy.isfinite(values)))
+            lost = 0
+            if _maybe_nonfinite(result, target.name):
+                lost = int(numpy.count_nonzero(~numpy.isfinite(result) & numpy.isfinite(values)))
         if lost:
             self.report.overflows[job.name] = self.report.overflows.get(job.name, 0) + lost
         return self.cast
@@ -163,6 +171,14 @@ class _Worker:
             axes = loops(size, target.strides, strides)
             for place, views in gather_runs(axes, itemsize, data[at:], self.scratch):
                 written.append(_write_views(target.payload, offset + place, views))
+
+
+def _maybe_nonfinite(values: numpy.ndarray[Any, Any], name: str) -> bool:
+    """Whether an infinity or NaN may be among ``values``; fast where casts are common."""
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(name)
+    if exponent is None:
+        return True
+    return bool((values.view(numpy.uint16) & exponent == exponent).any())
 
 
 def _write_views(payload: Payload, offset: int, views: list[memoryview]) -> Written:
@@ -268,7 +284,9 @@ def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None =
     tasks, report = _Tasks(plan, limits.tile_nbytes), CastReport()
     written: list[Written] = []
     errors: list[BaseException] = []
-    stop, lock = threading.Event(), threading.Lock()
+    started, stop, lock = threading.Event(), threading.Event(), threading.Lock()
+    # not Thread.join: in Python 3.11, once interrupted, it takes a running thread for a finished one
+    ended = [threading.Event() for _ in range(limits.workers)]
 
     def done(nbytes: int) -> None:
         if stop.is_set():
@@ -277,29 +295,36 @@ def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None =
             with lock:
                 progress(nbytes)
 
-    def work() -> None:
-        worker = _Worker(limits.tile_nbytes, report)
+    def work(number: int) -> None:
         try:
-            while (task := tasks.take()) is not None:
+            worker = _Worker(limits.tile_nbytes, CastReport())
+            started.wait()
+            while not stop.is_set() and (task := tasks.take()) is not None:
                 pieces = worker.run(*task, done)
                 with lock:
                     written.extend(pieces)
+                    report.take(worker.report)
         except _Stopped:
             pass
         except BaseException as error:  # handed to the caller's thread
             errors.append(error)
             stop.set()
+        finally:
+            ended[number].set()
 
-    threads = [threading.Thread(target=work, name=f"nemoconv-{i}") for i in range(limits.workers)]
+    begun = 0
     try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        for number in range(limits.workers):
+            threading.Thread(target=work, args=(number,), name=f"nemoconv-{number}").start()
+            begun += 1
+        started.set()
+        for event in ended:
+            event.wait()
     except BaseException:  # Ctrl-C: no thread may still write when the output is removed
         stop.set()
-        for thread in threads:
-            thread.join()
+        started.set()  # a thread whose start was interrupted comes to life later, sees stop and ends
+        for event in ended[:begun]:
+            event.wait()
         raise
     if errors:
         raise errors[0]

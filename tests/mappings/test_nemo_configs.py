@@ -4,11 +4,9 @@ import dataclasses
 
 import pytest
 
-from nemoconv.formats.fiddle import Symbol
 from nemoconv.mappings.nemo_configs import (
     INERT,
     LLAMA_DEFAULTS,
-    LLAMA_MODULE,
     MAPPED,
     OFF,
     ONLY_WITH,
@@ -65,14 +63,14 @@ def test_the_tables_cannot_be_changed() -> None:
     with pytest.raises(TypeError):
         OFF["qk_layernorm"] = (True,)  # type: ignore[index]
     with pytest.raises(TypeError):
-        LLAMA_DEFAULTS[Symbol("a", "b")] = {}  # type: ignore[index]
+        LLAMA_DEFAULTS["b"] = {}  # type: ignore[index]
 
 
 def test_llama_defaults_are_whole_and_only_of_mapped_fields() -> None:
     scaling = {"scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len"}
-    for symbol, defaults in LLAMA_DEFAULTS.items():
-        has_scaling = symbol.name.startswith(("Llama31", "Llama32"))
-        assert set(defaults) == MAPPED - (set() if has_scaling else scaling), symbol
+    for name, defaults in LLAMA_DEFAULTS.items():
+        has_scaling = name.startswith(("Llama31", "Llama32"))
+        assert set(defaults) == MAPPED - (set() if has_scaling else scaling), name
 
 
 @pytest.mark.parametrize(
@@ -88,5 +86,5 @@ def test_llama_defaults_are_whole_and_only_of_mapped_fields() -> None:
     ],
 )
 def test_llama_defaults_known_by_heart(name: str, expected: dict[str, object]) -> None:
-    defaults = LLAMA_DEFAULTS[Symbol(LLAMA_MODULE, name)]
+    defaults = LLAMA_DEFAULTS[name]
     assert {key: defaults[key] for key in expected} == expected

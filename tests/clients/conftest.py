@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+from . import models
+from .models import Variant
+from .worlds import World
+
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "nemo2"
+
+
+@pytest.fixture(scope="session")
+def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
+    """Hugging Face directories of variants, each built once. Not to be changed."""
+    pytest.importorskip("transformers")
+    root = tmp_path_factory.mktemp("hf")
+    built: dict[str, Path] = {}
+
+    def directory(v: Variant) -> Path:
+        key = repr(v)
+        if key not in built:
+            built[key] = models.build(root / f"{len(built)}-{v.name}", v)
+        return built[key]
+
+    return directory
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Processes for Megatron jobs."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    ranks = World(tmp_path_factory.mktemp("world") / "stderr")
+    yield ranks
+    ranks.close()

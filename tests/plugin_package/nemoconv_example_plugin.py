@@ -1,0 +1,117 @@
+"""A format that keeps every tensor in a file of its own, and an architecture that is a Llama by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nemoconv.converters.base import Checkpoint, Converter, Model, Request, TensorSpec, WriteOptions, Writer
+from nemoconv.converters.hf import hf_config
+from nemoconv.errors import CorruptCheckpoint
+from nemoconv.formats import plain_json
+from nemoconv.formats.dtypes import BY_NAME
+from nemoconv.formats.files import SourceDir, SourceFile
+from nemoconv.formats.output import OutputDirectory
+from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
+from nemoconv.mappings import table_for
+from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.llama import TABLE as LLAMA
+from nemoconv.resharding.plan import Payload
+
+PELICAN = replace(
+    LLAMA,
+    architecture="pelican",
+    hf_class="PelicanForCausalLM",
+    nemo=replace(LLAMA.nemo, module="pelican.nemo", model="PelicanModel"),
+)
+
+
+class RawCheckpoint(Checkpoint):
+    format = "raw"
+    side = "hf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._directory = SourceDir(path)
+        index = plain_json.loads_object(self._directory.read("raw.json"), str(path / "raw.json"))
+        self._config: dict[str, Any] = index["config"]  # type: ignore[assignment]
+        self._tensors: dict[str, StoredTensor] = {}
+        for name, (dtype, shape, file_name) in index["tensors"].items():  # type: ignore[attr-defined]
+            kind, size = BY_NAME[dtype], tuple(shape)
+            file = self._directory.file(file_name)
+            extent = Extent(file, 0, (0,) * len(size), size, contiguous_strides(size, kind.itemsize))
+            self._tensors[name] = StoredTensor(name, kind, size, (extent,))
+            if file.size != self._tensors[name].nbytes:
+                raise CorruptCheckpoint(f"{file.path}: has {file.size} bytes")
+
+    def keys(self) -> Sequence[str]:
+        return list(self._tensors)
+
+    def spec(self, name: str) -> TensorSpec:
+        tensor = self._tensors[name]
+        return TensorSpec(name, tensor.dtype, tensor.shape)
+
+    def stored(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._config
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        table = table_for(self._config, str(self.path))
+        return Model(table, read_config(table.fields, self._config, allow_ignored)[0])
+
+    def describe(self) -> dict[str, Any]:
+        return {"writer": "example", "files": {f.name: f.size for f in self._directory.opened()}}
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return {}
+
+    def close(self) -> None:
+        self._directory.close()
+
+
+class RawWriter(Writer):
+    side = "hf"
+
+    def __init__(self, output: OutputDirectory, model: Model) -> None:
+        self._output, self._config = output, hf_config(model)
+        self._tensors: dict[str, tuple[str, list[int], str]] = {}
+
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        payloads = []
+        for number, request in enumerate(requests):
+            file = self._output.file(f"{number}.bin")
+            file.size = TensorSpec(request.name, request.dtype, request.shape).nbytes
+            payloads.append(Payload(request.name, file, 0, file.size))
+            self._tensors[request.name] = (request.dtype.name, list(request.shape), file.name)
+        self.tensor_count = len(payloads)
+        return payloads
+
+    def finish(self) -> None:
+        self._output.write(
+            "raw.json", json.dumps({"config": self._config, "tensors": self._tensors}).encode()
+        )
+
+
+class RawConverter(Converter):
+    name = "raw"
+    side = "hf"
+    title = "one file per tensor"
+    looks_for = "raw.json"
+
+    def recognizes(self, path: Path) -> bool:
+        return (path / "raw.json").exists()
+
+    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+        return RawCheckpoint(path)
+
+    def create(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> Writer:
+        return RawWriter(output, model)

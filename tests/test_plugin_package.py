@@ -1,0 +1,58 @@
+"""A third-party package, really installed, adds a format and an architecture through entry points."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+SUITE = """
+from nemoconv import samples
+from nemoconv.testing import ConverterTests, MappingTests
+
+
+class TestRaw(ConverterTests):
+    format = "raw"
+
+
+class TestPelican(MappingTests):
+    config = {**samples.LLAMA, "model_type": "pelican", "architectures": ["PelicanForCausalLM"]}
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("plugin")
+    shutil.copytree(HERE / "plugin_package", folder / "package")
+    isolation = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "-q", "--no-deps", *isolation,
+         "--target", str(folder / "site"), str(folder / "package")],
+        check=True, timeout=300,
+    )  # fmt: skip
+    path = os.pathsep.join(filter(None, [str(folder / "site"), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def test_supported_lists_it_with_its_origin(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "nemoconv", "supported"]
+    out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, cwd="/").stdout
+    assert "  raw      read, write  one file per tensor [nemoconv-example-plugin]" in out.splitlines()
+    assert "pelican  PelicanForCausalLM" in out
+
+
+def test_it_passes_the_inherited_tests(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "test_plugin.py").write_text(SUITE)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
+    )
+    assert result.returncode == 0, result.stdout
+    assert "16 passed" in result.stdout
