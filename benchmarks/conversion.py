@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import measure
 import models
@@ -183,9 +182,7 @@ def main() -> int:
             for cold in (False, True) if options.cold else (False,):
                 for case in (case for case in CASES if case.name in wanted):
                     print(f"{case.name} {size} {'cold' if cold else 'warm'}", file=sys.stderr)
-                    results.append(
-                        measure_case(case, size, inputs, work / "out", options.rounds, cold=cold)
-                    )
+                    results.append(measure_case(case, size, inputs, work / "out", options.rounds, cold=cold))
                 if VERIFY in wanted:
                     results.append(measure_verify(size, inputs, options.rounds, cold=cold))
             measure.remove(work / size)

@@ -6,7 +6,6 @@ All sizes are in bytes, all times in seconds.
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import os
 import platform
@@ -23,8 +22,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-if importlib.util.find_spec("nemoconv") is None:
-    sys.exit("nemoconv cannot be imported: pip install -e . in the repository root, or PYTHONPATH=.types")
+try:
+    import nemoconv.formats.checksum
+except ImportError as error:
+    sys.exit(f"{error}: run pip install -e . in the repository root first")
 
 SAMPLE_SECONDS = 0.02
 MIB = 1 << 20

@@ -106,7 +106,11 @@ def megatron_save(source: Path, out: Path) -> Callable[[], None]:
 
 
 PEERS = {"transformers": transformers_save, "torch DCP": torch_dcp_save, "megatron-core": megatron_save}
-PACKAGES = {"transformers": ("transformers",), "torch DCP": ("torch",), "megatron-core": ("torch", "megatron-core")}
+PACKAGES = {
+    "transformers": ("transformers",),
+    "torch DCP": ("torch",),
+    "megatron-core": ("torch", "megatron-core"),
+}
 
 
 def _load(source: Path) -> dict[str, Any]:

@@ -50,12 +50,20 @@ def main() -> int:
             large = [package for package in LARGE if package in modules]
             wall = Summary.of([usage.wall for usage in used])
             peak = max(usage.rss_nbytes for usage in used) / MIB
-            rows.append([name, str(cpu), str(wall), f"{peak:.0f}", str(len(modules)), ", ".join(large) or "none"])
+            rows.append(
+                [name, str(cpu), str(wall), f"{peak:.0f}", str(len(modules)), ", ".join(large) or "none"]
+            )
             raw[name] = {"runs": used, "modules": modules}
             if limit is not None:
                 checks.append(Check(f"{name}: CPU time", cpu.median, limit, "s"))
             if command is not python:
-                checks.append(Check(f"{name}: imports of torch or transformers", len({"torch", "transformers"} & {*large}), 0))
+                checks.append(
+                    Check(
+                        f"{name}: imports of torch or transformers",
+                        len({"torch", "transformers"} & {*large}),
+                        0,
+                    )
+                )
     return measure.publish(facts, HEAD, rows, checks, raw, options.json)
 
 

@@ -7,7 +7,6 @@ a tensor of its own, named ``decoder.layers.7.mlp.linear_fc2.weight``, whether t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,12 @@ from nemoconv.converters.base import (
     Writer,
 )
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
-from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedFormat
-from nemoconv.formats import torch_dist, torch_zip
+from nemoconv.converters.nemo2_context import NemoContext
+from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedConfig, UnsupportedFormat
+from nemoconv.formats import plain_json, torch_dist, torch_zip
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.fiddle import Symbol
-from nemoconv.formats.files import SourceDir, SourceFile
+from nemoconv.formats.files import MAX_SMALL_FILE, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
@@ -41,6 +41,7 @@ from nemoconv.resharding.plan import Payload
 PREFIX: Final = "module."
 _STACKED = re.compile(r"((?:decoder|encoder)\.layers)\.(?!\d+\.)(.+)")
 _LAYER = re.compile(r"((?:decoder|encoder)\.layers)\.(\d+)\.(.+)")
+_CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 _EXTRA_STATE = "._extra_state"
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
 _COMMON: Final = {
@@ -62,11 +63,6 @@ class NeMo2Checkpoint(Checkpoint):
         self.path = path
         self._directory = SourceDir(path)
         self._weights = "weights" if (path / "weights").is_dir() else ""
-        if self._directory.exists(self._at("adapter_metadata.json")):
-            raise UnsupportedFormat(
-                f"{path}: holds a LoRA adapter, not a model",
-                hint="merge it with its base model in NeMo first",
-            )
         torch_dist.read_backend(self._directory, self._weights)
         self._metadata = torch_dist.read_metadata(self._directory, self._weights)
         self._manifest = manifest.read(self._directory)
@@ -75,13 +71,17 @@ class NeMo2Checkpoint(Checkpoint):
         self._by_layer: dict[str, dict[int, list[DistChunk]]] = {}
         self._extents: dict[DistChunk, Extent] = {}
         self._hf = read_hf_config(config) if config is not None else None
-        self._context = None if self._hf is not None else nemo2_context.read_context(self._directory)
-        if self._context is not None and self._context.peft is not None:
-            raise UnsupportedFormat(f"{path}: its context describes a model with adapters (PEFT)")
+        self._context = self._read_context() if config is None else None
         self.layout = self._read_layout()
 
     def _at(self, name: str) -> str:
         return f"{self._weights}/{name}" if self._weights else name
+
+    def _read_context(self) -> NemoContext | None:
+        """None for a bare torch_dist directory: it can be inspected, and converted with a config."""
+        if any(self._directory.exists(name) for name in _CONTEXT_FILES):
+            return nemo2_context.read_context(self._directory)
+        return None
 
     def _name_layers(self) -> dict[str, tuple[DistTensor, int | None]]:
         """Every model tensor by its per-layer name, with the index on the stacked axis if there is one."""
@@ -169,7 +169,16 @@ class NeMo2Checkpoint(Checkpoint):
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
             return Model(table, config, {key: self._hf[key] for key in passed}, dict(self.tokenizer_files))
-        assert self._context is not None
+        if self._context is None:
+            raise UnsupportedConfig(
+                f"{self.path}: has no context/, so nothing says what model it is",
+                hint="pass --config with the model's config.json",
+            )
+        adapter = self._directory.exists(self._at("adapter_metadata.json"))
+        if adapter or self._context.peft is not None:
+            raise UnsupportedFormat(
+                f"{self.path}: holds a LoRA adapter, not a model", hint="merge it with its base in NeMo first"
+            )
         where = f"{self.path}: context/io.json"
         given = {**self._context.yaml_fields, **self._context.fields}
         table = table_for_nemo(self._context.config_class.module, where)
@@ -211,11 +220,14 @@ class NeMo2Checkpoint(Checkpoint):
         file = self.tokenizer_files.get("tokenizer.json")
         if file is None:
             return None
-        tokenizer = json.loads(file.pread(file.size, 0))
-        entries = tokenizer.get("model", {}).get("vocab", {})
-        ids = [*entries.values()] if isinstance(entries, dict) else list(range(len(entries)))
-        ids += [token["id"] for token in tokenizer.get("added_tokens", [])]
-        return max(ids) + 1 if ids else None
+        tokenizer = plain_json.loads_object(file.pread(file.size, 0), file.path, max_bytes=MAX_SMALL_FILE)
+        model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+        entries = model.get("vocab") if isinstance(model, dict) else None
+        ids = list(entries.values()) if isinstance(entries, dict) else list(range(len(entries or ())))
+        if isinstance(added, list):
+            ids += [token.get("id") for token in added if isinstance(token, dict)]
+        numbers = [number for number in ids if isinstance(number, int)]
+        return max(numbers) + 1 if numbers else None
 
     @property
     def tokenizer_files(self) -> Mapping[str, SourceFile]:

@@ -266,6 +266,9 @@ def disk_shortage(report: Report) -> str | None:
 
 
 def _resident_nbytes() -> int:
-    """Memory of the process before buffers: what it holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    """Memory of the process before any buffer."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux: the peak so far, in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

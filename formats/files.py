@@ -5,8 +5,10 @@ A mapped file that shrinks under us kills the process; a short ``pread`` is an o
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import resource
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ MAX_SMALL_FILE = 256 << 20
 
 
 class SourceFile:
-    """One regular file of a checkpoint, opened at first use and read by offset."""
+    """One regular file of a checkpoint, read by offset."""
 
     __slots__ = ("_fd", "mtime_ns", "name", "path", "size")
 
@@ -37,8 +39,7 @@ class SourceFile:
     def fd(self) -> int:
         if self._fd is None:
             try:
-                # O_NONBLOCK: opening a FIFO must not hang; it has no effect on regular files
-                self._fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+                self._fd = _open(self.path)
             except FileNotFoundError:
                 raise CorruptCheckpoint(f"{self.path}: missing") from None
             except OSError as error:
@@ -90,6 +91,20 @@ class SourceFile:
 
     def __repr__(self) -> str:
         return f"SourceFile({self.path!r})"
+
+
+def _open(path: str) -> int:
+    # O_NONBLOCK: opening a FIFO must not hang; it has no effect on regular files
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags)
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+    # thousands of rank files: use what the system allows, not the shell's default of 1,024
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    return os.open(path, flags)
 
 
 class SourceDir:

@@ -20,8 +20,7 @@ Value = Any  # what JSON holds: None, bool, int, float, str, list, dict
 #: keys of transformers' PretrainedConfig and of well-known exporters that do not enter the forward pass
 INERT = frozenset(
     """
-    _attn_implementation _attn_implementation_autoset _commit_hash _flash_attn_2_enabled _from_model_config
-    _name_or_path add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id
+    add_cross_attention architectures bad_words_ids begin_suppress_tokens bos_token_id
     chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty do_sample
     early_stopping encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty
     finetuning_task forced_bos_token_id forced_eos_token_id id2label is_composition is_llama_config
@@ -32,6 +31,13 @@ INERT = frozenset(
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p
     torchscript transformers.js_config transformers_version typical_p unsloth_fixed unsloth_version
     use_bfloat16 use_cache
+    """.split()
+)
+#: inert too, but never carried along: paths of the writer, and choices of kernels, which can name code
+PRIVATE = frozenset(
+    """
+    _attn_implementation _attn_implementation_autoset _attn_implementation_internal _commit_hash
+    _flash_attn_2_enabled _from_model_config _name_or_path
     """.split()
 )
 
@@ -204,7 +210,7 @@ def read_config(
     Raises UnsupportedConfig for keys that nothing knows, unless they are in ``allow_ignored``.
     """
     owned = frozenset().union(*(rule.hf_keys for rule in rules))
-    unknown = sorted(key for key in hf if key not in owned and key not in INERT)
+    unknown = sorted(key for key in hf if key not in owned and key not in INERT and key not in PRIVATE)
     refused = [key for key in unknown if key not in allow_ignored]
     if refused:
         raise UnsupportedConfig(

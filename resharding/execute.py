@@ -60,6 +60,10 @@ def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
             yield (*index, first, *start[axis + 1 :]), (*(1,) * axis, count, *shape[axis + 1 :])
 
 
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @dataclass(slots=True)
 class CastReport:
     """What a change of element type did that is not rounding: finite values that became infinite."""
@@ -88,7 +92,7 @@ class Limits:
     @classmethod
     def within(cls, max_memory: int, plan_nbytes: int, workers: int | None = None) -> Limits:
         """Limits that keep plan, interpreter and buffers below ``max_memory`` bytes."""
-        workers = workers or min(4, len(os.sched_getaffinity(0)))
+        workers = workers or min(4, _usable_cores())
         room = max_memory - plan_nbytes - BASE_NBYTES
         smallest = 256 << 10
         while workers > 1 and room < workers * 3 * smallest:
@@ -252,7 +256,8 @@ class _Tasks:
                     first = piece.offset if first is None else min(first, piece.offset)
                     last = max(last, piece.offset + span + job.source_dtype.itemsize)
             if first is not None:
-                os.posix_fadvise(extent.file.fd, first, last - first, os.POSIX_FADV_WILLNEED)
+                if hasattr(os, "posix_fadvise"):  # not on macOS
+                    os.posix_fadvise(extent.file.fd, first, last - first, os.POSIX_FADV_WILLNEED)
                 total += last - first
         return total
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from pathlib import Path
 import pytest
 
 from nemoconv.converters.conversion import convert
+
 from . import models
-from .models import variant, logits, ids
+from .models import ids, logits
 
 
 @pytest.mark.parametrize("v", models.VARIANTS, ids=str)
