@@ -13,7 +13,6 @@ from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.mappings.rules import attention_sizes
 
 #: a Llama with grouped queries, a scaled rotary embedding and a vocabulary that two ranks cannot share
 LLAMA: Mapping[str, Any] = {
@@ -45,12 +44,14 @@ def tensors(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the Hugging Face tensors that a config.json asks for, sorted by name."""
     table = table_for(config, "sample")
     model, _ = read_config(table.fields, config)
-    sizes = attention_sizes(model)
+    sizes = table.sizes(model)
     return sorted(
-        (part.hf.format(**instance.index), part.shape(sizes))
-        for instance in table.instances(model, sizes)
-        if instance.in_hf
-        for part in instance.rule.parts
+        {
+            (part.hf.format(**instance.index), part.shape(sizes))
+            for instance in table.instances(model, sizes)
+            if instance.in_hf
+            for part in instance.rule.parts
+        }
     )
 
 

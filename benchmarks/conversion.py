@@ -105,7 +105,7 @@ class Inputs:
             models.write(path, {**self._config, "dtype": variant or "bfloat16"})
         else:
             layout = ("--tp", variant.removeprefix("tp")) if variant else ()
-            measure.run(measure.nemoconv("hf2nemo2", self["hf"], path, *layout, "-q"))
+            measure.run(measure.program("hf2nemo2", self["hf"], path, *layout, "-q"))
 
 
 def measure_case(case: Case, size: str, inputs: Inputs, out: Path, count: int, *, cold: bool) -> Result:
@@ -116,7 +116,7 @@ def measure_case(case: Case, size: str, inputs: Inputs, out: Path, count: int, *
         for folder in {source, copied}:
             (measure.drop if cold else measure.warm)(folder)
 
-    command = measure.nemoconv(case.arguments[0], source, out, *case.arguments[1:], "--no-progress", "-q")
+    command = measure.program(case.arguments[0], source, out, *case.arguments[1:], "--no-progress", "-q")
     before()
     measure.run([*command, *(("--verify",) if case.keeps_bits else ())])  # is it right; and a warm-up
     written = measure.nbytes(out)
@@ -133,7 +133,8 @@ def measure_verify(size: str, inputs: Inputs, count: int, *, cold: bool) -> Resu
     def before() -> None:
         (measure.drop if cold else measure.warm)(source)
 
-    command = measure.nemoconv("verify", source, "--no-progress", "-q")
+    command = measure.program("verify", source, "--no-progress", "-q")
+    print(f"{VERIFY} {size} {'cold' if cold else 'warm'}", file=sys.stderr)
     cats, ours = measure.rounds(count, before, cat, command)
     name = f"{VERIFY} (against cat)"
     return Result(name, size, "cold" if cold else "warm", measure.nbytes(source), cats, ours)

@@ -6,6 +6,7 @@ All sizes are in bytes, all times in seconds.
 from __future__ import annotations
 
 import datetime
+import importlib
 import json
 import os
 import platform
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import nemoconv.formats.checksum
+    importlib.import_module("nemoconv.formats.checksum")  # the package, and a compiled part of it
 except ImportError as error:
     sys.exit(f"{error}: run pip install -e . in the repository root first")
 
@@ -92,7 +93,7 @@ def _sample(pid: int, peaks: dict[str, int], ended: threading.Event) -> None:
 # What is measured
 
 
-def nemoconv(*arguments: str | Path) -> list[str]:
+def program(*arguments: str | Path) -> list[str]:
     """The command that runs nemoconv with this interpreter."""
     return [sys.executable, "-m", "nemoconv", *map(str, arguments)]
 

@@ -16,7 +16,7 @@ from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.mappings.rules import attention_sizes
+from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.resharding.layout import Layout
 
 LLAMA_1B = {
@@ -80,7 +80,7 @@ def write(
         shards[-1].append((name, shape))
         held += nbytes
         total += nbytes
-    index = {}
+    index: dict[str, str] = {}
     normal = numpy.random.default_rng(0).standard_normal(_NOISE, dtype=numpy.float32)
     noise = memoryview((normal * numpy.float32(0.02)).astype(dtype.numpy()).view(numpy.uint8))
     del normal

@@ -52,16 +52,19 @@ def megatron_save(source: Path, out: Path) -> Callable[[], None]:
     import torch
 
     if not torch.cuda.is_available():  # questions that a CPU build refuses to answer
-        torch.cuda.synchronize = lambda *_: None
-        torch.cuda.current_device = lambda: torch.device("cpu")
-        torch.cuda.empty_cache = lambda: None
-        torch.cuda.is_initialized = lambda: True
-        torch.cuda.stream = lambda *_: contextlib.nullcontext()
-        torch.cuda.Stream = lambda *_, **__: None
+        answers: dict[str, Callable[..., object]] = {
+            "synchronize": lambda *_: None,
+            "current_device": lambda: torch.device("cpu"),
+            "empty_cache": lambda: None,
+            "is_initialized": lambda: True,
+            "stream": lambda *_: contextlib.nullcontext(),
+            "Stream": lambda *_, **__: None,
+        }
+        for name, answer in answers.items():
+            setattr(torch.cuda, name, answer)
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing import ShardedTensor
 
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
     store = torch.distributed.HashStore()
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
@@ -158,7 +161,7 @@ def main() -> int:
         models.write(source, models.SIZES[options.size])
         commands = {
             "cp -r": measure.copy(source, out),
-            "nemoconv hf2nemo2": measure.nemoconv("hf2nemo2", source, out, "--no-progress", "-q"),
+            "nemoconv hf2nemo2": measure.program("hf2nemo2", source, out, "--no-progress", "-q"),
         }
         skipped = {}
         for peer in options.only or PEERS:

@@ -36,7 +36,7 @@ def main() -> int:
             ("NeMo 2 tp8 pp6 -> NeMo 2", "nemo2-tp8", "nemo2", ("--tp", "4", "--pp", "2")),
         ):
             print(name, *layout, file=sys.stderr)
-            command = measure.nemoconv("plan", work / source, work / "out", "--to", to, *layout, "--json")
+            command = measure.program("plan", work / source, work / "out", "--to", to, *layout, "--json")
             used = [measure.run(command) for _ in range(options.rounds)]
             report = json.loads(used[-1].output)
             wall = Summary.of([usage.wall for usage in used])

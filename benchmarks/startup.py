@@ -41,8 +41,8 @@ def main() -> int:
             "inspect NEMO2": (("inspect", work / "nemo2"), INSPECT_SECONDS),
         }
         python = [sys.executable, "-c", "pass"]
-        listed = {"python -c pass": (python, None)}
-        listed |= {name: (measure.nemoconv(*words), limit) for name, (words, limit) in commands.items()}
+        listed: dict[str, tuple[list[str], float | None]] = {"python -c pass": (python, None)}
+        listed |= {name: (measure.program(*words), limit) for name, (words, limit) in commands.items()}
         for name, (command, limit) in listed.items():
             modules = imported(command)  # and a warm-up
             used = [measure.run(command) for _ in range(options.rounds)]

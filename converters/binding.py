@@ -9,9 +9,8 @@ from nemoconv.converters.base import Checkpoint, Model, Request, Side
 from nemoconv.errors import CorruptCheckpoint, MappingError, some
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.tensors import Extent
-from nemoconv.mappings.rules import attention_sizes
 from nemoconv.mappings.table import Instance, Part, Rule, Sizes, Table, holes
-from nemoconv.resharding.boxes import Shape, open_extent
+from nemoconv.resharding.boxes import Shape, intersect, narrow, open_extent
 from nemoconv.resharding.layout import Layout
 
 _Geometry = list[tuple[int, Shape, Shape, Shape]]
@@ -44,8 +43,7 @@ class Space:
         if part is None:
             yield from open_extent(extent, self.rule.view, sizes)
             return
-        bounds = part.bounds(sizes)
-        local = {**sizes, **{factor: length for factor, (_, length) in bounds.items()}}
+        bounds, local = part.bounds(sizes), part.sizes(sizes)
         position = {factor: i for i, factor in enumerate(part.view.factors)}
         for box in open_extent(extent, part.view, local):
             start, shape, strides = [], [], []
@@ -70,15 +68,20 @@ class Named:
     name: str
     part: Part | None
     shape: Shape
+    start: Shape
+    box: Shape
 
 
 def members(instance: Instance, side: Side, sizes: Sizes) -> list[Named]:
     """The tensors of ``side`` that make up an instance, under their first names."""
     rule, index = instance.rule, instance.index
     if side == "nemo":
-        return [Named(rule.nemo.format(**index), None, rule.view.shape(sizes))]
+        shape = rule.view.shape(sizes)
+        return [Named(rule.nemo.format(**index), None, shape, (0,) * len(shape), shape)]
     parts = rule.parts if instance.in_hf else ()
-    return [Named(part.hf.format(**index), part, part.shape(sizes)) for part in parts]
+    return [
+        Named(part.hf.format(**index), part, part.shape(sizes), *part.slice(sizes, index)) for part in parts
+    ]
 
 
 class Bound:
@@ -91,7 +94,7 @@ class Bound:
     def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
         self.checkpoint, self.model = checkpoint, model
         self.names = set(checkpoint.keys())
-        self.sizes = dict(attention_sizes(model.config))
+        self.sizes = model.table.sizes(model.config)
         if checkpoint.side == "nemo":
             self.sizes["vocab"] = self._stored_vocab()
         self._spaces: dict[int, Space] = {}
@@ -199,8 +202,19 @@ class Bound:
                     f"the config asks for {list(member.shape)}"
                 )
             for extent in tensor.extents:
-                found.extend(space.place(member.part, self.sizes, extent))
+                held = extent if member.box == member.shape else cut(extent, member.start, member.box)
+                if held is not None:
+                    found.extend(space.place(member.part, self.sizes, held))
         return tuple(found)
+
+
+def cut(extent: Extent, start: Shape, box: Shape) -> Extent | None:
+    """The part of an extent inside a box of its tensor, in the box's coordinates; None if outside."""
+    common = intersect(extent.start, extent.shape, start, box)
+    if common is None:
+        return None
+    piece = narrow(extent, *common)
+    return piece._replace(start=tuple(a - b for a, b in zip(piece.start, start, strict=True)))
 
 
 def _ignored_names(table: Table, layers: int) -> set[str]:
@@ -213,18 +227,29 @@ def _ignored_names(table: Table, layers: int) -> set[str]:
     return names
 
 
-def requests(
-    instance: Instance, side: Side, sizes: Sizes, layout: Layout, dtype: DType
-) -> list[tuple[Part | None, Request]]:
-    """What a writer of ``side`` must reserve for an instance."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A box that a writer must reserve, and the slice of it that belongs to an instance's part."""
+
+    request: Request
+    part: Part | None
+    start: Shape
+    box: Shape
+
+
+def wanted(instance: Instance, side: Side, sizes: Sizes, layout: Layout, dtype: DType) -> list[Wanted]:
+    """What a writer of ``side`` must reserve for an instance.
+
+    Instances that share a stored tensor (stacked experts, fused q, k and v) give equal requests.
+    """
     if side == "hf":
         return [
-            (m.part, Request(m.name, dtype, m.shape, (0,) * len(m.shape), m.shape))
+            Wanted(Request(m.name, dtype, m.shape, (0,) * len(m.shape), m.shape), m.part, m.start, m.box)
             for m in members(instance, "hf", sizes)
         ]
     stage = layout.stage(instance.layer, sizes["layers"])
     shape = instance.rule.view.shape(sizes)
     return [
-        (None, Request(instance.nemo, dtype, shape, start, box, layout.rank(rank, stage)))
+        Wanted(Request(instance.nemo, dtype, shape, start, box, layout.rank(rank, stage)), None, start, box)
         for rank, start, box in instance.rule.fragments(sizes, layout)
     ]

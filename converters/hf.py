@@ -24,7 +24,7 @@ from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.safetensors import emit_header, read_header
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import table_for
-from nemoconv.mappings.config_fields import Value, read_config, write_config
+from nemoconv.mappings.config_fields import INERT, Value, read_config, write_config
 from nemoconv.resharding.plan import Payload
 
 SINGLE: Final = "model.safetensors"
@@ -146,7 +146,7 @@ class HFCheckpoint(Checkpoint):
         if self._directory.exists(GENERATION_CONFIG):
             plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))
             files[GENERATION_CONFIG] = self._directory.file(GENERATION_CONFIG)
-        inert = {key: self._config[key] for key in passed if key not in allow_ignored}
+        inert = {key: self._config[key] for key in passed if key in INERT}
         ignored = sorted(key for key in allow_ignored if key in self._config)
         return Model(table, config, inert, files, ignored)
 

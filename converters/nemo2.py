@@ -1,18 +1,18 @@
 """NeMo 2 directories: ``context/`` beside ``weights/`` in megatron-core's torch_dist format.
 
-Megatron stacks the layers of a homogeneous model on a leading axis and drops the layer from the name:
-``decoder.layers.mlp.linear_fc2.weight`` is [num_layers, hidden_size, ffn_hidden_size]. Here a layer is
-a tensor of its own, named ``decoder.layers.7.mlp.linear_fc2.weight``, whether the file stacks it or not.
+A layer, and an expert of a layer, is a tensor of its own here, whether the file stacks them or not
+(see :mod:`nemoconv.converters.nemo2_names`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Final
 
 from nemoconv.converters import manifest, nemo2_context
+from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import (
     Checkpoint,
     Converter,
@@ -39,8 +39,6 @@ from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Payload
 
 PREFIX: Final = "module."
-_STACKED = re.compile(r"((?:decoder|encoder)\.layers)\.(?!\d+\.)(.+)")
-_LAYER = re.compile(r"((?:decoder|encoder)\.layers)\.(\d+)\.(.+)")
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 _EXTRA_STATE = "._extra_state"
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
@@ -67,8 +65,8 @@ class NeMo2Checkpoint(Checkpoint):
         self._metadata = torch_dist.read_metadata(self._directory, self._weights)
         self._manifest = manifest.read(self._directory)
         self._skipped: dict[str, int] = {}
-        self._places = self._name_layers()
-        self._by_layer: dict[str, dict[int, list[DistChunk]]] = {}
+        self._places = self._name_tensors()
+        self._chunks: dict[str, dict[tuple[int, ...], list[DistChunk]]] = {}
         self._extents: dict[DistChunk, Extent] = {}
         self._hf = read_hf_config(config) if config is not None else None
         self._context = self._read_context() if config is None else None
@@ -83,28 +81,24 @@ class NeMo2Checkpoint(Checkpoint):
             return nemo2_context.read_context(self._directory)
         return None
 
-    def _name_layers(self) -> dict[str, tuple[DistTensor, int | None]]:
-        """Every model tensor by its per-layer name, with the index on the stacked axis if there is one."""
-        places: dict[str, tuple[DistTensor, int | None]] = {}
+    def _name_tensors(self) -> dict[str, tuple[DistTensor, tuple[int, ...]]]:
+        """Every model tensor by its logical name, with its index on the stored leading axes."""
+        places: dict[str, tuple[DistTensor, tuple[int, ...]]] = {}
         for key, tensor in self._metadata.tensors.items():
             if key.startswith(("optimizer.", "chained_")):
                 self._skip("optimizer state tensors")
                 continue
-            name = key.removeprefix(PREFIX)
-            stacked = _STACKED.fullmatch(name)
-            entries: list[tuple[str, int | None]] = [(name, None)]
-            if stacked is not None:
-                layers = range(tensor.shape[0]) if tensor.shape else ()
-                entries = [(f"{stacked[1]}.{layer}.{stacked[2]}", layer) for layer in layers]
-            for entry, layer in entries:
-                if entry in places:
-                    raise CorruptCheckpoint(f"{self.path}: {entry} is stored twice, stacked and by layer")
-                places[entry] = (tensor, layer)
+            stored = key.removeprefix(PREFIX)
+            axes = names.leading_axes(stored)
+            if len(tensor.shape) < axes:
+                raise CorruptCheckpoint(f"{self.path}: {stored} has shape {list(tensor.shape)}")
+            for index in product(*map(range, tensor.shape[:axes])):
+                name = names.logical_name(stored, index)
+                if name in places:
+                    raise CorruptCheckpoint(f"{self.path}: {name} is stored twice, stacked and alone")
+                places[name] = (tensor, index)
         for key in self._metadata.objects:
-            if _EXTRA_STATE in key:
-                self._skip("_extra_state objects")
-            else:
-                self._skip("other objects")
+            self._skip("_extra_state objects" if _EXTRA_STATE in key else "other objects")
         return places
 
     def _skip(self, what: str) -> None:
@@ -120,38 +114,29 @@ class NeMo2Checkpoint(Checkpoint):
         return list(self._places)
 
     def spec(self, name: str) -> TensorSpec:
-        tensor, layer = self._places[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape if layer is None else tensor.shape[1:])
+        tensor, index = self._places[name]
+        return TensorSpec(name, tensor.dtype, tensor.shape[len(index) :])
 
     def stored(self, name: str) -> StoredTensor:
-        tensor, layer = self._places[name]
-        if layer is None:
-            extents = tuple(self._extent(tensor, chunk) for chunk in tensor.chunks)
-            return StoredTensor(name, tensor.dtype, tensor.shape, extents)
+        tensor, index = self._places[name]
+        axes = len(index)
         found = []
-        for chunk in self._chunks_of(tensor).get(layer, ()):
-            extent = self._extent(tensor, chunk)
-            shift = (layer - extent.start[0]) * extent.strides[0]
-            found.append(
-                Extent(
-                    extent.file,
-                    extent.offset + shift,
-                    extent.start[1:],
-                    extent.shape[1:],
-                    extent.strides[1:],
-                )
-            )
-        return StoredTensor(name, tensor.dtype, tensor.shape[1:], tuple(found))
+        for chunk in self._chunks_at(tensor, axes).get(index, ()):
+            file, offset, start, shape, strides = self._extent(tensor, chunk)
+            offset += sum((a - b) * n for a, b, n in zip(index, start, strides, strict=False))
+            found.append(Extent(file, offset, start[axes:], shape[axes:], strides[axes:]))
+        return StoredTensor(name, tensor.dtype, tensor.shape[axes:], tuple(found))
 
-    def _chunks_of(self, tensor: DistTensor) -> dict[int, list[DistChunk]]:
-        """Chunks of a stacked tensor by layer."""
-        if tensor.name not in self._by_layer:
-            layers: dict[int, list[DistChunk]] = {}
+    def _chunks_at(self, tensor: DistTensor, axes: int) -> dict[tuple[int, ...], list[DistChunk]]:
+        """Chunks of a tensor by the index on its leading axes."""
+        if tensor.name not in self._chunks:
+            places: dict[tuple[int, ...], list[DistChunk]] = {}
             for chunk in tensor.chunks:
-                for layer in range(chunk.start[0], chunk.start[0] + chunk.shape[0]):
-                    layers.setdefault(layer, []).append(chunk)
-            self._by_layer[tensor.name] = layers
-        return self._by_layer[tensor.name]
+                lead = zip(chunk.start[:axes], chunk.shape[:axes], strict=True)
+                for index in product(*(range(first, first + count) for first, count in lead)):
+                    places.setdefault(index, []).append(chunk)
+            self._chunks[tensor.name] = places
+        return self._chunks[tensor.name]
 
     def _extent(self, tensor: DistTensor, chunk: DistChunk) -> Extent:
         if chunk not in self._extents:
@@ -168,7 +153,7 @@ class NeMo2Checkpoint(Checkpoint):
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
-            return Model(table, config, {key: self._hf[key] for key in passed}, dict(self.tokenizer_files))
+            return Model(table, config, {key: self._hf[key] for key in passed if key in INERT}, dict(self.tokenizer_files))
         if self._context is None:
             raise UnsupportedConfig(
                 f"{self.path}: has no context/, so nothing says what model it is",
@@ -238,8 +223,8 @@ class NeMo2Checkpoint(Checkpoint):
             return {}
         place = f"{self._context.folder}/{artifact}" if self._context.folder else artifact
         if (self.path / place).is_dir():
-            names = [name for name in TOKENIZER_FILES if self._directory.exists(f"{place}/{name}")]
-            return {name: self._directory.file(f"{place}/{name}") for name in names}
+            found = [name for name in TOKENIZER_FILES if self._directory.exists(f"{place}/{name}")]
+            return {name: self._directory.file(f"{place}/{name}") for name in found}
         name = Path(place).name
         return {"tokenizer.model" if name.endswith(".model") else name: self._directory.file(place)}
 
@@ -292,6 +277,7 @@ class NeMo2Writer(Writer):
         # NeMo builds the vocabulary that its config states and pads nothing itself
         self._config = model.table.nemo.write({**model.config, "vocab_size": sizes["vocab"]})
         self.layout = options.layout
+        self._stacked = model.table.layer_sets is None
         self._ends: dict[int, int] = {}
         self._items: list[tuple[Payload, torch_zip.TensorItem]] = []
         self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
@@ -307,21 +293,23 @@ class NeMo2Writer(Writer):
         return f"__{rank}_0.distcp"
 
     def _reserve(self, request: Request) -> Payload:
-        name, layer = _unlayered(request.name)
-        lead = () if layer is None else (1,)
-        shape = request.shape if layer is None else (self._sizes["layers"], *request.shape)
-        start = request.start if layer is None else (layer, *request.start)
-        box = (*lead, *request.box)
+        key = names.stored_key(request.name, stacked=self._stacked)
+        lead: tuple[int, ...] = (self._sizes["layers"],) if self._stacked and ".layers." in key.name else ()
+        lead += (self._sizes["experts"],) if len(key.index) > len(lead) else ()
+        start = (*key.index, *request.start)
+        box = (*(1,) * len(lead), *request.box)
         offset = self._ends.get(request.rank, 0)
         item = torch_zip.TensorItem(request.dtype, box, offset)
         file = self._output.file(f"weights/{self._file_name(request.rank)}")
-        payload = Payload(f"{PREFIX}{name}{list(start)}", file, item.payload_offset, item.nbytes)
+        payload = Payload(f"{PREFIX}{key.name}{list(start)}", file, item.payload_offset, item.nbytes)
         self._ends[request.rank] = file.size = offset + item.length
         self._items.append((payload, item))
-        dtype, _, chunks = self._tensors.setdefault(PREFIX + name, (request.dtype, shape, []))
+        whole = (*lead, *request.shape)
+        dtype, _, chunks = self._tensors.setdefault(PREFIX + key.name, (request.dtype, whole, []))
         if dtype is not request.dtype:
             raise MappingError(
-                f"{name}: layers have different dtypes, {dtype} and {request.dtype}, and cannot be stacked",
+                f"{key.name}: layers have different dtypes, {dtype} and {request.dtype}, "
+                "and cannot be stacked",
                 hint="pass --dtype to bring them to one",
             )
         chunks.append(DistChunk(start, box, self._file_name(request.rank), offset, item.length))
@@ -329,20 +317,24 @@ class NeMo2Writer(Writer):
 
     def _reserve_objects(self) -> None:
         """``_extra_state`` of every module that TransformerEngine could hold: loaders fail without."""
-        layers = self._sizes["layers"]
+        table, layers = self._model.table, self._sizes["layers"]
+        sets = table.layer_sets(self._model.config) if table.layer_sets else {}
         item = torch_zip.object_item([None])
-        for template in self._model.table.modules:
-            count = layers if "{layer}" in template else 1
-            for layer in range(count):
-                name, _ = _unlayered(template.format(layer=layer))
-                stage = self.layout.stage(layer if count > 1 else layers - 1, layers)
-                rank = self.layout.rank(0, stage)
+        for module in table.modules:
+            spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers - 1,)
+            experts = range(self._sizes["experts"]) if "{expert}" in module.name else range(1)
+            for layer, expert in product(sorted(spread), experts):
+                key = names.stored_key(module.name.format(layer=layer, expert=expert), stacked=self._stacked)
+                counts = [layers] if self._stacked and "{layer}" in module.name else []
+                counts += [len(experts)] if "{expert}" in module.name else []
+                shard = ".".join(map(str, key.index)) or "0", ".".join(map(str, counts)) or "1"
+                rank = self.layout.rank(0, self.layout.stage(layer, layers))
                 offset = self._ends.get(rank, 0)
                 file = self._output.file(f"weights/{self._file_name(rank)}")
                 file.pwrite_later(offset, item)
                 self._ends[rank] = file.size = offset + len(item)
-                key = f"{PREFIX}{name}{_EXTRA_STATE}/shard_{layer}_{count}"
-                self._objects.append(DistObject(key, self._file_name(rank), offset, len(item)))
+                name = f"{PREFIX}{key.name}{_EXTRA_STATE}/shard_{'_'.join(shard)}"
+                self._objects.append(DistObject(name, self._file_name(rank), offset, len(item)))
 
     def finish(self) -> None:
         output = self._output
@@ -381,12 +373,6 @@ class NeMo2Writer(Writer):
         )
         for name, data in context.items():
             output.write(f"context/{name}", data)
-
-
-def _unlayered(name: str) -> tuple[str, int | None]:
-    """("decoder.layers.mlp.x", 7) of "decoder.layers.7.mlp.x"; (name, None) of a name without layer."""
-    match = _LAYER.fullmatch(name)
-    return (f"{match[1]}.{match[3]}", int(match[2])) if match else (name, None)
 
 
 class NeMo2Converter(Converter):

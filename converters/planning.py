@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from nemoconv import __version__
 from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
-from nemoconv.converters.binding import Bound, requests
+from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
+from nemoconv.converters.binding import Bound, Wanted, wanted
 from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError
+from nemoconv.formats.dtypes import DType
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.mappings.config_fields import Value
@@ -178,39 +179,34 @@ def _build_plan(
     bound: Bound, writer: Writer, sizes: dict[str, int], options: WriteOptions
 ) -> tuple[Plan, list[Payload]]:
     wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}
-    wanted = []
+    asked: list[tuple[Instance, DType, DType, list[Wanted]]] = []
+    requests: dict[Request, None] = {}
     for instance in bound.instances:
-        source_dtype = bound.dtype(instance)
-        target_dtype = options.dtype if options.dtype and source_dtype.is_floating_point else source_dtype
-        asked = requests(instance, writer.side, sizes, options.layout, target_dtype)
-        wanted.append((instance, source_dtype, target_dtype, asked))
-    payloads = list(writer.reserve([request for *_, asked in wanted for _, request in asked]))
-    remaining = iter(payloads)
+        source = bound.dtype(instance)
+        target = options.dtype if options.dtype and source.is_floating_point else source
+        boxes = wanted(instance, writer.side, sizes, options.layout, target)
+        requests.update(dict.fromkeys(box.request for box in boxes))
+        asked.append((instance, source, target, boxes))
+    payloads = dict(zip(requests, writer.reserve(list(requests)), strict=True))
     plan = Plan()
-    for instance, source_dtype, target_dtype, asked in wanted:
+    for instance, source, target, boxes in asked:
         space = bound.space(instance.rule, wide)
         targets: list[Target] = []
-        for part, request in asked:
-            payload = next(remaining)
-            strides = contiguous_strides(request.box, target_dtype.itemsize)
-            extent = Extent(None, 0, request.start, request.box, strides)  # type: ignore[arg-type]
-            for _, offset, start, shape, steps in space.place(part, sizes, extent):
-                targets.append(Target(payload, offset, start, shape, steps))
+        for box in boxes:
+            request = box.request
+            strides = contiguous_strides(request.box, target.itemsize)
+            offset = sum((a - b) * n for a, b, n in zip(box.start, request.start, strides, strict=True))
+            # a part's extent counts from its own start, a chunk's from the tensor's
+            start = box.start if box.part is None else (0,) * len(box.box)
+            extent = Extent(None, offset, start, box.box, strides)  # type: ignore[arg-type]
+            for _, place, low, shape, steps in space.place(box.part, sizes, extent):
+                targets.append(Target(payloads[request], place, low, shape, steps))
         sources = bound.extents(instance, space)
         loose = instance.rule.pad is not None or not instance.in_hf
         plan.jobs.append(
-            Job(
-                instance.nemo,
-                space.shape,
-                source_dtype,
-                target_dtype,
-                sources,
-                tuple(targets),
-                loose,
-                loose,
-            )
+            Job(instance.nemo, space.shape, source, target, sources, tuple(targets), loose, loose)
         )
-    return plan, payloads
+    return plan, list(payloads.values())
 
 
 def _count(bound: Bound, instance: Instance) -> int:

@@ -22,6 +22,7 @@ from types import TracebackType
 from nemoconv.errors import OutputError, UsageError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -155,7 +156,7 @@ class OutputDirectory:
                 self.stage.mkdir()
                 made = True
             try:
-                lock = os.open(self.stage, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                lock = os.open(self.stage, _FOLDER)
             except FileNotFoundError:  # its owner has just renamed it
                 continue
             except OSError:
@@ -218,13 +219,28 @@ class OutputDirectory:
         self.sync()
         self.close_files()
         old: Path | None = None
+        old_lock: int | None = None
         with reported(self.target):
             if os.path.lexists(self.target):
                 if not self.overwrite:  # it appeared while we worked
                     raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
-                old = _swap(self.stage, self.target)
+                # it will lie where the stage was: nobody may take it for theirs until it is removed
+                old_lock = os.open(self.target, _FOLDER)
+                try:
+                    fcntl.flock(old_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    old = _swap(self.stage, self.target)
+                except BaseException:
+                    os.close(old_lock)
+                    raise
             else:
                 os.rename(self.stage, self.target)
+        try:
+            self._finish_commit(old)
+        finally:
+            if old_lock is not None:
+                os.close(old_lock)
+
+    def _finish_commit(self, old: Path | None) -> None:
         try:
             _sync_folder(self.target.parent)
         except BaseException:
@@ -292,5 +308,9 @@ def _swap(new: Path, target: Path) -> Path:
     if os.path.lexists(aside):
         OutputDirectory._remove(aside)
     os.rename(target, aside)
-    os.rename(new, target)
+    try:
+        os.rename(new, target)
+    except BaseException:
+        os.rename(aside, target)
+        raise
     return aside

@@ -36,7 +36,7 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
         raise UnsupportedArchitecture(f"{where}: config.json has no model_type")
     table = load_table(kind)
     classes = config.get("architectures") or [table.hf_class]
-    if table.hf_class not in classes:
+    if not isinstance(classes, list) or table.hf_class not in classes:
         raise UnsupportedArchitecture(
             f"{where}: is a {classes!r}; of model_type {kind!r} only {table.hf_class} is supported"
         )

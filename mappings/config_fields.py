@@ -179,7 +179,7 @@ class Dtype:
         if new is not None and old is not None and new != old:
             raise UnsupportedConfig(f"config.json: dtype={new!r} and torch_dtype={old!r} disagree")
         value = new if new is not None else old
-        if value is not None and value not in BY_NAME:
+        if value is not None and (not isinstance(value, str) or value not in BY_NAME):
             raise UnsupportedConfig(f"config.json: unknown dtype {value!r}")
         config["params_dtype"] = value
 
@@ -205,7 +205,7 @@ def check_kind(name: str, value: Value, kind: type) -> Value:
 def read_config(
     rules: tuple[ConfigRule, ...], hf: Mapping[str, Value], allow_ignored: Collection[str] = ()
 ) -> tuple[dict[str, Value], list[str]]:
-    """(model config, keys that were passed over) of a config.json.
+    """(model config, keys that no rule owns) of a config.json.
 
     Raises UnsupportedConfig for keys that nothing knows, unless they are in ``allow_ignored``.
     """
@@ -221,7 +221,7 @@ def read_config(
     config: dict[str, Value] = {}
     for rule in rules:
         rule.read(hf, config)
-    return config, sorted(key for key in hf if key in INERT or key in unknown)
+    return config, sorted(key for key in hf if key not in owned)
 
 
 def write_config(rules: tuple[ConfigRule, ...], config: Mapping[str, Value]) -> dict[str, Value]:

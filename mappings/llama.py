@@ -8,7 +8,7 @@ from nemoconv.mappings.nemo_configs import LLAMA_DEFAULTS
 from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
-from nemoconv.mappings.table import Table
+from nemoconv.mappings.table import Module, Table
 
 HF = "model.layers.{layer}."
 NEMO = "decoder.layers.{layer}."
@@ -105,12 +105,12 @@ TABLE = Table(
         vocabulary("output_layer.weight", "lm_head.weight", when=UNTIED),
     ),
     modules=(
-        NEMO + "self_attention.core_attention",
-        NEMO + "self_attention.linear_proj",
-        NEMO + "self_attention.linear_qkv",
-        NEMO + "mlp.linear_fc1",
-        NEMO + "mlp.linear_fc2",
-        "decoder.final_layernorm",
+        Module(NEMO + "self_attention.core_attention"),
+        Module(NEMO + "self_attention.linear_proj"),
+        Module(NEMO + "self_attention.linear_qkv"),
+        Module(NEMO + "mlp.linear_fc1"),
+        Module(NEMO + "mlp.linear_fc2"),
+        Module("decoder.final_layernorm"),
     ),
     ignored=(HF + "self_attn.rotary_emb.inv_freq",),
     tied=(

@@ -90,9 +90,9 @@ def normal_scaling(key: str, rope: Mapping[str, Value]) -> dict[str, Value] | No
 
     Raises UnsupportedConfig for types or parameters that no table knows.
     """
-    kinds = {rope[name] for name in ("rope_type", "type") if rope.get(name) is not None}
+    kinds = {str(rope[name]) for name in ("rope_type", "type") if rope.get(name) is not None}
     if len(kinds) > 1:
-        raise UnsupportedConfig(f"config.json: {key} has two types, {sorted(map(str, kinds))}")
+        raise UnsupportedConfig(f"config.json: {key} has two types, {sorted(kinds)}")
     kind = kinds.pop() if kinds else "default"
     given = {name: value for name, value in rope.items() if name not in _COMMON and value is not None}
     if kind == "default":

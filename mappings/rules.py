@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.table import Part, Rule
 
@@ -62,30 +59,6 @@ def gated(nemo: str, gate: str, up: str, *, bias: bool = False, when: When = (),
     parts = (Part(gate, axes, (("half", 0, 1),)), Part(up, axes, (("half", 1, 1),)))
     whole = "(half ffn)" + ("" if bias else " hidden")
     return Rule(nemo, whole, parts, cut="ffn", when=when, hf_when=hf_when)
-
-
-def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
-    """Sizes of the factors that decoder-only tables use, from a model config.
-
-    Raises UnsupportedConfig when the heads do not divide into the query groups.
-    """
-    heads, groups = config["num_attention_heads"], config["num_query_groups"]
-    if heads % groups:
-        raise UnsupportedConfig(f"num_attention_heads={heads} is not a multiple of num_query_groups={groups}")
-    return {
-        "layers": config["num_layers"],
-        "hidden": config["hidden_size"],
-        "ffn": config["ffn_hidden_size"],
-        "group": groups,
-        "heads_per_group": heads // groups,
-        "value_head": heads // groups + 1,
-        "head": heads // groups + 2,
-        "query_head": heads // groups,
-        "head_dim": config["kv_channels"],
-        "half": 2,
-        "vocab": config["vocab_size"],
-        "true_vocab": config["vocab_size"],
-    }
 
 
 def padded_vocab_size(vocab_size: int, divisor: int | None, tensor_parallel_size: int) -> int:

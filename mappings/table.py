@@ -8,13 +8,14 @@ either side use the same boxes, so there is no second table and no inverse to ke
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 
 from nemoconv.mappings.config_fields import ConfigRule, Value
 from nemoconv.mappings.nemo_fields import NemoClasses
+from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.resharding.boxes import Shape, View, view
 from nemoconv.resharding.layout import Layout
 
@@ -35,12 +36,16 @@ class Part:
     """One Hugging Face tensor and the box of the rule's space that it holds.
 
     ``axes`` names the factors of its stored axes. ``at`` gives, for factors that it holds only a part
-    of, (factor, first, length); a factor that ``axes`` leaves out is held at one index.
+    of, (factor, first, length); a factor that ``axes`` leaves out is held at one index. ``window``
+    says that the part is only a slice of the stored tensor: for a stored axis, (axis, first, length,
+    whole length). ``axes`` and ``at`` then describe the slice. Numbers may be names of sizes, and
+    ``first`` the name of a hole: ``(0, "expert", 1, "experts")`` picks one of stacked experts.
     """
 
     hf: str
     axes: str
     at: tuple[tuple[str, int | str, int | str], ...] = ()
+    window: tuple[tuple[int, int | str, int | str, int | str], ...] = ()
 
     @property
     def view(self) -> View:
@@ -50,10 +55,25 @@ class Part:
         """(first, length) of each factor in ``at``, as numbers."""
         return {factor: (_number(first, sizes), _number(length, sizes)) for factor, first, length in self.at}
 
+    def sizes(self, sizes: Sizes) -> Sizes:
+        """The sizes that factors have in this part."""
+        return {**sizes, **{factor: length for factor, (_, length) in self.bounds(sizes).items()}}
+
     def shape(self, sizes: Sizes) -> Shape:
-        """The stored shape of the Hugging Face tensor."""
-        lengths = {factor: length for factor, (_, length) in self.bounds(sizes).items()}
-        return self.view.shape({**sizes, **lengths})
+        """The stored shape of the whole Hugging Face tensor."""
+        shape = list(self.view.shape(self.sizes(sizes)))
+        for axis, _, _, whole in self.window:
+            shape[axis] = _number(whole, sizes)
+        return tuple(shape)
+
+    def slice(self, sizes: Sizes, index: Mapping[str, int]) -> tuple[Shape, Shape]:
+        """(start, shape) of the part in the stored tensor."""
+        shape = list(self.view.shape(self.sizes(sizes)))
+        start = [0] * len(shape)
+        for axis, first, length, _ in self.window:
+            start[axis] = _number(first, {**sizes, **index})
+            shape[axis] = _number(length, sizes)
+        return tuple(start), tuple(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +85,7 @@ class Rule:
     config values under which the rule applies. ``pad``: a factor that the Megatron side may extend
     with rows that mean nothing (the vocabulary). ``hf_when``: config values under which Hugging Face
     has the tensor; under others it is all zeros on the Megatron side and absent on the other.
+    ``layers``: the layer set of the table that the rule is for, all layers by default.
     """
 
     nemo: str
@@ -75,6 +96,7 @@ class Rule:
     when: tuple[tuple[str, Value], ...] = ()
     pad: str | None = None
     hf_when: tuple[tuple[str, Value], ...] = ()
+    layers: str = ""
 
     @property
     def view(self) -> View:
@@ -124,13 +146,23 @@ FIELD_NAMES = {"group": "num_query_groups", "ffn": "ffn_hidden_size", "vocab": "
 
 
 @dataclass(frozen=True, slots=True)
+class Module:
+    """A Megatron module that keeps an ``_extra_state`` object, for the layers of ``layers``."""
+
+    name: str
+    layers: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """All that is known of one architecture. Frozen: converting one model never alters the next.
 
     ``architecture`` is the Hugging Face ``model_type``. ``ignored`` lists tensors that are derived at
     load time and carry nothing; ``tied`` pairs of (copy, original) that a tied model may hold twice.
-    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``nemo`` names
-    the NeMo 2 classes written into ``context/``. ``verified`` says against whom the table was proved.
+    ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``sizes`` gives the sizes
+    of factors and holes; ``layer_sets`` the layers of each kind where layers differ, which Megatron then
+    stores one by one instead of stacked. ``nemo`` names the NeMo 2 classes written into ``context/``.
+    ``verified`` says against whom the table was proved.
     """
 
     architecture: str
@@ -138,23 +170,27 @@ class Table:
     fields: tuple[ConfigRule, ...]
     rules: tuple[Rule, ...]
     nemo: NemoClasses
-    modules: tuple[str, ...] = ()
+    modules: tuple[Module, ...] = ()
     ignored: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
+    sizes: Callable[[Mapping[str, Value]], dict[str, int]] = attention_sizes
+    layer_sets: Callable[[Mapping[str, Value]], Mapping[str, frozenset[int]]] | None = None
     verified: tuple[str, ...] = ()
     origin: str = field(default="nemoconv", compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a table that could not work in both directions. Raises ValueError."""
-        seen: set[tuple[str, tuple[tuple[str, Value], ...]]] = set()
+        seen: set[tuple[str, tuple[tuple[str, Value], ...], str]] = set()
         for rule in self.rules:
             factors = set(rule.view.factors)
             for name in (rule.nemo, *rule.also, *(part.hf for part in rule.parts)):
-                if set(holes(name)) != set(rule.holes):
+                picked = {first for part in rule.parts if part.hf == name for _, first, _, _ in part.window}
+                if set(holes(name)) | (picked & set(rule.holes)) != set(rule.holes):
                     raise ValueError(f"{self.architecture}: {name} and {rule.nemo} have other holes")
-                if (name, rule.when) in seen:
+                key = (name, rule.when, rule.layers)
+                if key in seen and not any(part.hf == name and part.window for part in rule.parts):
                     raise ValueError(f"{self.architecture}: {name} is named by two rules")
-                seen.add((name, rule.when))
+                seen.add(key)
             for part in rule.parts:
                 named = set(part.view.factors) | {factor for factor, _, _ in part.at}
                 if named != factors:
@@ -169,8 +205,11 @@ class Table:
         layered = [rule for rule in rules if "layer" in rule.holes]
         for rule in rules[:first]:
             yield Instance(rule, {}, 0, rule.in_hf(config))
+        sets = self.layer_sets(config) if self.layer_sets else {}
         for layer in range(sizes["layers"]):
             for rule in layered:
+                if rule.layers and layer not in sets[rule.layers]:
+                    continue
                 others = [hole for hole in rule.holes if hole != "layer"]
                 for index in product(*(range(sizes[HOLE_SIZES[hole]]) for hole in others)):
                     named = {"layer": layer, **dict(zip(others, index, strict=True))}

@@ -109,7 +109,8 @@ def load(model: GPTModel, weights: str, metadata: dict[str, Any] | None = None) 
         wanted, weights, strict="return_all", validate_access_integrity=True
     )
     unasked = {key.removeprefix("module.decoder.") for key in unasked} - TRANSFORMER_ENGINE_ONLY
-    loaded = model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=False)
+    mine = {k.removeprefix("module."): v for k, v in state.items() if k.startswith("module.")}
+    loaded = model.load_state_dict(mine, strict=False)  # the rest is what common.pt holds
     stray = [k for k in (*loaded.missing_keys, *loaded.unexpected_keys) if "_extra_state" not in k]
     empty = [name for name, p in model.named_parameters() if p.isnan().any()]
     assert not absent, f"not in the checkpoint: {sorted(absent)}"

@@ -56,6 +56,10 @@ class Variant:
     def __str__(self) -> str:
         return self.name
 
+    def fits(self, tp: int, pp: int) -> bool:
+        """Whether this layout divides the model; the vocabulary is padded where it must be."""
+        return not (self.groups % tp or self.ffn % tp or self.layers % pp)
+
 
 VARIANTS = (
     Variant("gqa"),

@@ -138,7 +138,10 @@ def test_what_is_written_says_the_same_to_transformers(tmp_path):
         ({"tie_word_embeddings": "false"}, "config.json: tie_word_embeddings='false' is not of type bool"),
         ({"attention_bias": []}, "config.json: attention_bias=[] is not of type bool"),
         ({"head_dim": "64"}, "config.json: head_dim='64' is not of type int"),
-        ({"hidden_size": 100, "num_attention_heads": 3}, "config.json: hidden_size=100 is not a multiple of 3 heads"),
+        (
+            {"hidden_size": 100, "num_attention_heads": 3},
+            "config.json: hidden_size=100 is not a multiple of 3 heads",
+        ),
         (
             {"hidden_act": "gelu"},
             "config.json: hidden_act='gelu' is not supported for this architecture, only 'silu'",
@@ -242,9 +245,7 @@ def test_fixed_with_a_field_of_megatron():
     assert hf == {"hidden_act": "silu"}
     with pytest.raises(UnsupportedConfig) as caught:
         rule.write({"gated_linear_unit": False}, {})
-    assert caught.value.message == (
-        "gated_linear_unit=False has no counterpart in config.json, only True"
-    )
+    assert caught.value.message == ("gated_linear_unit=False has no counterpart in config.json, only True")
 
 
 def test_head_dim_is_always_written():

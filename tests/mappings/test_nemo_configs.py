@@ -33,18 +33,14 @@ def test_every_field_of_megatron_core_is_known_and_in_one_place() -> None:
     config = pytest.importorskip("megatron.core.transformer.transformer_config")
     fields = [field.name for field in dataclasses.fields(config.TransformerConfig)]
     assert len(fields) > 150
-    wrong = {
-        field: places(field) for field in [*fields, *_GPT_CONFIG.split()] if len(places(field)) != 1
-    }
+    wrong = {field: places(field) for field in [*fields, *_GPT_CONFIG.split()] if len(places(field)) != 1}
     assert wrong == {}, "a new megatron-core? say what these fields do"
 
 
 def test_the_default_of_megatron_core_is_off() -> None:
     config = pytest.importorskip("megatron.core.transformer.transformer_config")
     defaults = {field.name: field.default for field in dataclasses.fields(config.TransformerConfig)}
-    wrong = {
-        name: defaults[name] for name in OFF if name in defaults and defaults[name] not in OFF[name]
-    }
+    wrong = {name: defaults[name] for name in OFF if name in defaults and defaults[name] not in OFF[name]}
     assert wrong == {}
 
 

@@ -86,7 +86,12 @@ def test_transformers_reads_what_is_written_the_same(tmp_path, scaling):
     torch = pytest.importorskip("torch")
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-    sizes = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 256}
+    sizes = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    }
     source = {**sizes, "rope_theta": 5e5, **({"rope_scaling": scaling} if scaling else {})}
     written = {}
     Rope().write(read_config(load_table("llama").fields, source)[0], written)

@@ -11,7 +11,6 @@ from nemoconv.converters.binding import Space
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.mappings.rules import (
-    attention_sizes,
     fused_qkv,
     gated,
     largest_power_of_two_divisor,
@@ -19,6 +18,7 @@ from nemoconv.mappings.rules import (
     same,
     vocabulary,
 )
+from nemoconv.mappings.sizes import attention_sizes
 
 CONFIG = {
     "num_attention_heads": 6,
@@ -132,11 +132,24 @@ def test_padding_as_megatron(vocab, divisor, tp):
 
 @pytest.mark.parametrize(
     ("vocab", "tp", "padded"),
-    [(128256, 1, 128256), (128256, 8, 128256), (32001, 1, 32001), (32001, 2, 32002), (32001, 8, 32008), (100, 8, 128)],
+    [
+        (128256, 1, 128256),
+        (128256, 8, 128256),
+        (32001, 1, 32001),
+        (32001, 2, 32002),
+        (32001, 8, 32008),
+        (100, 8, 128),
+    ],
 )
 def test_without_a_divisor_nothing_is_padded_that_divides(vocab, tp, padded):
     assert padded_vocab_size(vocab, None, tp) == padded
 
 
 def test_largest_power_of_two_divisor():
-    assert [largest_power_of_two_divisor(n) for n in (32000, 128256, 32001, 96, 1 << 20)] == [128, 128, 1, 32, 128]
+    assert [largest_power_of_two_divisor(n) for n in (32000, 128256, 32001, 96, 1 << 20)] == [
+        128,
+        128,
+        1,
+        32,
+        128,
+    ]

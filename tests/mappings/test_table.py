@@ -11,7 +11,8 @@ import pytest
 from nemoconv.errors import LayoutError
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.mappings.rules import attention_sizes, fused_qkv, gated, same
+from nemoconv.mappings.rules import fused_qkv, gated, same
+from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.mappings.table import Part, Rule, Table, check_layout, holes
 from nemoconv.resharding.layout import Layout
 

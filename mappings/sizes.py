@@ -1,0 +1,32 @@
+"""Sizes of the factors that rules name, from a model config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nemoconv.errors import UnsupportedConfig
+from nemoconv.mappings.config_fields import Value
+
+
+def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
+    """Sizes of the factors that decoder-only tables use, from a model config.
+
+    Raises UnsupportedConfig when the heads do not divide into the query groups.
+    """
+    heads, groups = config["num_attention_heads"], config["num_query_groups"]
+    if heads % groups:
+        raise UnsupportedConfig(f"num_attention_heads={heads} is not a multiple of num_query_groups={groups}")
+    return {
+        "layers": config["num_layers"],
+        "hidden": config["hidden_size"],
+        "ffn": config["ffn_hidden_size"],
+        "group": groups,
+        "heads_per_group": heads // groups,
+        "value_head": heads // groups + 1,
+        "head": heads // groups + 2,
+        "query_head": heads // groups,
+        "head_dim": config["kv_channels"],
+        "half": 2,
+        "vocab": config["vocab_size"],
+        "true_vocab": config["vocab_size"],
+    }
