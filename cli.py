@@ -131,6 +131,9 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
             help="Pad the vocabulary to a multiple of N times --tp.",
         ),
         click.option(
+            "--ep", "expert_parallel_size", type=click.IntRange(1), default=1, help="Expert parallel size.",
+        ),
+        click.option(
             "--pp", "pipeline_parallel_size", type=click.IntRange(1), default=1,
             help="Pipeline parallel size.",
         ),

@@ -51,8 +51,12 @@ class Failed(Exception):
     """A measured command ended with an exit code other than 0."""
 
 
-def run(command: Sequence[str], *, environment: dict[str, str] | None = None) -> Usage:
-    """Run a command to its end and measure it. Raises Failed with the end of what it printed."""
+def run(command: Sequence[str]) -> Usage:
+    """Run a command to its end and measure it. Raises Failed with the end of what it printed.
+
+    Python may keep its bytecode, as it does for an installed package: the first run pays for it.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryFile() as out:
         started = time.perf_counter()
         child = subprocess.Popen(

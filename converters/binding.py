@@ -248,8 +248,15 @@ def wanted(instance: Instance, side: Side, sizes: Sizes, layout: Layout, dtype: 
             for m in members(instance, "hf", sizes)
         ]
     stage = layout.stage(instance.layer, sizes["layers"])
+    expert = instance.index.get("expert")
+    owner = 0 if expert is None else layout.expert_rank(expert, sizes["experts"])
     shape = instance.rule.view.shape(sizes)
     return [
-        Wanted(Request(instance.nemo, dtype, shape, start, box, layout.rank(rank, stage)), None, start, box)
+        Wanted(
+            Request(instance.nemo, dtype, shape, start, box, layout.rank(rank, stage, owner)),
+            None,
+            start,
+            box,
+        )
         for rank, start, box in instance.rule.fragments(sizes, layout)
     ]

@@ -70,6 +70,7 @@ def convert(
     to: str,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
+    expert_parallel_size: int = 1,
     dtype: str | None = None,
     max_shard_nbytes: int = 5 * 10**9,
     make_vocab_size_divisible_by: int | None = None,
@@ -95,7 +96,7 @@ def convert(
     if verify and dtype is not None:
         raise UsageError("verify compares bits, which a new dtype changes", hint="leave out one of them")
     options = WriteOptions(
-        Layout(tensor_parallel_size, pipeline_parallel_size),
+        Layout(tensor_parallel_size, pipeline_parallel_size, expert_parallel_size),
         max_shard_nbytes,
         BY_NAME[dtype] if dtype else None,
         make_vocab_size_divisible_by,

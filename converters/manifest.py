@@ -52,6 +52,32 @@ def read(directory: SourceDir) -> dict[str, Value] | None:
     manifest = plain_json.loads(directory.read(NAME), where, max_bytes=256 << 20)
     if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise CorruptCheckpoint(f"{where}: is not a manifest of version {VERSION}")
-    if not isinstance(manifest.get("files"), dict):
-        raise CorruptCheckpoint(f"{where}: has no table of files")
+    for key in ("files", "model_config", "inert_config"):
+        if not isinstance(manifest.get(key), dict):
+            raise CorruptCheckpoint(f"{where}: {key} is not a table")
+    for name, entry in manifest["files"].items():
+        if not _is_file(entry):
+            raise CorruptCheckpoint(f"{where}: the entry of {name!r} is malformed")
     return manifest
+
+
+def _is_file(entry: object) -> bool:
+    """A size with the file's checksum, or with a row for each tensor: name, offset, bytes, checksum."""
+    if not isinstance(entry, dict) or not _is_natural(entry.get("size")):
+        return False
+    rows = entry.get("tensors")
+    if rows is None:
+        return isinstance(entry.get("crc32"), str)
+    return isinstance(rows, list) and all(
+        isinstance(row, list)
+        and len(row) == 4
+        and isinstance(row[0], str)
+        and _is_natural(row[1])
+        and _is_natural(row[2])
+        and row[1] + row[2] <= entry["size"]
+        for row in rows
+    )
+
+
+def _is_natural(value: object) -> bool:
+    return type(value) is int and value >= 0

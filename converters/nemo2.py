@@ -108,7 +108,7 @@ class NeMo2Checkpoint(Checkpoint):
         if self._context is None:
             return Layout()
         sizes = self._context.trainer
-        return Layout(sizes.tensor or 1, sizes.pipeline or 1)
+        return Layout(sizes.tensor or 1, sizes.pipeline or 1, sizes.expert or 1)
 
     def keys(self) -> Sequence[str]:
         return list(self._places)
@@ -153,7 +153,12 @@ class NeMo2Checkpoint(Checkpoint):
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
-            return Model(table, config, {key: self._hf[key] for key in passed if key in INERT}, dict(self.tokenizer_files))
+            return Model(
+                table,
+                config,
+                {key: self._hf[key] for key in passed if key in INERT},
+                dict(self.tokenizer_files),
+            )
         if self._context is None:
             raise UnsupportedConfig(
                 f"{self.path}: has no context/, so nothing says what model it is",
@@ -328,7 +333,8 @@ class NeMo2Writer(Writer):
                 counts = [layers] if self._stacked and "{layer}" in module.name else []
                 counts += [len(experts)] if "{expert}" in module.name else []
                 shard = ".".join(map(str, key.index)) or "0", ".".join(map(str, counts)) or "1"
-                rank = self.layout.rank(0, self.layout.stage(layer, layers))
+                owner = self.layout.expert_rank(expert, len(experts))
+                rank = self.layout.rank(0, self.layout.stage(layer, layers), owner)
                 offset = self._ends.get(rank, 0)
                 file = self._output.file(f"weights/{self._file_name(rank)}")
                 file.pwrite_later(offset, item)
@@ -368,6 +374,7 @@ class NeMo2Writer(Writer):
             fields,
             tensor_parallel_size=self.layout.tensor_parallel_size,
             pipeline_parallel_size=self.layout.pipeline_parallel_size,
+            expert_parallel_size=self.layout.expert_parallel_size,
             has_tokenizer=bool(tokenizer),
             has_generation_config=GENERATION_CONFIG in model.files,
         )

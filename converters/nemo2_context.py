@@ -282,7 +282,7 @@ def build_context(
     if model_transform is not None:
         parts["model_transform"] = model_transform
     built = Node(model, parts)
-    ranks = tensor_parallel_size * pipeline_parallel_size
+    ranks = tensor_parallel_size * pipeline_parallel_size * expert_parallel_size
     root = Node(_TRAINER_CONTEXT, {"model": built, "trainer": _trainer(sizes, ranks), "extra": {}})
     return {"io.json": fiddle.emit(root), "model.yaml": plain_yaml.dumps(_to_yaml(built))}
 

@@ -208,6 +208,14 @@ DECODER: Final[tuple[NemoRule, ...]] = (
     Fixed("gated_linear_unit", True, written=True),
     Fixed("add_qkv_bias", False),
 )
+
+
+def with_rules(base: tuple[NemoRule, ...], *rules: NemoRule) -> tuple[NemoRule, ...]:
+    """``base`` with ``rules`` in place of those that own any of the same fields."""
+    taken = frozenset().union(*(rule.names for rule in rules))
+    return (*(rule for rule in base if not rule.names & taken), *rules)
+
+
 #: fields that say nothing which another rule does not
 _SAID_ELSEWHERE: Final = frozenset({"generation_config", "make_vocab_size_divisible_by"})
 

@@ -241,6 +241,7 @@ HOLE_SIZES = {"expert": "experts"}
 def check_layout(table: Table, config: Mapping[str, Value], sizes: Sizes, layout: Layout) -> None:
     """Raise LayoutError, naming the sizes that would do, unless the layout divides the model."""
     layout.check(sizes["layers"])
+    layout.check_experts(sizes.get("experts", 1))
     for rule in table.rules:
         if rule.applies(config) and rule.cut != rule.pad:
             next(rule.fragments(sizes, layout))

@@ -18,19 +18,37 @@ class Layout:
 
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
+    expert_parallel_size: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+        for name in ("tensor_parallel_size", "pipeline_parallel_size", "expert_parallel_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} is not a positive number")
 
     @property
     def world_size(self) -> int:
-        return self.tensor_parallel_size * self.pipeline_parallel_size
+        return self.tensor_parallel_size * self.expert_parallel_size * self.pipeline_parallel_size
 
-    def rank(self, tensor_parallel_rank: int, pipeline_parallel_rank: int) -> int:
-        """The global rank (no data parallelism)."""
-        return pipeline_parallel_rank * self.tensor_parallel_size + tensor_parallel_rank
+    def rank(
+        self, tensor_parallel_rank: int, pipeline_parallel_rank: int, expert_parallel_rank: int = 0
+    ) -> int:
+        """The global rank: tensor parallel fastest, then expert parallel (whose ranks hold copies of
+        everything that is no expert), then pipeline stages."""
+        outer = pipeline_parallel_rank * self.expert_parallel_size + expert_parallel_rank
+        return outer * self.tensor_parallel_size + tensor_parallel_rank
+
+    def expert_rank(self, expert: int, num_experts: int) -> int:
+        """The expert-parallel rank that holds an expert: equal runs of experts."""
+        return expert * self.expert_parallel_size // num_experts
+
+    def check_experts(self, num_experts: int) -> None:
+        """Raise LayoutError unless ``expert_parallel_size`` divides ``num_experts``."""
+        if num_experts % self.expert_parallel_size:
+            possible = ", ".join(map(str, divisors(num_experts)))
+            raise LayoutError(
+                f"cannot cut {num_experts} experts into expert_parallel_size={self.expert_parallel_size}",
+                hint=f"use one of: {possible}",
+            )
 
     def stage(self, layer: int, num_layers: int) -> int:
         """The pipeline stage of a layer when all stages hold equally many."""
@@ -58,4 +76,5 @@ class Layout:
             yield rank * (size // count), size // count
 
     def __str__(self) -> str:
-        return f"tp{self.tensor_parallel_size} pp{self.pipeline_parallel_size}"
+        experts = f" ep{self.expert_parallel_size}" if self.expert_parallel_size > 1 else ""
+        return f"tp{self.tensor_parallel_size} pp{self.pipeline_parallel_size}{experts}"
