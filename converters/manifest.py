@@ -6,7 +6,7 @@ The same input, version and options give the same manifest: it holds no time, no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from nemoconv.errors import CorruptCheckpoint
@@ -24,7 +24,8 @@ VERSION: Final = 1
 
 
 def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: OutputDirectory) -> bytes:
-    """The manifest of a staged output: tensors by file and offset, other files whole."""
+    """The manifest of a staged output: tensors by file and offset; ``crc32`` is of all other bytes of
+    the file, so that a header that gives two tensors each other's names is noticed too."""
     tensors: dict[str, list[list[Value]]] = {}
     for payload in payloads:
         row = [payload.name, payload.offset, payload.nbytes, f"{payload.crc32:08x}"]
@@ -33,12 +34,27 @@ def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: Outp
     for name, file in sorted(output.files().items()):
         entry: dict[str, Value] = {"size": file.size}
         if name in tensors:
-            entry["tensors"] = sorted(tensors[name], key=lambda row: row[1])
+            rows = entry["tensors"] = sorted(tensors[name], key=lambda row: row[1])
+            frame = 0
+            for offset, nbytes in gaps(rows, file.size):
+                frame = crc32(file.read_back(offset, nbytes), frame)
+            entry["crc32"] = f"{frame:08x}"
         else:
             entry["crc32"] = f"{crc32(file.read_back()):08x}"
         files[name] = entry
     manifest = {"manifest_version": VERSION, **header, "files": files}
     return (json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+
+def gaps(rows: Iterable[Sequence[Value]], size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what lies between and around the tensors of a file; rows come in order."""
+    at = 0
+    for _, offset, nbytes, _ in rows:
+        if offset > at:
+            yield at, offset - at
+        at = max(at, offset + nbytes)
+    if size > at:
+        yield at, size - at
 
 
 def read(directory: SourceDir) -> dict[str, Value] | None:
@@ -62,12 +78,12 @@ def read(directory: SourceDir) -> dict[str, Value] | None:
 
 
 def _is_file(entry: object) -> bool:
-    """A size with the file's checksum, or with a row for each tensor: name, offset, bytes, checksum."""
+    """A size, a checksum, and perhaps a row for each tensor: name, offset, bytes, checksum."""
     if not isinstance(entry, dict) or not _is_natural(entry.get("size")):
         return False
-    rows = entry.get("tensors")
-    if rows is None:
-        return isinstance(entry.get("crc32"), str)
+    if not isinstance(entry.get("crc32"), str):
+        return False
+    rows = entry.get("tensors", [])
     return isinstance(rows, list) and all(
         isinstance(row, list)
         and len(row) == 4

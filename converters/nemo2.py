@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,8 @@ from nemoconv.resharding.plan import Payload
 
 PREFIX: Final = "module."
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
+#: layers times experts in one key: Kimi K2 has 61 x 384
+_MAX_STACKED: Final = 1 << 20
 _EXTRA_STATE = "._extra_state"
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
 _COMMON: Final = {
@@ -90,7 +93,7 @@ class NeMo2Checkpoint(Checkpoint):
                 continue
             stored = key.removeprefix(PREFIX)
             axes = names.leading_axes(stored)
-            if len(tensor.shape) < axes:
+            if len(tensor.shape) < axes or prod(tensor.shape[:axes]) > _MAX_STACKED:
                 raise CorruptCheckpoint(f"{self.path}: {stored} has shape {list(tensor.shape)}")
             for index in product(*map(range, tensor.shape[:axes])):
                 name = names.logical_name(stored, index)
@@ -150,15 +153,25 @@ class NeMo2Checkpoint(Checkpoint):
         return hf_config(self.model())
 
     def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
-            return Model(
-                table,
-                config,
-                {key: self._hf[key] for key in passed if key in INERT},
-                dict(self.tokenizer_files),
-            )
+            return Model(table, config, {key: self._hf[key] for key in passed if key in INERT}, files)
+        context = self._required_context()
+        given = {**context.yaml_fields, **context.fields}
+        where = f"{self.path}: context/io.json"
+        table = table_for_nemo(context.config_class.module, where)
+        config = table.nemo.read(context.config_class, given, where, allow_ignored)
+        self._settle(table, config)
+        if context.generation_config is not None:
+            parts = filter(None, (context.folder, context.generation_config, GENERATION_CONFIG))
+            files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
+        told = self._manifest["inert_config"] if self._manifest else {}
+        inert = {key: value for key, value in told.items() if key in INERT}
+        return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in given))
+
+    def _required_context(self) -> NemoContext:
         if self._context is None:
             raise UnsupportedConfig(
                 f"{self.path}: has no context/, so nothing says what model it is",
@@ -169,20 +182,7 @@ class NeMo2Checkpoint(Checkpoint):
             raise UnsupportedFormat(
                 f"{self.path}: holds a LoRA adapter, not a model", hint="merge it with its base in NeMo first"
             )
-        where = f"{self.path}: context/io.json"
-        given = {**self._context.yaml_fields, **self._context.fields}
-        table = table_for_nemo(self._context.config_class.module, where)
-        config = table.nemo.read(self._context.config_class, given, where, allow_ignored)
-        self._settle(table, config)
-        files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
-        folder = self._context.generation_config
-        if folder is not None:
-            name = "/".join(filter(None, (self._context.folder, folder, GENERATION_CONFIG)))
-            files[GENERATION_CONFIG] = self._directory.file(name)
-        inert = self._manifest.get("inert_config", {}) if self._manifest else {}
-        inert = {key: value for key, value in inert.items() if key in INERT}
-        ignored = sorted(key for key in allow_ignored)
-        return Model(table, config, inert, files, ignored)
+        return self._context
 
     def _settle(self, table: Table, config: dict[str, Value]) -> None:
         """What NeMo's fields cannot say: the true vocabulary, and which biases are only zeros.
@@ -195,14 +195,14 @@ class NeMo2Checkpoint(Checkpoint):
             None,
         )
         written = self._manifest or {}
-        told = written.get("model_config")
-        if isinstance(told, dict) and rows is not None and written.get("padded_vocab_size") == rows:
+        if rows is not None and written.get("padded_vocab_size") == rows:
+            told = written["model_config"]
             true = told.get("vocab_size")
             if config["vocab_size"] == rows and isinstance(true, int) and 0 < true <= rows:
                 config["vocab_size"] = true
-            kinds = {key: told.get(key) for key in ("attention_bias", "mlp_bias")}
-            if config["add_bias_linear"] and True in kinds.values():
-                config |= {key: value is True for key, value in kinds.items()}
+            kinds = {key: told.get(key) is True for key in ("attention_bias", "mlp_bias")}
+            if config.get("add_bias_linear") and any(kinds.values()):
+                config |= kinds
         if config["vocab_size"] is None:
             config["vocab_size"] = self._tokenizer_size() or rows
 

@@ -112,22 +112,28 @@ def _check_manifest(directory: SourceDir, files: dict[str, Any]) -> list[int]:
                 f"{where}: has {file.size:,} bytes, the manifest says {entry['size']:,}",
                 hint="the copy looks cut short; compare with the original",
             )
-        rows = entry.get("tensors", [["", 0, file.size, entry.get("crc32")]])
-        for row in rows:
-            tensor, offset, nbytes, expected = row
-            found = f"{_crc_of(file, offset, nbytes):08x}"
-            if found != expected:
-                what = f"{tensor} (bytes {offset:,}..{offset + nbytes:,})" if tensor else "the file"
-                raise CorruptCheckpoint(
-                    f"{where}: {what} has checksum {found}, the manifest says {expected}",
-                    hint="it changed after it was written; copy it again",
-                )
+        rows = entry.get("tensors", [])
+        for tensor, offset, nbytes, expected in rows:
+            found = _crc_of(file, offset, nbytes)
+            _compare(f"{where}: {tensor} (bytes {offset:,}..{offset + nbytes:,})", found, expected)
             read.append(nbytes)
+        frame = 0
+        for offset, nbytes in manifest.gaps(rows, file.size):
+            frame = _crc_of(file, offset, nbytes, frame)
+            read.append(nbytes)
+        _compare(f"{where}: what is not tensors" if rows else f"{where}: the file", frame, entry["crc32"])
     return read
 
 
-def _crc_of(file: SourceFile, offset: int, nbytes: int) -> int:
-    checksum = 0
+def _compare(what: str, found: int, expected: str) -> None:
+    if f"{found:08x}" != expected:
+        raise CorruptCheckpoint(
+            f"{what} has checksum {found:08x}, the manifest says {expected}",
+            hint="it changed after it was written; copy it again",
+        )
+
+
+def _crc_of(file: SourceFile, offset: int, nbytes: int, checksum: int = 0) -> int:
     buffer = memoryview(bytearray(min(_BLOCK, nbytes)))
     while nbytes:
         block = buffer[: min(len(buffer), nbytes)]

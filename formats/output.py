@@ -82,10 +82,10 @@ class OutputFile:
             self.pwrite(data, offset)
         self._pending.clear()
 
-    def read_back(self) -> bytes:
-        """The whole of a small file that was written before."""
+    def read_back(self, offset: int = 0, nbytes: int | None = None) -> bytes:
+        """What was written before: the whole of a small file, or a small part."""
         with reported(self.path):
-            return os.pread(self.fd, self.size, 0)
+            return os.pread(self.fd, self.size if nbytes is None else nbytes, offset)
 
     def sync(self) -> None:
         with reported(self.path):
@@ -247,8 +247,11 @@ class OutputDirectory:
             with suppress(OSError):  # nobody knows what the disk has: the old name is the safe one
                 if old is None:
                     os.rename(self.target, self.stage)
-                else:
+                elif old == self.stage:
                     _swap(old, self.target)
+                else:
+                    os.rename(self.target, self.stage)
+                    os.rename(old, self.target)
             raise
         if old is not None:
             with suppress(OSError):  # what is left of it, the next run removes

@@ -148,6 +148,93 @@ class Fixed:
 
 
 @dataclass(frozen=True, slots=True)
+class Nullable:
+    """One key, one field, either of which may be None. ``default`` is for a missing key only."""
+
+    hf: str
+    field: str
+    default: Value = None
+    kind: type = int
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset({self.hf})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        value = hf.get(self.hf, self.default)
+        config[self.field] = None if value is None else check_kind(self.hf, value, self.kind)
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf[self.hf] = config[self.field]
+
+
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """A key that must have one of some values that mean the same here; the first is written."""
+
+    hf: str
+    values: tuple[Value, ...]
+    fields = frozenset[str]()
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset({self.hf})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = hf.get(self.hf, self.values[0])
+        if found not in self.values:
+            raise UnsupportedConfig(
+                f"config.json: {self.hf}={found!r} is not supported for this architecture, "
+                f"only {some(map(repr, self.values))}"
+            )
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf[self.hf] = self.values[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Keys that this architecture's model code does not read at inference, though another's might."""
+
+    keys: tuple[str, ...]
+    fields = frozenset[str]()
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset(self.keys)
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        pass
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
+class FullAttention:
+    """``use_sliding_window`` must be off: then the window's own keys mean nothing (Qwen 2 and 3)."""
+
+    hf_keys = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
+    fields = frozenset[str]()
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        kinds = hf.get("layer_types")
+        if hf.get("use_sliding_window"):
+            raise UnsupportedConfig(
+                "config.json: use_sliding_window is on; Megatron has no window on some layers only"
+            )
+        if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention"}):
+            raise UnsupportedConfig("config.json: layer_types has layers that are not 'full_attention'")
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf["use_sliding_window"] = False
+
+
+@dataclass(frozen=True, slots=True)
 class Biases:
     """``attention_bias`` and ``mlp_bias`` <-> ``add_bias_linear``, which in Megatron means both.
 

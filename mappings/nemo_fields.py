@@ -183,6 +183,30 @@ class ParamsDtype:
         fields["params_dtype"] = Symbol("torch", dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """``window_size``, how many tokens back and ahead a layer sees, <-> ``sliding_window``, how many it
+    sees with its own. Every layer has the window, so ``window_attn_skip_freq`` must be off."""
+
+    names = frozenset({"window_size", "window_attn_skip_freq"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        size = plain(fields["window_size"])
+        config["sliding_window"] = None
+        if size is None or size in ((-1, 0), (-1, -1)):
+            return
+        back = size[0] if isinstance(size, tuple) and len(size) == 2 and size[1] == 0 else None
+        if not isinstance(back, int) or isinstance(back, bool) or back < 0:
+            raise UnsupportedConfig(f"the NeMo config says window_size={text(size)}, which has no counterpart")
+        if fields.get("window_attn_skip_freq") is not None:
+            raise UnsupportedConfig("the NeMo config has a window on some layers only (window_attn_skip_freq)")
+        config["sliding_window"] = back + 1
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        window = config["sliding_window"]
+        fields["window_size"] = None if window is None else [window - 1, 0]
+
+
 #: the fields of a decoder with RMSNorm, a gated SiLU and rotary embeddings
 DECODER: Final[tuple[NemoRule, ...]] = (
     Count("num_layers"),

@@ -72,6 +72,42 @@ class Rope:
         hf["rope_parameters"] = {**(scaling or {"rope_type": "default"}), "rope_theta": theta}
 
 
+@dataclass(frozen=True, slots=True)
+class PartialRope(Rope):
+    """:class:`Rope` on a part of each head: ``partial_rotary_factor`` <-> ``rotary_percent``.
+
+    transformers 4 has the factor beside ``rope_theta``, transformers 5 in ``rope_parameters``.
+    """
+
+    default_factor: float = 1.0
+    hf_keys = Rope.hf_keys | {"partial_rotary_factor"}
+    fields = Rope.fields | {"rotary_percent"}
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        rest = dict(hf)
+        found = [rest.pop("partial_rotary_factor", None)]
+        for key in ("rope_parameters", "rope_scaling"):
+            if isinstance(rest.get(key), dict):
+                rest[key] = dict(rest[key])
+                found.append(rest[key].pop("partial_rotary_factor", None))
+        factors = {check_kind("partial_rotary_factor", value, float) for value in found if value is not None}
+        if len(factors) > 1:
+            raise UnsupportedConfig(
+                f"config.json: partial_rotary_factor is {' and '.join(map(str, sorted(factors)))}",
+                hint="remove the one that is wrong",
+            )
+        factor = factors.pop() if factors else self.default_factor
+        if not 0 < factor <= 1:
+            raise UnsupportedConfig(f"config.json: partial_rotary_factor={factor!r} is not in (0, 1]")
+        Rope.read(self, rest, config)
+        config["rotary_percent"] = factor
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        Rope.write(self, config, hf)
+        hf["partial_rotary_factor"] = config["rotary_percent"]
+        hf["rope_parameters"]["partial_rotary_factor"] = config["rotary_percent"]
+
+
 def _dictionary(key: str, value: Value) -> Mapping[str, Value]:
     if not isinstance(value, dict):
         raise UnsupportedConfig(f"config.json: {key}={value!r} is not a dictionary")

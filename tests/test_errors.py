@@ -86,6 +86,8 @@ def test_classes(name, code, parent):
 
 def test_every_class_is_in_this_test():
     classes = {
-        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)
+        name
+        for name, value in vars(errors).items()
+        if isinstance(value, type) and issubclass(value, Exception)
     }
     assert classes == {row[0] for row in test_classes.pytestmark[0].args[1]}

@@ -25,7 +25,7 @@ def point(group, name, value, package):
     return made._for(Dist(package)) if package else made
 
 
-@pytest.fixture()
+@pytest.fixture
 def install(monkeypatch):
     """Pretend that these entry points are installed."""
 
@@ -83,9 +83,7 @@ def test_a_broken_plug_in_is_named(install, monkeypatch, tmp_path, value, becaus
     install(point("converters", "toy", value, "toy-package"))
     with pytest.raises(NemoconvError) as caught:
         converter("toy")
-    assert caught.value.message == (
-        f"the plug-in 'toy' of package 'toy-package' cannot be loaded: {because}"
-    )
+    assert caught.value.message == (f"the plug-in 'toy' of package 'toy-package' cannot be loaded: {because}")
     assert caught.value.hint == "repair or uninstall toy-package"
     assert caught.value.__cause__ is not None
     assert caught.value.exit_code == 70

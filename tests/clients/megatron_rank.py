@@ -23,6 +23,7 @@ from megatron.core import dist_checkpointing, parallel_state, tensor_parallel  #
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from nemoconv.converters.nemo2_context import read_context  # noqa: E402
 from nemoconv.formats.files import SourceDir  # noqa: E402
@@ -157,7 +158,7 @@ def compare(directory: str, reference: str, tp: int, pp: int) -> dict[str, Any]:
 
 
 def resave(
-    directory: str, out: str, tp: int, pp: int, metadata: dict[str, Any], prefix: str, optimizer: bool
+    directory: str, out: str, tp: int, pp: int, metadata: dict[str, Any], prefix: str, optimizer: str
 ) -> dict[str, Any]:
     """Load a NeMo 2 directory in its own dtype, and let megatron-core save it."""
     source = SourceDir(Path(directory))
@@ -168,7 +169,7 @@ def resave(
     load(model, f"{directory}/weights")
     state = model.sharded_state_dict(prefix=prefix, metadata=metadata)
     if optimizer:
-        state["optimizer"] = adam(model, state)
+        state["optimizer"] = adam(model, state, optimizer)
     if dist.get_rank() == 0:
         Path(out).mkdir(parents=True)
     dist.barrier()
@@ -176,15 +177,50 @@ def resave(
     return {"keys": len(state)}
 
 
-def adam(model: GPTModel, state: dict[str, Any]) -> dict[str, Any]:
-    """The sharded state of megatron-core's Adam with float32 main parameters, before its first step."""
+class OnCPU(TorchFunctionMode):
+    """Where the optimizer makes or expects tensors on CUDA, those on the CPU will do."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        result = func(*args, **kwargs)
+        return (
+            result.replace("torch.", "torch.cuda.")
+            if func is torch.Tensor.type and len(args) == 1
+            else result
+        )
+
+
+def adam(model: GPTModel, state: dict[str, Any], sharding: str) -> dict[str, Any]:
+    """The sharded state of megatron-core's Adam: float32 main parameters and two moments.
+
+    The learning rate of its one step is 0, so that the weights stay what they were. ``sharding`` is "none", or how the distributed optimizer is to cut its state.
+    """
     from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-    wrapped = DistributedDataParallel(model.config, DistributedDataParallelConfig(), model)
-    settings = OptimizerConfig(optimizer="adam", lr=1e-3, bf16=True, params_dtype=torch.bfloat16)
-    optimizer = get_megatron_optimizer(settings, [wrapped])
-    return optimizer.sharded_state_dict(state)
+    distributed = sharding != "none"
+    parallel = DistributedDataParallelConfig(use_distributed_optimizer=distributed)
+    settings = OptimizerConfig(
+        optimizer="adam",
+        lr=0.0,
+        weight_decay=0.0,
+        clip_grad=0.0,
+        bf16=True,
+        params_dtype=torch.bfloat16,
+        use_distributed_optimizer=distributed,
+    )
+    with OnCPU():
+        wrapped = DistributedDataParallel(model.config, parallel, model)
+        optimizer = get_megatron_optimizer(settings, [wrapped])
+        for p in model.parameters():
+            p.main_grad.normal_()
+        optimizer.step()
+        metadata = {"distrib_optim_sharding_type": sharding} if distributed else None
+        return optimizer.sharded_state_dict(state, metadata=metadata)
 
 
 JOBS = {"compare": compare, "resave": resave}

@@ -6,6 +6,7 @@ import io
 import json
 import random
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -254,6 +255,53 @@ def assert_same_tensors(a: Path, b: Path) -> None:
     assert first.keys() == second.keys()
     different = [name for name in first if first[name] != second[name]]
     assert different == []
+
+
+def as_megatron_names(hf: Path, v: Variant) -> dict[str, Any]:
+    """The tensors under Megatron's names, stacked by layer, joined by a plain reading of its source."""
+    import torch
+    from safetensors.torch import load_file
+
+    w: dict[str, Any] = {}
+    for file in hf.glob("*.safetensors"):
+        w |= load_file(file)
+    d, g, n = v.head_dim, v.groups, v.heads // v.groups
+
+    def qkv(layer: int, kind: str) -> Any:
+        q, k, val = (w[f"model.layers.{layer}.self_attn.{name}_proj.{kind}"] for name in "qkv")
+        rows = []
+        for group in range(g):
+            rows += [q[group * n * d : (group + 1) * n * d], k[group * d : (group + 1) * d]]
+            rows.append(val[group * d : (group + 1) * d])
+        return torch.cat(rows)
+
+    def stack(pick: Callable[[int], Any]) -> Any:
+        return torch.stack([pick(layer) for layer in range(v.layers)])
+
+    def plain(name: str) -> Any:
+        return stack(lambda layer: w[f"model.layers.{layer}.{name}"])
+
+    def gate_up(kind: str) -> Any:
+        return torch.cat([plain(f"mlp.gate_proj.{kind}"), plain(f"mlp.up_proj.{kind}")], 1)
+
+    named = {
+        "embedding.word_embeddings.weight": w["model.embed_tokens.weight"],
+        "decoder.layers.self_attention.linear_qkv.layer_norm_weight": plain("input_layernorm.weight"),
+        "decoder.layers.self_attention.linear_qkv.weight": stack(lambda layer: qkv(layer, "weight")),
+        "decoder.layers.self_attention.linear_proj.weight": plain("self_attn.o_proj.weight"),
+        "decoder.layers.mlp.linear_fc1.layer_norm_weight": plain("post_attention_layernorm.weight"),
+        "decoder.layers.mlp.linear_fc1.weight": gate_up("weight"),
+        "decoder.layers.mlp.linear_fc2.weight": plain("mlp.down_proj.weight"),
+        "decoder.final_layernorm.weight": w["model.norm.weight"],
+    }
+    if not v.tied:
+        named["output_layer.weight"] = w["lm_head.weight"]
+    if v.attention_bias and v.mlp_bias:
+        named["decoder.layers.self_attention.linear_qkv.bias"] = stack(lambda layer: qkv(layer, "bias"))
+        named["decoder.layers.self_attention.linear_proj.bias"] = plain("self_attn.o_proj.bias")
+        named["decoder.layers.mlp.linear_fc1.bias"] = gate_up("bias")
+        named["decoder.layers.mlp.linear_fc2.bias"] = plain("mlp.down_proj.bias")
+    return {"module." + name: tensor for name, tensor in named.items()}
 
 
 def ids(vocab: int, length: int = 64) -> Any:

@@ -59,7 +59,9 @@ def test_the_librarys_files_are_read(tmp_path, name):
     dtype = BY_NAME[name]
     tensors = {}
     for number, shape in enumerate(SHAPES):
-        raw = torch.randint(0, 2 if name == "bool" else 256, (prod(shape) * dtype.itemsize,), dtype=torch.uint8)
+        raw = torch.randint(
+            0, 2 if name == "bool" else 256, (prod(shape) * dtype.itemsize,), dtype=torch.uint8
+        )
         tensors[f"t{number}"] = raw.view(getattr(torch, name)).reshape(shape)
     path = tmp_path / "x.safetensors"
     library.save_file(tensors, path, {"format": "pt", "other": "é\n"})
@@ -156,7 +158,11 @@ def test_names_are_carried_as_they_are(tmp_path):
             4,
             ": tensor 'a' has shape [2] and data_offsets [0, 2, 4]",
         ),
-        ({"a": entry(0, 4) | {"more": 1}}, 4, ": tensor 'a' is not described by dtype, shape and data_offsets"),
+        (
+            {"a": entry(0, 4) | {"more": 1}},
+            4,
+            ": tensor 'a' is not described by dtype, shape and data_offsets",
+        ),
         ({"a": {"dtype": "BF16"}}, 4, ": tensor 'a' is not described by dtype, shape and data_offsets"),
         ({"a": [0, 4]}, 4, ": tensor 'a' is not described by dtype, shape and data_offsets"),
         ([], 0, ": the header is not a JSON object"),

@@ -133,9 +133,7 @@ def test_narrow_keeps_addresses(case, data):
     shape, [(start, size)] = case
     extent = Extent(None, 64, start, size, contiguous_strides(shape, 4))
     low = tuple(a + data.draw(st.integers(0, n)) for a, n in zip(start, size, strict=True))
-    part = tuple(
-        data.draw(st.integers(0, a + n - b)) for a, n, b in zip(start, size, low, strict=True)
-    )
+    part = tuple(data.draw(st.integers(0, a + n - b)) for a, n, b in zip(start, size, low, strict=True))
     whole, narrowed = addresses(extent, shape), addresses(narrow(extent, low, part), shape)
     mask = narrowed >= 0
     assert int(mask.sum()) == prod(part)

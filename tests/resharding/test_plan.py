@@ -76,7 +76,9 @@ def test_a_plan_counts(tmp_path):
     file, output = SourceFile(tmp_path / "in"), OutputFile(str(tmp_path / "out"), "out")
     payload = Payload("x", output, 0, 96)
     a = job([TOP, BOTTOM], [LEFT, ((0, 3), (4, 3))], dtype=F32)
-    b = Job("b", (2,), BF16, BF16, (Extent(file, 7, (0,), (2,), (2,)),), (Target(payload, 0, (0,), (2,), (2,)),))
+    b = Job(
+        "b", (2,), BF16, BF16, (Extent(file, 7, (0,), (2,), (2,)),), (Target(payload, 0, (0,), (2,), (2,)),)
+    )
     plan = Plan([a, b, b])
     assert a.moves == 4
     assert plan.moves == 6

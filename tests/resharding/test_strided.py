@@ -92,9 +92,7 @@ def test_read_strided(tmp_path_factory, case, offset, scratch_runs, direct):
 def test_gather_runs(case, direct):
     """What is to be written lies where it should, and every piece is contiguous in the file."""
     shape, itemsize, in_file, in_buffer = case
-    source = numpy.random.default_rng(0).integers(
-        1, 256, span(shape, in_buffer, itemsize), dtype=numpy.uint8
-    )
+    source = numpy.random.default_rng(0).integers(1, 256, span(shape, in_buffer, itemsize), dtype=numpy.uint8)
     scratch = numpy.empty(prod(shape) * itemsize, numpy.uint8)
     image = numpy.zeros(span(shape, in_file, itemsize), numpy.uint8)
     expected = image.copy()

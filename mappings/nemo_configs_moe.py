@@ -1,0 +1,133 @@
+"""What the config classes of NeMo 2's mixtures of experts take for fields that are not set: data only.
+
+Read off nemo-toolkit 2.5.3 with megatron-core 0.14.0. ``OFF`` and ``INERT`` of
+:mod:`nemoconv.mappings.nemo_configs` say the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from nemoconv.formats.fiddle import Symbol
+
+# GPTConfig on top of megatron-core's TransformerConfig, with what all classes below change alike
+_GPT: Mapping[str, object] = MappingProxyType(
+    {
+        "num_layers": 0,
+        "hidden_size": 0,
+        "ffn_hidden_size": None,
+        "num_attention_heads": 0,
+        "num_query_groups": None,
+        "kv_channels": None,
+        "vocab_size": None,
+        "make_vocab_size_divisible_by": 128,
+        "seq_length": 4096,
+        "max_position_embeddings": None,
+        "position_embedding_type": "rope",
+        "rotary_base": 1000000.0,
+        "rotary_percent": 1.0,
+        "seq_len_interpolation_factor": None,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": 1e-05,
+        "activation_func": Symbol("torch.nn.functional", "silu"),
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "add_qkv_bias": False,
+        "qk_layernorm": False,
+        "share_embeddings_and_output_weights": False,
+        "init_method_std": 0.02,
+        "attention_dropout": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "params_dtype": Symbol("torch", "float32"),
+        "generation_config": None,
+        "num_moe_experts": None,
+        "moe_ffn_hidden_size": None,
+        "moe_router_topk": 2,
+        "moe_router_pre_softmax": False,
+        "moe_router_load_balancing_type": "aux_loss",
+        "moe_aux_loss_coeff": 0.0,
+        "moe_router_score_function": "softmax",
+        "moe_router_enable_expert_bias": False,
+        "moe_router_num_groups": None,
+        "moe_router_group_topk": None,
+        "moe_router_topk_scaling_factor": None,
+        "moe_shared_expert_intermediate_size": None,
+        "moe_shared_expert_gate": False,
+        "moe_layer_freq": 1,
+    }
+)
+_BF16: Final = {"bf16": True, "params_dtype": Symbol("torch", "bfloat16")}
+
+
+def _class(*parents: Mapping[str, object], **changes: object) -> Mapping[str, object]:
+    """The defaults of a class that changes those of its parents."""
+    merged: dict[str, object] = dict(_GPT)
+    for parent in parents:
+        merged |= parent
+    return MappingProxyType(merged | changes)
+
+
+_MIXTRAL = _class(
+    _BF16,
+    num_layers=32,
+    hidden_size=4096,
+    num_attention_heads=32,
+    num_query_groups=8,
+    ffn_hidden_size=14336,
+    max_position_embeddings=4096,
+    num_moe_experts=8,
+    moe_aux_loss_coeff=0.01,
+)
+
+MIXTRAL_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "MixtralConfig": _MIXTRAL,
+        "MixtralConfig8x3B": _class(_MIXTRAL, hidden_size=2560, ffn_hidden_size=8960),
+        "MixtralConfig8x7B": _MIXTRAL,
+        "MixtralConfig8x22B": _class(
+            _MIXTRAL, num_layers=56, hidden_size=6144, num_attention_heads=48, ffn_hidden_size=16384
+        ),
+    }
+)
+
+# NeMo has no class for Qwen2-MoE; Qwen2Config has all the fields.
+_QWEN2 = _class(layernorm_epsilon=1e-06, add_qkv_bias=True, vocab_size=151936)
+QWEN2_MOE_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({"Qwen2Config": _QWEN2})
+
+_QWEN3_MOE = _class(
+    _QWEN2,
+    add_qkv_bias=False,
+    qk_layernorm=True,
+    kv_channels=128,
+    num_query_groups=8,
+    max_position_embeddings=40960,
+    num_moe_experts=128,
+    moe_router_topk=8,
+    moe_aux_loss_coeff=0.001,
+)
+QWEN3_MOE_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
+    {
+        "Qwen3MoEConfig": _QWEN3_MOE,
+        "Qwen3Config30B_A3B": _class(
+            _QWEN3_MOE,
+            num_layers=48,
+            hidden_size=2048,
+            num_attention_heads=32,
+            num_query_groups=4,
+            ffn_hidden_size=6144,
+            moe_ffn_hidden_size=768,
+        ),
+        "Qwen3Config235B_A22B": _class(
+            _QWEN3_MOE,
+            num_layers=94,
+            hidden_size=4096,
+            num_attention_heads=64,
+            num_query_groups=4,
+            ffn_hidden_size=12288,
+            moe_ffn_hidden_size=1536,
+        ),
+    }
+)
