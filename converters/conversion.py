@@ -20,6 +20,9 @@ from nemoconv.resharding.layout import Layout
 #: (phase, bytes done, bytes in all); phases are "write", "verify", "flush"
 Progress = Callable[[str, int, int], None]
 
+#: what weights may be cast to; the eight-bit types need scales, which a cast does not make
+_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
 
 def run(conversion: Conversion, *, verify: bool = False, progress: Progress | None = None) -> Report:
     """Carry out a planned conversion; the output appears whole or not at all."""
@@ -90,9 +93,8 @@ def convert(
 
     Raises the errors of :mod:`nemoconv.errors`; the target is then absent, or what it was before.
     """
-    if dtype is not None and (dtype not in BY_NAME or "float" not in dtype):
-        names = ", ".join(name for name in BY_NAME if "float" in name)
-        raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {names}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(_DTYPES)}")
     if verify and dtype is not None:
         raise UsageError("verify compares bits, which a new dtype changes", hint="leave out one of them")
     options = WriteOptions(

@@ -161,7 +161,7 @@ class NeMo2Checkpoint(Checkpoint):
         context = self._required_context()
         given = {**context.yaml_fields, **context.fields}
         where = f"{self.path}: context/io.json"
-        table = table_for_nemo(context.config_class.module, where)
+        table = table_for_nemo(context.config_class, given, where)
         config = table.nemo.read(context.config_class, given, where, allow_ignored)
         self._settle(table, config)
         if context.generation_config is not None:

@@ -9,6 +9,7 @@ from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.plugins import entries
 
 if TYPE_CHECKING:
+    from nemoconv.formats.fiddle import Symbol
     from nemoconv.mappings.table import Table
 
 
@@ -43,12 +44,12 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
     return table
 
 
-def table_for_nemo(module: str, where: str) -> Table:
-    """The table whose NeMo 2 classes lie in ``module``. Raises UnsupportedArchitecture."""
+def table_for_nemo(config_class: Symbol, given: Mapping[str, Any], where: str) -> Table:
+    """The table of a NeMo 2 config with these fields set. Raises UnsupportedArchitecture."""
     for name in architectures():
         table = load_table(name)
-        if table.nemo.module == module:
+        if table.nemo.fits(config_class, given):
             return table
     raise UnsupportedArchitecture(
-        f"{where}: no mapping table for NeMo's {module}", hint=f"supported: {', '.join(architectures())}"
+        f"{where}: no mapping table for NeMo's {config_class}", hint=f"supported: {', '.join(architectures())}"
     )

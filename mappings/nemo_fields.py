@@ -258,6 +258,15 @@ class NemoClasses:
     defaults: Mapping[str, Mapping[str, Value]] = field(hash=False)
     rules: tuple[NemoRule, ...] = DECODER
     scaled_config: str | None = None
+    #: fields that are set (or not) in this architecture, where several share the classes of ``module``
+    marks: tuple[tuple[str, bool], ...] = ()
+
+    def fits(self, config_class: Symbol, given: Mapping[str, Value]) -> bool:
+        """Whether a config is of this architecture, as far as it can be told."""
+        fields = {**self.defaults.get(config_class.name, {}), **given}
+        return config_class.module == self.module and all(
+            bool(fields.get(name)) is is_set for name, is_set in self.marks
+        )
 
     def read(
         self,

@@ -74,6 +74,29 @@ class Positions:
         fields |= dict.fromkeys(sorted(self.names), config["seq_length"])
 
 
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """A field that must say what another one says, or nothing."""
+
+    name: str
+    of: str
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = fields.get(self.name)
+        if found is not None and found != config[self.of]:
+            raise UnsupportedConfig(
+                f"the NeMo config says {self.name}={text(found)}, which has no counterpart unless it is "
+                f"{self.of}={config[self.of]}"
+            )
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields[self.name] = config[self.of]
+
+
 #: a decoder with a softmax router in every layer and no shared expert
 MOE_DECODER: Final[tuple[NemoRule, ...]] = with_rules(
     DECODER,

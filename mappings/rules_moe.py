@@ -99,6 +99,7 @@ def moe_sizes(config: Mapping[str, Value]) -> dict[str, int]:
     sizes = attention_sizes(config)
     sizes["experts"] = config["num_moe_experts"]
     sizes["moe_ffn"] = config.get("moe_ffn_hidden_size") or config["ffn_hidden_size"]
+    sizes["one"] = 1
     sizes["shared_ffn"] = config.get("moe_shared_expert_intermediate_size") or 0
     return sizes
 

@@ -142,7 +142,13 @@ class Rule:
 
 
 #: what the config calls the sizes that a layout divides, for messages
-FIELD_NAMES = {"group": "num_query_groups", "ffn": "ffn_hidden_size", "vocab": "vocab_size"}
+FIELD_NAMES = {
+    "group": "num_query_groups",
+    "ffn": "ffn_hidden_size",
+    "moe_ffn": "moe_ffn_hidden_size",
+    "shared_ffn": "moe_shared_expert_intermediate_size",
+    "vocab": "vocab_size",
+}
 
 
 @dataclass(frozen=True, slots=True)
