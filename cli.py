@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
@@ -14,6 +15,9 @@ import click
 
 from nemoconv import __version__, terminal
 from nemoconv.errors import NemoconvError
+
+# numpy would start a thread per core for linear algebra that is never done here
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 

@@ -39,10 +39,18 @@ SIZES = {
              "num_attention_heads": 16, "vocab_size": 64128},
     "1.2B": LLAMA_1B,
     "2.4B": {**LLAMA_1B, "num_hidden_layers": 35, "intermediate_size": 8192},
-    "405B": {**LLAMA_1B, "num_hidden_layers": 126, "hidden_size": 16384, "intermediate_size": 53248,
-             "num_attention_heads": 128, "num_key_value_heads": 8, "head_dim": 128,
-             "tie_word_embeddings": False},
 }  # fmt: skip
+#: for sparse files only
+LLAMA_405B = {
+    **LLAMA_1B,
+    "num_hidden_layers": 126,
+    "hidden_size": 16384,
+    "intermediate_size": 53248,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "tie_word_embeddings": False,
+}
 
 #: distinct random values; they repeat
 _NOISE = 16 << 20

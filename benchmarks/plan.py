@@ -11,7 +11,7 @@ import measure
 import models
 from measure import MIB, Check, Summary
 
-SIZE, LAYOUT = "405B", ("--tp", "8", "--pp", "6")
+LAYOUT = ("--tp", "8", "--pp", "6")
 SECONDS, RSS_MIB = 5.0, 300.0
 HEAD = ("plan", "layout", "TB", "tensors out", "moves", "s", "CPU s", "peak RSS MiB", "anon MiB")
 
@@ -25,7 +25,7 @@ def main() -> int:
     rows, checks, raw = [], [], {}
     with measure.workspace(options.work) as work:
         facts = measure.machine(work)
-        models.write(work / "hf", models.SIZES[SIZE], sparse=True)
+        models.write(work / "hf", models.LLAMA_405B, sparse=True)
         models.write_nemo2(work / "hf", work / "nemo2")
         models.write_nemo2(work / "hf", work / "nemo2-tp8", tensor_parallel_size=8, pipeline_parallel_size=6)
         for name, source, to, layout in (
@@ -54,7 +54,7 @@ def main() -> int:
                     f"{max(usage.anon_nbytes for usage in used) / MIB:.0f}",
                 ]
             )
-            what = f"{SIZE} {name} {' '.join(layout)}".rstrip()
+            what = f"405B {name} {' '.join(layout)}".rstrip()
             checks.append(Check(f"{what}: time", wall.median, SECONDS, "s"))
             checks.append(Check(f"{what}: peak RSS", rss, RSS_MIB, "MiB"))
             raw[what] = used
