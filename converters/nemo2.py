@@ -43,6 +43,8 @@ PREFIX: Final = "module."
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 #: layers times experts in one key: Kimi K2 has 61 x 384
 _MAX_STACKED: Final = 1 << 20
+#: keys of config.json that generation_config.json repeats, and NeMo's own config has not
+_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _EXTRA_STATE = "._extra_state"
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
 _COMMON: Final = {
@@ -164,11 +166,14 @@ class NeMo2Checkpoint(Checkpoint):
         table = table_for_nemo(context.config_class, given, where)
         config = table.nemo.read(context.config_class, given, where, allow_ignored)
         self._settle(table, config)
+        inert = {}
         if context.generation_config is not None:
             parts = filter(None, (context.folder, context.generation_config, GENERATION_CONFIG))
-            files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
+            file = files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
+            generation = plain_json.loads_object(file.pread(file.size, 0), file.path)
+            inert = {key: generation[key] for key in _TOKEN_IDS if key in generation}
         told = self._manifest["inert_config"] if self._manifest else {}
-        inert = {key: value for key, value in told.items() if key in INERT}
+        inert |= {key: value for key, value in told.items() if key in INERT}
         return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in given))
 
     def _required_context(self) -> NemoContext:

@@ -131,9 +131,9 @@ class Rule:
         inner = prod(sizes[name] for name in names[names.index(self.cut) + 1 :])
         outer = prod(sizes[name] for name in names[: names.index(self.cut)])
         size = sizes[self.cut]
-        for rank, (first, length) in enumerate(
-            layout.pieces(size, FIELD_NAMES.get(self.cut, self.cut), self.nemo)
-        ):
+        anywhere = self.nemo.format(**dict.fromkeys(self.holes, "*"))
+        pieces = layout.pieces(size, FIELD_NAMES.get(self.cut, self.cut), anywhere)
+        for rank, (first, length) in enumerate(pieces):
             for position in range(outer):
                 start, box = [0] * len(shape), list(shape)
                 start[axis] = (position * size + first) * inner

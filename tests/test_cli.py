@@ -106,7 +106,7 @@ def test_inspect_lists_tensors(llama: Path) -> None:
         (["convert", "{llama}", "{tmp}/o", "--to", "gguf"], 2, "error: unknown format 'gguf'; one of: hf, nemo2"),
         (["convert", "{llama}", "{llama}", "--to", "hf"], 6, "error: {llama}: is the source, inside it or "),
         (["convert", "{llama}", "{tmp}", "--to", "hf"], 6, "error: {tmp}: is the source, inside it or around it"),
-        (["hf2nemo2", "{llama}", "{tmp}/o", "--tp", "3"], 5, "error: cannot cut decoder.layers.{{layer}}.self_"),
+        (["hf2nemo2", "{llama}", "{tmp}/o", "--tp", "3"], 5, "error: cannot cut decoder.layers.*.self_"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--pp", "3"], 5, "error: cannot cut 4 layers into pipeline_parallel_"),
         (["nemo2hf", "{llama}", "{tmp}/o", "--tp", "2"], 5, "error: a Hugging Face directory has no parallel "),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--dtype", "int8"], 2, "error: unknown dtype 'int8'; one of float64"),

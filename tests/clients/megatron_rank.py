@@ -237,7 +237,10 @@ def serve() -> None:
         try:
             address = f"tcp://127.0.0.1:{job['port']}"
             dist.init_process_group("gloo", address, rank=job["rank"], world_size=job["world"])
-            parallel_state.initialize_model_parallel(job["args"]["tp"], job["args"]["pp"])
+            args = job["args"]
+            parallel_state.initialize_model_parallel(
+                args["tp"], args["pp"], expert_model_parallel_size=args.get("ep", 1)
+            )
             answer = {"result": JOBS[job["do"]](**job["args"])}
             dist.barrier()
             parallel_state.destroy_model_parallel()

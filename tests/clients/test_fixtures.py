@@ -19,6 +19,7 @@ from . import models
 from .models import Variant
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 HF_LLAMA = REAL / "hf_llama"

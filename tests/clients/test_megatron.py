@@ -19,6 +19,7 @@ from .models import VARIANTS, Variant, variant
 from .worlds import JobFailed, World
 
 pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 HF = Callable[[Variant], Path]
 TOLERANCE = 2e-4  # float32; measured: 1e-5
@@ -146,7 +147,7 @@ def test_the_judge_sees_a_missing_tensor(hf: HF, judge: Judge, tmp_path: Path) -
         b"decoder.final_layernorm.weight", b"decoder.final_layernorm.wight!"
     )
     metadata.write_bytes(edited)
-    with pytest.raises(JobFailed, match=r"not in the checkpoint|not asked|nobody asks"):
+    with pytest.raises(JobFailed, match="not in the checkpoint"):
         judge(nemo, hf(variant("gqa")), 1, 1)
 
 

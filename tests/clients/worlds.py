@@ -19,15 +19,16 @@ class JobFailed(AssertionError):
 
 
 class World:
-    """Runs jobs of :mod:`megatron_rank` on as many ranks as each needs."""
+    """Runs jobs of :mod:`megatron_rank`, or of a ``script`` that extends it, on as many ranks as each needs."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, script: Path = SCRIPT) -> None:
+        self._script = script
         self._ranks: list[subprocess.Popen[str]] = []
         self._log = log
 
     def run(self, do: str, *, timeout: float = 120, **args: Any) -> list[dict[str, Any]]:
         """The answers of all ranks. Raises JobFailed, after which all ranks are gone."""
-        world = args["tp"] * args["pp"]
+        world = args["tp"] * args["pp"] * args.get("ep", 1)
         while len(self._ranks) < world:
             self._ranks.append(self._start())
         ranks = self._ranks[:world]
@@ -65,7 +66,7 @@ class World:
     def _start(self) -> subprocess.Popen[str]:
         with open(self._log, "a") as log:
             return subprocess.Popen(
-                [sys.executable, str(SCRIPT)],
+                [sys.executable, str(self._script)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -175,14 +175,14 @@ def config(**changes):
         (
             Layout(3),
             {},
-            "cannot cut decoder.layers.{layer}.self_attention.linear_qkv.weight into "
+            "cannot cut decoder.layers.*.self_attention.linear_qkv.weight into "
             "tensor_parallel_size=3: num_query_groups=4",
             "tensor parallel sizes that divide it: 1, 2, 4",
         ),
         (
             Layout(4),
             {"intermediate_size": 42},
-            "cannot cut decoder.layers.{layer}.mlp.linear_fc1.weight into "
+            "cannot cut decoder.layers.*.mlp.linear_fc1.weight into "
             "tensor_parallel_size=4: ffn_hidden_size=42",
             "tensor parallel sizes that divide it: 1, 2, 3, 6, 7, 14, 21, 42",
         ),
