@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import manifest, nemo2_context
+from nemoconv.converters import manifest, nemo2_context, tokenizer_files
 from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import (
     Checkpoint,
@@ -331,6 +331,8 @@ class NeMo2Writer(Writer):
         sets = table.layer_sets(self._model.config) if table.layer_sets else {}
         item = torch_zip.object_item([None])
         for module in table.modules:
+            if any(self._model.config.get(key) != value for key, value in module.when):
+                continue
             spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers - 1,)
             experts = range(self._sizes["experts"]) if "{expert}" in module.name else range(1)
             for layer, expert in product(sorted(spread), experts):
@@ -370,6 +372,8 @@ class NeMo2Writer(Writer):
         for name, source in model.files.items():
             folder = "artifacts" if name == GENERATION_CONFIG else nemo2_context.TOKENIZER_FOLDER
             data = source if isinstance(source, bytes) else source.pread(source.size, 0)
+            if name == tokenizer_files.CONFIG:
+                data = tokenizer_files.for_transformers_4(data, name)
             output.write(f"context/{folder}/{name}", data)
         config_class, fields = self._config
         nemo = model.table.nemo

@@ -183,7 +183,8 @@ def _build_plan(
     requests: dict[Request, None] = {}
     for instance in bound.instances:
         source = bound.dtype(instance)
-        target = options.dtype if options.dtype and source.is_floating_point else source
+        casts = source.is_floating_point and not instance.rule.keeps_dtype
+        target = options.dtype if options.dtype and casts else source
         boxes = wanted(instance, writer.side, sizes, options.layout, target)
         requests.update(dict.fromkeys(box.request for box in boxes))
         asked.append((instance, source, target, boxes))
