@@ -78,10 +78,12 @@ def members(instance: Instance, side: Side, sizes: Sizes) -> list[Named]:
     if side == "nemo":
         shape = rule.view.shape(sizes)
         return [Named(rule.nemo.format(**index), None, shape, (0,) * len(shape), shape)]
-    parts = rule.parts if instance.in_hf else ()
-    return [
-        Named(part.hf.format(**index), part, part.shape(sizes), *part.slice(sizes, index)) for part in parts
-    ]
+    found = []
+    for part in rule.parts if instance.in_hf else ():
+        shape = part.shape(sizes)
+        start, box = part.slice(sizes, index) if part.window else ((0,) * len(shape), shape)
+        found.append(Named(part.hf.format(**index), part, shape, start, box))
+    return found
 
 
 class Bound:
@@ -250,10 +252,10 @@ def wanted(instance: Instance, side: Side, sizes: Sizes, layout: Layout, dtype: 
     stage = layout.stage(instance.layer, sizes["layers"])
     expert = instance.index.get("expert")
     owner = 0 if expert is None else layout.expert_rank(expert, sizes["experts"])
-    shape = instance.rule.view.shape(sizes)
+    name, shape = instance.nemo, instance.rule.view.shape(sizes)
     return [
         Wanted(
-            Request(instance.nemo, dtype, shape, start, box, layout.rank(rank, stage, owner)),
+            Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)),
             None,
             start,
             box,

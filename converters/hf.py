@@ -47,8 +47,11 @@ TOKENIZER_FILES: Final = (
 GENERATION_CONFIG: Final = "generation_config.json"
 #: keys whose presence means that the weights are not what their names say
 _REFUSED: Final = {
-    "quantization_config": "the weights are quantized",
-    "auto_map": "the model runs code of its own",
+    "quantization_config": ("the weights are quantized", "convert the unquantized model"),
+    "auto_map": (
+        "the model brings code of its own, which is never run",
+        "if transformers' own class computes the same, pass --allow-ignored auto_map",
+    ),
 }
 
 
@@ -134,11 +137,9 @@ class HFCheckpoint(Checkpoint):
         return self._config
 
     def model(self, allow_ignored: Sequence[str] = ()) -> Model:
-        for key, why in _REFUSED.items():
+        for key, (why, remedy) in _REFUSED.items():
             if self._config.get(key) is not None and key not in allow_ignored:
-                raise UnsupportedConfig(
-                    f"{self.path / 'config.json'}: {key} is set: {why}, which this version does not convert"
-                )
+                raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
         table = table_for(self._config, str(self.path))
         allowed = (*allow_ignored, *_REFUSED)
         config, passed = read_config(table.fields, self._config, allowed)

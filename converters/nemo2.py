@@ -166,7 +166,7 @@ class NeMo2Checkpoint(Checkpoint):
         table = table_for_nemo(context.config_class, given, where)
         config = table.nemo.read(context.config_class, given, where, allow_ignored)
         self._settle(table, config)
-        inert = {}
+        inert: dict[str, Value] = {}
         if context.generation_config is not None:
             parts = filter(None, (context.folder, context.generation_config, GENERATION_CONFIG))
             file = files[GENERATION_CONFIG] = self._directory.file("/".join(parts))

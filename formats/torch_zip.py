@@ -648,15 +648,17 @@ def _trailer(entries: list[tuple[bytes, int, int, int]], end: int) -> bytes:
     return bytes(out)
 
 
-def _small_records(data_pkl: bytes) -> tuple[bytes, list[tuple[bytes, int, int, int]]]:
-    """The records of every archive but the payload, and their directory entries."""
+@lru_cache(maxsize=1024)
+def _small_records(data_pkl: bytes) -> tuple[bytes, tuple[tuple[bytes, int, int, int], ...]]:
+    """The records of every archive but the payload, and their directory entries. All layers and experts
+    share them."""
     out = bytearray()
     entries = []
     for key, data in (("data.pkl", data_pkl), ("byteorder", b"little"), ("version", b"3\n")):
         name, crc = _ROOT + key.encode(), checksum.crc32(data)
         entries.append((name, len(data), crc, len(out)))
         out += _local(name, len(data), crc) + data
-    return bytes(out), entries
+    return bytes(out), tuple(entries)
 
 
 @lru_cache(maxsize=1024)
@@ -727,4 +729,4 @@ def object_item(value: object) -> bytes:
     writer = PickleWriter()
     writer.value(value)
     front, entries = _small_records(writer.finish())
-    return front + _trailer(entries, len(front))
+    return front + _trailer(list(entries), len(front))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.errors import NemoconvError, UnsupportedArchitecture
 from nemoconv.plugins import entries
 
 if TYPE_CHECKING:
@@ -46,10 +46,17 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
 
 def table_for_nemo(config_class: Symbol, given: Mapping[str, Any], where: str) -> Table:
     """The table of a NeMo 2 config with these fields set. Raises UnsupportedArchitecture."""
+    found: list[Table] = []
     for name in architectures():
-        table = load_table(name)
+        try:
+            table = load_table(name)
+        except NemoconvError:  # a broken plug-in stops nobody else
+            continue
         if table.nemo.fits(config_class, given):
-            return table
+            found.append(table)
+    if found:
+        return max(found, key=lambda table: len(table.nemo.marks))
     raise UnsupportedArchitecture(
-        f"{where}: no mapping table for NeMo's {config_class}", hint=f"supported: {', '.join(architectures())}"
+        f"{where}: no mapping table for NeMo's {config_class}",
+        hint=f"supported: {', '.join(architectures())}",
     )

@@ -236,6 +236,65 @@ class FullAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class AlternatingWindow:
+    """``sliding_window`` of every second layer, the first among them (Gemma 2)."""
+
+    default: int
+    hf_keys = frozenset({"sliding_window", "layer_types"})
+    fields = frozenset({"sliding_window"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        given = hf.get("sliding_window", self.default)
+        config["sliding_window"] = check_kind("sliding_window", given, int)
+        kinds = ["full_attention" if i % 2 else "sliding_attention" for i in range(config["num_layers"])]
+        if hf.get("layer_types") not in (None, kinds):
+            raise UnsupportedConfig("config.json: layer_types must alternate, sliding_attention first")
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        if config["sliding_window"] is None:
+            raise UnsupportedConfig("window_size=None has no counterpart in config.json of this architecture")
+        hf["sliding_window"] = config["sliding_window"]
+
+
+@dataclass(frozen=True, slots=True)
+class WindowPattern:
+    """``sliding_window`` of all layers but every n-th (Gemma 3), where n is ``sliding_window_pattern``,
+    or is told by ``layer_types``, <-> ``sliding_window`` and ``window_pattern``."""
+
+    default: int
+    hf_keys = frozenset(
+        {"sliding_window", "sliding_window_pattern", "_sliding_window_pattern", "layer_types"}
+    )
+    fields = frozenset({"sliding_window", "window_pattern"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        given = hf.get("sliding_window", self.default)
+        config["sliding_window"] = check_kind("sliding_window", given, int)
+        kinds = hf.get("layer_types")
+        first = kinds.index("full_attention") + 1 if kinds and "full_attention" in kinds else None
+        told = hf.get("sliding_window_pattern", first or hf.get("_sliding_window_pattern", 6))
+        pattern = check_kind("sliding_window_pattern", told, int)
+        config["window_pattern"] = pattern
+        if kinds is not None and kinds != _window_layers(config):
+            raise UnsupportedConfig(
+                f"config.json: layer_types must have full_attention at every {pattern}th layer, "
+                "sliding_attention at the others"
+            )
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf["sliding_window"] = config["sliding_window"]
+        hf["sliding_window_pattern"] = config["window_pattern"]
+        hf["layer_types"] = _window_layers(config)
+
+
+def _window_layers(config: Mapping[str, Value]) -> list[str]:
+    return [
+        "sliding_attention" if (i + 1) % config["window_pattern"] else "full_attention"
+        for i in range(config["num_layers"])
+    ]
+
+
+@dataclass(frozen=True, slots=True)
 class Biases:
     """``attention_bias`` and ``mlp_bias`` <-> ``add_bias_linear``, which in Megatron means both.
 

@@ -1,4 +1,4 @@
-"""Config keys of mixtures of experts, and of the Qwen family."""
+"""Config keys of mixtures of experts."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class EveryLayerSparse:
     """``decoder_sparse_step`` and ``mlp_only_layers`` must say that every layer has experts."""
 
     hf_keys = frozenset({"decoder_sparse_step", "mlp_only_layers"})
-    fields: frozenset[str] = frozenset()
+    fields = frozenset[str]()
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         for key, plain in (("decoder_sparse_step", 1), ("mlp_only_layers", [])):
@@ -76,24 +76,123 @@ class EveryLayerSparse:
 
 
 @dataclass(frozen=True, slots=True)
-class FullAttention:
-    """``use_sliding_window`` must be false, and then ``sliding_window`` and ``max_window_layers`` say
-    nothing; ``layer_types`` must say it too."""
+class DenseFirst:
+    """``first_k_dense_replace``: the first layers that have no experts."""
 
-    hf_keys = frozenset({"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"})
-    fields: frozenset[str] = frozenset()
+    default: int
+    hf_keys = frozenset({"first_k_dense_replace"})
+    fields = frozenset({"first_k_dense_replace"})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
-        if hf.get("use_sliding_window", False) is not False:
+        value = hf.get("first_k_dense_replace", self.default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < config["num_layers"]:
             raise UnsupportedConfig(
-                f"config.json: use_sliding_window={hf['use_sliding_window']!r} is not supported for this "
-                "architecture, only False"
+                f"config.json: first_k_dense_replace={value!r} leaves no layer with experts"
             )
-        kinds = hf.get("layer_types")
-        if kinds is not None and (not isinstance(kinds, list) or set(map(str, kinds)) != {"full_attention"}):
+        config["first_k_dense_replace"] = value
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf["first_k_dense_replace"] = config["first_k_dense_replace"]
+
+
+@dataclass(frozen=True, slots=True)
+class SharedExperts:
+    """``n_shared_experts``, each of ``moe_intermediate_size`` <-> ``moe_shared_expert_intermediate_size``."""
+
+    default: int
+    hf_keys = frozenset({"n_shared_experts"})
+    fields = frozenset({"moe_shared_expert_intermediate_size"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        count = check_kind("n_shared_experts", hf.get("n_shared_experts", self.default), int)
+        config["moe_shared_expert_intermediate_size"] = count * config["moe_ffn_hidden_size"]
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        shared, one = config["moe_shared_expert_intermediate_size"], config["moe_ffn_hidden_size"]
+        if shared % one:
             raise UnsupportedConfig(
-                "config.json: layer_types is not supported unless all layers are 'full_attention'"
+                f"moe_shared_expert_intermediate_size={shared} is not a multiple of moe_ffn_hidden_size="
+                f"{one}, so config.json has no n_shared_experts for it"
+            )
+        hf["n_shared_experts"] = shared // one
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertGroups:
+    """``n_group`` and ``topk_group`` <-> ``moe_router_num_groups`` and ``moe_router_group_topk``.
+
+    Megatron ranks groups by their best topk / group_topk experts, transformers by their best
+    ``ranked_by``: these must be the same number, unless no group is left out.
+    """
+
+    default: tuple[int | None, int | None]
+    ranked_by: int
+    hf_keys = frozenset({"n_group", "topk_group", "topk_method"})
+    fields = frozenset({"moe_router_num_groups", "moe_router_group_topk"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        method = hf.get("topk_method", "greedy" if self.ranked_by == 1 else "noaux_tc")
+        groups, kept = hf.get("n_group", self.default[0]), hf.get("topk_group", self.default[1])
+        known = ("greedy", "group_limited_greedy") if self.ranked_by == 1 else ("noaux_tc",)
+        if method not in known:
+            raise UnsupportedConfig(f"config.json: topk_method={method!r} is not supported, only {known}")
+        config["moe_router_num_groups"] = config["moe_router_group_topk"] = None
+        if method == "greedy" or groups == kept:
+            return
+        check_kind("n_group", groups, int)
+        check_kind("topk_group", kept, int)
+        if config["moe_router_topk"] // kept != self.ranked_by or config["num_moe_experts"] % groups:
+            raise UnsupportedConfig(
+                f"config.json: n_group={groups}, topk_group={kept}: Megatron would choose other groups of "
+                f"experts for {config['moe_router_topk']} experts a token than transformers"
+            )
+        config["moe_router_num_groups"], config["moe_router_group_topk"] = groups, kept
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        groups, kept = config["moe_router_num_groups"], config["moe_router_group_topk"]
+        limited = groups is not None and groups != kept
+        if limited and config["moe_router_topk"] // kept != self.ranked_by:
+            raise UnsupportedConfig(
+                f"moe_router_num_groups={groups}, moe_router_group_topk={kept}: transformers would choose "
+                f"other groups of experts for {config['moe_router_topk']} experts a token than Megatron"
+            )
+        one = None if self.ranked_by == 1 else 1
+        hf["n_group"], hf["topk_group"] = (groups, kept) if limited else (one, one)
+        hf["topk_method"] = "noaux_tc"
+        if self.ranked_by == 1:
+            hf["topk_method"] = "group_limited_greedy" if limited else "greedy"
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankQuery:
+    """``q_lora_rank``: None when queries are projected at once."""
+
+    hf_keys = frozenset({"q_lora_rank"})
+    fields = frozenset({"q_lora_rank", "low_rank_query"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        rank = hf.get("q_lora_rank", 1536)
+        config["q_lora_rank"] = None if rank is None else check_kind("q_lora_rank", rank, int)
+        config["low_rank_query"] = rank is not None
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        hf["q_lora_rank"] = config["q_lora_rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyHeads:
+    """``num_key_value_heads``: latent attention has as many as query heads."""
+
+    hf_keys = frozenset({"num_key_value_heads"})
+    fields = frozenset[str]()
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        heads, found = config["num_attention_heads"], hf.get("num_key_value_heads")
+        if found is not None and found != heads:
+            raise UnsupportedConfig(
+                f"config.json: num_key_value_heads={found!r} is not supported for this architecture, "
+                f"only num_attention_heads={heads}"
             )
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        hf["use_sliding_window"] = False
+        hf["num_key_value_heads"] = config["num_attention_heads"]

@@ -197,14 +197,102 @@ class Window:
             return
         back = size[0] if isinstance(size, tuple) and len(size) == 2 and size[1] == 0 else None
         if not isinstance(back, int) or isinstance(back, bool) or back < 0:
-            raise UnsupportedConfig(f"the NeMo config says window_size={text(size)}, which has no counterpart")
+            raise UnsupportedConfig(f"the NeMo config says window_size={text(size)}, not [n, 0]")
         if fields.get("window_attn_skip_freq") is not None:
-            raise UnsupportedConfig("the NeMo config has a window on some layers only (window_attn_skip_freq)")
+            raise UnsupportedConfig("the NeMo config has window_attn_skip_freq, which has no counterpart")
         config["sliding_window"] = back + 1
 
     def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
         window = config["sliding_window"]
         fields["window_size"] = None if window is None else [window - 1, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """``seq_length`` in a class that also has ``max_position_embeddings``, which NeMo exports instead."""
+
+    names = frozenset({"seq_length", "max_position_embeddings"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["seq_length"] = fields["max_position_embeddings"]
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["seq_length"] = fields["max_position_embeddings"] = config["seq_length"]
+
+
+@dataclass(frozen=True, slots=True)
+class FusedGelu:
+    """``hidden_act`` of an MLP with biases, not gated. Megatron's kernel that adds the bias as well
+    (``bias_activation_fusion``) computes GELU by tanh, though ``activation_func`` names the exact one.
+
+    Source: megatron/core/fusions/fused_bias_gelu.py.
+    """
+
+    exact: Symbol
+    by_tanh: Symbol
+    names = frozenset({"activation_func", "bias_activation_fusion"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        function, fused = plain(fields["activation_func"]), bool(fields["bias_activation_fusion"])
+        if function not in (self.exact, self.by_tanh):
+            raise UnsupportedConfig(
+                f"the NeMo config says activation_func={text(function)}; only {self.exact} has a counterpart"
+            )
+        config["hidden_act"] = "gelu" if function == self.exact and not fused else "gelu_pytorch_tanh"
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        kinds = {"gelu_pytorch_tanh": True, "gelu": False}
+        if config["hidden_act"] not in kinds:
+            raise UnsupportedConfig(
+                f"config.json: hidden_act={config['hidden_act']!r} is not supported for this architecture, "
+                f"only {some(map(repr, kinds))}"
+            )
+        fields["bias_activation_fusion"] = kinds[config["hidden_act"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Gemma3Attention:
+    """The fields by which Gemma 3's layers differ: ``window_size``, here one number of tokens back, of the
+    first n - 1 layers of ``interleaved_attn_pattern``, two bases, one scaling, and ``softmax_scale``."""
+
+    names = frozenset(
+        """rotary_base rope_scaling_factor seq_len_interpolation_factor window_size softmax_scale
+        interleaved_attn_pattern""".split()
+    )
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        bases, (local, whole) = plain(fields["rotary_base"]), plain(fields["interleaved_attn_pattern"])
+        window, scale = fields["window_size"], fields["softmax_scale"]
+        factor = fields["seq_len_interpolation_factor"]
+        if whole != 1 or not isinstance(window, int) or factor is not None:
+            raise UnsupportedConfig(
+                f"the NeMo config says interleaved_attn_pattern={(local, whole)}, "
+                f"window_size={text(window)}, seq_len_interpolation_factor={text(factor)}: no counterpart"
+            )
+        config["rotary_base_local"], config["rotary_base"] = map(float, bases)
+        config["sliding_window"], config["window_pattern"] = window + 1, local + 1
+        scalar = config["kv_channels"] if scale is None else round(scale**-2)
+        if scale is not None and abs(scalar * scale * scale - 1) > 1e-6:
+            raise UnsupportedConfig(f"the NeMo config says softmax_scale={scale}, no root of 1/n")
+        config["query_pre_attn_scalar"] = scalar
+        scaling = float(fields["rope_scaling_factor"])
+        config["rope_scaling"] = None if scaling == 1 else {"rope_type": "linear", "factor": scaling}
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        scaling = config["rope_scaling"] or {"rope_type": "linear", "factor": 1.0}
+        if scaling["rope_type"] != "linear":
+            raise UnsupportedConfig(
+                f"config.json: NeMo 2 has no rotary scaling of type {scaling['rope_type']!r} "
+                "for this architecture; it knows 'linear'"
+            )
+        scalar = config["query_pre_attn_scalar"]
+        fields |= {
+            "rotary_base": (config["rotary_base_local"], config["rotary_base"]),
+            "rope_scaling_factor": scaling["factor"],
+            "window_size": config["sliding_window"] - 1,
+            "interleaved_attn_pattern": (config["window_pattern"] - 1, 1),
+            "softmax_scale": None if scalar == config["kv_channels"] else scalar**-0.5,
+        }
 
 
 #: the fields of a decoder with RMSNorm, a gated SiLU and rotary embeddings
@@ -232,6 +320,10 @@ DECODER: Final[tuple[NemoRule, ...]] = (
     Fixed("gated_linear_unit", True, written=True),
     Fixed("add_qkv_bias", False),
 )
+
+
+#: of an architecture whose linear layers have no biases
+NO_BIASES: Final = Fixed("add_bias_linear", False, written=True)
 
 
 def with_rules(base: tuple[NemoRule, ...], *rules: NemoRule) -> tuple[NemoRule, ...]:

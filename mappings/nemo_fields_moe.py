@@ -8,7 +8,7 @@ from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.nemo_fields import DECODER, Count, Fixed, NemoRule, Same, text, with_rules
+from nemoconv.mappings.nemo_fields import DECODER, Count, Fixed, NemoRule, Same, plain, text, with_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +49,9 @@ class Balance:
 
 @dataclass(frozen=True, slots=True)
 class Harmless:
-    """Fields that change how a router rounds, or what it drops when a capacity is set."""
+    """Fields that change nothing in these models, or only how something rounds."""
 
-    names = frozenset({"moe_router_dtype", "moe_token_drop_policy"})
+    names: frozenset[str]
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         """Nothing."""
@@ -108,7 +108,7 @@ MOE_DECODER: Final[tuple[NemoRule, ...]] = with_rules(
     Same("moe_router_pre_softmax"),
     Same("moe_aux_loss_coeff"),
     Balance(),
-    Harmless(),
+    Harmless(frozenset({"moe_router_dtype", "moe_token_drop_policy"})),
     Fixed("moe_router_score_function", "softmax"),
     Fixed("moe_router_enable_expert_bias", False),
     Fixed("moe_router_num_groups", None),
@@ -127,4 +127,189 @@ MOE_DECODER: Final[tuple[NemoRule, ...]] = with_rules(
     Fixed("moe_pad_expert_input_to_capacity", False),
     Fixed("moe_token_dropping", False),
     Fixed("moe_use_legacy_grouped_gemm", False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentHeads:
+    """``num_query_groups`` is the number of heads; ``kv_channels`` says nothing, and NeMo's importer
+    and exporter keep ``num_key_value_heads`` there."""
+
+    names = frozenset({"kv_channels", "num_query_groups"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = fields["num_query_groups"]
+        if found is not None and found != config["num_attention_heads"]:
+            raise UnsupportedConfig(
+                f"the NeMo config says num_query_groups={text(found)} with latent attention"
+            )
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields |= dict.fromkeys(sorted(self.names), config["num_attention_heads"])
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRank:
+    """``q_lora_rank``: None when queries are projected at once."""
+
+    names = frozenset({"q_lora_rank"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["q_lora_rank"] = fields["q_lora_rank"]
+        config["low_rank_query"] = fields["q_lora_rank"] is not None
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["q_lora_rank"] = config["q_lora_rank"]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentRope:
+    """Rotary embeddings of latent attention: plain, or yarn with DeepSeek's two factors.
+
+    transformers takes both factors or none, and with none scales as megatron-core does with
+    mscale=1, mscale_all_dim=0. A megatron-core before 0.14 calls yarn's original length
+    ``max_position_embeddings``.
+    """
+
+    names = frozenset(
+        """seq_length max_position_embeddings original_max_position_embeddings rope_type
+        rotary_scaling_factor beta_fast beta_slow mscale mscale_all_dim
+        seq_len_interpolation_factor""".split()
+    )
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["seq_length"] = fields["seq_length"]
+        if fields.get("seq_len_interpolation_factor") is not None:
+            raise UnsupportedConfig("the NeMo config has seq_len_interpolation_factor with latent attention")
+        one, all_dim = float(fields["mscale"]), float(fields["mscale_all_dim"])
+        factor = float(fields["rotary_scaling_factor"])
+        if fields["rope_type"] == "rope":
+            config["rope_scaling"] = None
+            if factor > 1 and all_dim:
+                raise UnsupportedConfig(
+                    "the NeMo config has mscale_all_dim without yarn, which has no counterpart"
+                )
+            return
+        original = fields.get("original_max_position_embeddings")
+        if original is None and fields["max_position_embeddings"] != 4096:  # the default of either
+            raise UnsupportedConfig(
+                "the NeMo config does not say original_max_position_embeddings, and megatron-core's versions "
+                "differ in whether max_position_embeddings means it"
+            )
+        config["rope_scaling"] = {
+            "rope_type": "yarn",
+            "beta_fast": float(fields["beta_fast"]),
+            "beta_slow": float(fields["beta_slow"]),
+            "factor": factor,
+            "original_max_position_embeddings": original or 4096,
+        }
+        if all_dim:
+            config["rope_scaling"] |= {"mscale": one, "mscale_all_dim": all_dim}
+        elif one != 1:
+            raise UnsupportedConfig(
+                f"the NeMo config says mscale={one}, mscale_all_dim=0, which has no counterpart"
+            )
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["seq_length"] = config["seq_length"]
+        scaling = config["rope_scaling"]
+        if scaling is None:
+            fields |= {
+                "rope_type": "rope",
+                "rotary_scaling_factor": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            }
+            fields["max_position_embeddings"] = config["seq_length"]
+            return
+        both = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        original = scaling.get("original_max_position_embeddings")
+        unknown = sorted({"attention_factor", "truncate"} & scaling.keys())
+        if scaling["rope_type"] != "yarn" or unknown or original is None or (not all(both) and any(both)):
+            raise UnsupportedConfig(
+                f"config.json: NeMo 2 cannot say the rotary scaling {dict(scaling)} for this architecture"
+            )
+        fields |= {
+            "rope_type": "yarn",
+            "rotary_scaling_factor": scaling["factor"],
+            "original_max_position_embeddings": original,
+            "max_position_embeddings": original,
+            "beta_fast": scaling.get("beta_fast", 32.0),
+            "beta_slow": scaling.get("beta_slow", 1.0),
+            "mscale": both[0] or 1.0,
+            "mscale_all_dim": both[1] or 0.0,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFreq:
+    """``moe_layer_freq``, a list of 0 and 1 a layer <-> ``first_k_dense_replace``."""
+
+    names = frozenset({"moe_layer_freq"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        layers, found = config["num_layers"], plain(fields["moe_layer_freq"])
+        kinds = (1,) * layers if found == 1 else found
+        dense = kinds.index(1) if isinstance(kinds, tuple) and 1 in kinds else -1
+        if dense < 0 or kinds != (0,) * dense + (1,) * (layers - dense):
+            raise UnsupportedConfig(
+                f"the NeMo config says moe_layer_freq={text(found)}; only dense layers first, then layers "
+                f"with experts, {layers} in all, have a counterpart"
+            )
+        config["first_k_dense_replace"] = dense
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        dense = config["first_k_dense_replace"]
+        fields["moe_layer_freq"] = [0] * dense + [1] * (config["num_layers"] - dense)
+
+
+@dataclass(frozen=True, slots=True)
+class ScalingFactor:
+    """``moe_router_topk_scaling_factor``: None is 1."""
+
+    names = frozenset({"moe_router_topk_scaling_factor"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["moe_router_topk_scaling_factor"] = float(fields["moe_router_topk_scaling_factor"] or 1)
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["moe_router_topk_scaling_factor"] = config["moe_router_topk_scaling_factor"]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """``transformer_layer_spec``: NeMo's DeepSeek classes name megatron-core's function for unlike layers."""
+
+    names = frozenset({"transformer_layer_spec"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = plain(fields.get("transformer_layer_spec"))
+        if found is not None and getattr(found, "name", "") != "get_gpt_decoder_block_spec":
+            raise UnsupportedConfig(f"the NeMo config says transformer_layer_spec={text(found)}")
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        """Nothing: the class's default does."""
+
+
+#: latent attention, dense layers first, shared experts; a table says how it scores
+DEEPSEEK: Final[tuple[NemoRule, ...]] = with_rules(
+    MOE_DECODER,
+    Fixed("multi_latent_attention", True, written=True),
+    Fixed("qk_layernorm", True, written=True),
+    Fixed("moe_router_pre_softmax", True, written=True),
+    Fixed("moe_shared_expert_gate", False),
+    LatentHeads(),
+    QueryRank(),
+    Count("kv_lora_rank"),
+    Count("qk_head_dim"),
+    Count("qk_pos_emb_head_dim"),
+    Count("v_head_dim"),
+    LatentRope(),
+    LayerFreq(),
+    BlockSpec(),
+    Same("moe_router_num_groups"),
+    Same("moe_router_group_topk"),
+    ScalingFactor(),
+    Count("moe_shared_expert_intermediate_size"),
+    Harmless(frozenset({"cache_mla_latents"})),
 )

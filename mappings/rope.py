@@ -108,6 +108,45 @@ class PartialRope(Rope):
         hf["rope_parameters"]["partial_rotary_factor"] = config["rotary_percent"]
 
 
+@dataclass(frozen=True, slots=True)
+class TwoRopes:
+    """One rotary embedding for layers with a window and one, which may be scaled, for the others (Gemma 3).
+
+    ``rope_local_base_freq``, ``rope_theta`` and ``rope_scaling`` (transformers 4), ``rope_parameters`` by
+    the kind of layer (5) <-> ``rotary_base_local``, ``rotary_base`` and ``rope_scaling``.
+    """
+
+    default_local: float = 10_000.0
+    default_theta: float = 1_000_000.0
+    hf_keys = Rope.hf_keys | {"rope_local_base_freq"}
+    fields = Rope.fields | {"rotary_base_local"}
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        new = _dictionary("rope_parameters", hf.get("rope_parameters") or {})
+        if unknown := sorted(new.keys() - {"full_attention", "sliding_attention"}):
+            raise UnsupportedConfig(f"config.json: rope_parameters has {unknown}, not only kinds of layers")
+        base = hf.get("rope_local_base_freq")
+        local = {"rope_parameters": new.get("sliding_attention"), "rope_theta": base}
+        whole = {"rope_parameters": new.get("full_attention"), "rope_theta": hf.get("rope_theta")}
+        if "rope_scaling" in hf:
+            whole["rope_scaling"] = hf["rope_scaling"]
+        found: dict[str, Value] = {}
+        Rope(self.default_local).read(local, found)
+        if found["rope_scaling"] is not None:
+            raise UnsupportedConfig("config.json: rope_parameters scales the layers with a window")
+        config["rotary_base_local"] = found["rotary_base"]
+        Rope(self.default_theta).read(whole, config)
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        Rope().write(config, hf)
+        local = config["rotary_base_local"]
+        hf["rope_local_base_freq"] = local
+        hf["rope_parameters"] = {
+            "full_attention": hf["rope_parameters"],
+            "sliding_attention": {"rope_type": "default", "rope_theta": local},
+        }
+
+
 def _dictionary(key: str, value: Value) -> Mapping[str, Value]:
     if not isinstance(value, dict):
         raise UnsupportedConfig(f"config.json: {key}={value!r} is not a dictionary")

@@ -4,44 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nemoconv.mappings.blocks import EMBEDDING, HF, NEMO, OUTPUT, PROJ, QKV, final_norm, input_norm
 from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.rules import fused_qkv, same, vocabulary
+from nemoconv.mappings.rules import same
 from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.mappings.table import Module, Part, Rule
 
-HF = "model.layers.{layer}."
-NEMO = "decoder.layers.{layer}."
 ROUTED = NEMO + "mlp.experts.local_experts.{expert}."
-UNTIED = (("share_embeddings_and_output_weights", False),)
-TIED = (
-    ("lm_head.weight", "model.embed_tokens.weight"),
-    ("output_layer.weight", "embedding.word_embeddings.weight"),
-)
-
-#: what comes before and after the layers of every table here
-EMBEDDING = vocabulary("embedding.word_embeddings.weight", "model.embed_tokens.weight")
-HEAD = (
-    same("decoder.final_layernorm.weight", "model.norm.weight", "hidden"),
-    vocabulary("output_layer.weight", "lm_head.weight", when=UNTIED),
-)
-#: grouped-query attention without biases, with the norm before it
-ATTENTION = (
-    same(
-        NEMO + "self_attention.linear_qkv.layer_norm_weight",
-        HF + "input_layernorm.weight",
-        "hidden",
-        also=(NEMO + "input_layernorm.weight",),
-    ),
-    fused_qkv(
-        NEMO + "self_attention.linear_qkv.weight", *(HF + f"self_attn.{name}_proj.weight" for name in "qkv")
-    ),
-    same(
-        NEMO + "self_attention.linear_proj.weight",
-        HF + "self_attn.o_proj.weight",
-        "hidden (group query_head head_dim)",
-        cut="group",
-    ),
-)
+#: what comes before and after the MLP of a layer whose attention has no biases
+BEFORE = (EMBEDDING, input_norm(), QKV, PROJ)
+AFTER = (final_norm(), OUTPUT)
 #: megatron-core's layers without TransformerEngine call it what they call the norm of a dense layer
 EXPERT_NORM = same(
     NEMO + "pre_mlp_layernorm.weight",
@@ -83,7 +55,9 @@ def shared_experts(prefix: str, *, layers: str = "") -> tuple[Rule, Rule]:
         Part(f"{HF}{prefix}.up_proj.weight", axes, (("half", 1, 1),)),
     )
     nemo = NEMO + "mlp.shared_experts."
-    down = same(nemo + "linear_fc2.weight", f"{HF}{prefix}.down_proj.weight", "hidden shared_ffn", cut="shared_ffn")
+    down = same(
+        nemo + "linear_fc2.weight", f"{HF}{prefix}.down_proj.weight", "hidden shared_ffn", cut="shared_ffn"
+    )
     return (
         Rule(nemo + "linear_fc1.weight", "(half shared_ffn) hidden", parts, cut="shared_ffn", layers=layers),
         _on(layers, down),
@@ -102,5 +76,3 @@ def moe_sizes(config: Mapping[str, Value]) -> dict[str, int]:
     sizes["one"] = 1
     sizes["shared_ffn"] = config.get("moe_shared_expert_intermediate_size") or 0
     return sizes
-
-

@@ -57,6 +57,8 @@ class Part:
 
     def sizes(self, sizes: Sizes) -> Sizes:
         """The sizes that factors have in this part."""
+        if not self.at:
+            return sizes
         return {**sizes, **{factor: length for factor, (_, length) in self.bounds(sizes).items()}}
 
     def shape(self, sizes: Sizes) -> Shape:
@@ -86,6 +88,7 @@ class Rule:
     with rows that mean nothing (the vocabulary). ``hf_when``: config values under which Hugging Face
     has the tensor; under others it is all zeros on the Megatron side and absent on the other.
     ``layers``: the layer set of the table that the rule is for, all layers by default.
+    ``keeps_dtype``: a cast of the model leaves it alone.
     """
 
     nemo: str
@@ -97,6 +100,7 @@ class Rule:
     pad: str | None = None
     hf_when: tuple[tuple[str, Value], ...] = ()
     layers: str = ""
+    keeps_dtype: bool = False
 
     @property
     def view(self) -> View:
@@ -147,16 +151,19 @@ FIELD_NAMES = {
     "ffn": "ffn_hidden_size",
     "moe_ffn": "moe_ffn_hidden_size",
     "shared_ffn": "moe_shared_expert_intermediate_size",
+    "heads": "num_attention_heads",
     "vocab": "vocab_size",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A Megatron module that keeps an ``_extra_state`` object, for the layers of ``layers``."""
+    """A Megatron module that keeps an ``_extra_state`` object, for the layers of ``layers``, in models
+    whose config has the values of ``when``."""
 
     name: str
     layers: str = ""
+    when: tuple[tuple[str, Value], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

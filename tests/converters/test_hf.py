@@ -379,13 +379,13 @@ def test_a_config_that_is_none(model, text, message):
 def test_quantized_weights_and_remote_code(model):
     set_config(model, quantization_config={"quant_method": "fp8"})
     assert refused(model, UnsupportedConfig, 5) == (
-        "MODEL/config.json: quantization_config is set: the weights are quantized, "
-        "which this version does not convert"
+        "MODEL/config.json: quantization_config is set: the weights are quantized; "
+        "convert the unquantized model"
     )
     set_config(model, ["quantization_config"], auto_map={"AutoModel": "evil.Evil"})
     assert refused(model, UnsupportedConfig, 5) == (
-        "MODEL/config.json: auto_map is set: the model runs code of its own, "
-        "which this version does not convert"
+        "MODEL/config.json: auto_map is set: the model brings code of its own, which is never run; "
+        "if transformers' own class computes the same, pass --allow-ignored auto_map"
     )
 
 

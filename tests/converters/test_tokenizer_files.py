@@ -24,7 +24,9 @@ def test_spellings_of_transformers_5_become_those_of_4() -> None:
 
 def test_an_older_list_of_special_tokens_wins() -> None:
     both = {"extra_special_tokens": ["<a>"], "additional_special_tokens": ["<b>"]}
-    assert json.loads(for_transformers_4(json.dumps(both).encode(), "x")) == {"additional_special_tokens": ["<b>"]}
+    assert json.loads(for_transformers_4(json.dumps(both).encode(), "x")) == {
+        "additional_special_tokens": ["<b>"]
+    }
 
 
 def test_a_broken_file_is_named() -> None:

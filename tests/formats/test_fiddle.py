@@ -72,9 +72,7 @@ def test_every_kind_of_value_survives() -> None:
 
 
 def test_every_value_carries_the_path_that_nemo_looks_for() -> None:
-    written = json.loads(
-        emit(Node(Symbol("a", "R"), {"m": Node(Symbol("a", "M"), {"d": {"k": [7]}})}))
-    )
+    written = json.loads(emit(Node(Symbol("a", "R"), {"m": Node(Symbol("a", "M"), {"d": {"k": [7]}})})))
     paths = [path for value in written["objects"].values() for path in value.get("paths", ())]
     assert paths == ["<root>.m.d['k']", "<root>.m.d", "<root>.m", "<root>"]
     assert {"type": "leaf", "value": 7, "paths": ["<root>.m.d['k'][0]"]} in [
@@ -122,9 +120,7 @@ def test_sets_bytes_and_defaultdicts() -> None:
 
 
 def test_cycles_are_refused() -> None:
-    assert refused({"root": an_object(TUPLE, ref("root"))}) == (
-        "io.json: the object 'root' contains itself"
-    )
+    assert refused({"root": an_object(TUPLE, ref("root"))}) == ("io.json: the object 'root' contains itself")
     loop = {"root": an_object(DICT, metadata=ref("b")), "b": an_object(TUPLE, ref("root"))}
     assert refused(loop) == "io.json: the object 'root' contains itself"
 

@@ -25,9 +25,7 @@ def test_a_value_survives(value: object) -> None:
 
 
 def test_dumps_looks_as_hugging_face_writes_it() -> None:
-    assert plain_json.dumps({"b": 1, "a": ["é"]}) == (
-        '{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'.encode()
-    )
+    assert plain_json.dumps({"b": 1, "a": ["é"]}) == ('{\n  "b": 1,\n  "a": [\n    "é"\n  ]\n}\n'.encode())
     assert plain_json.dumps({"b": 1, "a": 2}, sort_keys=True) == b'{\n  "a": 2,\n  "b": 1\n}\n'
 
 

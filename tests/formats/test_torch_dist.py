@@ -359,9 +359,7 @@ def test_other_lies(tmp_path):
     data = lie(WHOLE)[: at + 2] + text + lie(WHOLE)[at + 2 :]
     assert "t was written through a transform ('stream.zstd')" in message(data, UnsupportedError)
     data = swap(b"bfloat16", b"complex64")
-    assert "t has a type that cannot be converted (torch.complex64)" in message(
-        data, UnsupportedError
-    )
+    assert "t has a type that cannot be converted (torch.complex64)" in message(data, UnsupportedError)
     data = swap(b"torch.strided", b"torch.sparse_")
     assert "t has the layout 'torch.sparse_'" in message(data, UnsupportedError)
     # deep values must not reach a repr
@@ -412,9 +410,7 @@ def test_classes_of_other_versions(old, new, writer, tmp_path):
 
 def test_missing_metadata(tmp_path):
     (tmp_path / ".metadata.tmp").write_bytes(b"")
-    with pytest.raises(
-        CorruptCheckpoint, match=r"the save was interrupted; use the checkpoint bef"
-    ):
+    with pytest.raises(CorruptCheckpoint, match=r"the save was interrupted; use the checkpoint bef"):
         torch_dist.read_metadata(SourceDir(tmp_path))
     (tmp_path / ".metadata.tmp").unlink()
     with pytest.raises(CorruptCheckpoint, match=r"\.metadata: missing; the copy is incomplete"):
@@ -425,9 +421,7 @@ def test_safetensors_serialization_is_refused_by_name(tmp_path):
     chunks = (place((0, 0), (2, 6)), place((2, 0), (2, 6)))
     directory = directory_of(tmp_path, lie(*chunks))
     (tmp_path / "w" / "__0_0.distcp").write_bytes(b"\x10\0\0\0\0\0\0\0{" + bytes(991))
-    with pytest.raises(
-        UnsupportedFormat, match=r"written with SerializationFormat.SAFETENSORS, wh"
-    ):
+    with pytest.raises(UnsupportedFormat, match=r"written with SerializationFormat.SAFETENSORS, wh"):
         torch_dist.read_metadata(directory)
     with pytest.raises(UnsupportedFormat, match="SAFETENSORS"):
         torch_dist.read_chunk(directory, DistTensor("t", BF16, (4, 6), chunks), chunks[0])
@@ -518,9 +512,7 @@ def test_tilings(tiling, data):
         axis = data.draw(st.integers(0, len(shape) - 1))
         start, size = boxes[at]
         moved = put(start, axis, data.draw(st.integers(0, 6)))
-        assert bool(problem(shape, [*boxes[:at], (moved, size), *boxes[at + 1 :]])) == (
-            moved != start
-        )
+        assert bool(problem(shape, [*boxes[:at], (moved, size), *boxes[at + 1 :]])) == (moved != start)
 
 
 def test_pinwheel():

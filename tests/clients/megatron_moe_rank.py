@@ -1,0 +1,143 @@
+"""One rank of a Megatron job with a mixture of experts: :mod:`megatron_rank` and one more kind of job."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import megatron_rank as rank
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
+from megatron.core.transformer import multi_latent_attention
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
+
+from nemoconv.converters.nemo2_context import read_context
+from nemoconv.formats.files import SourceDir
+
+multi_latent_attention.HAVE_TE = False  # what it imports from there is None
+moe_utils.te_general_gemm = None  # the router asks for it, and an import without TransformerEngine forgets it
+#: modules that keep an ``_extra_state`` with TransformerEngine only
+TRANSFORMER_ENGINE_ONLY = (
+    "input_layernorm",
+    "pre_mlp_layernorm",
+    "self_attention.core_attention",
+    "self_attention.q_layernorm",
+    "self_attention.k_layernorm",
+)
+
+
+class LatentAttention(DotProductAttention):
+    """megatron-core's own attention, which lacks only the arguments that TransformerEngine's has."""
+
+    def __init__(self, *args: Any, k_channels: int = 0, v_channels: int = 0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.hidden_size_per_partition = v_channels * self.num_attention_heads_per_partition
+
+
+def as_transformer_engine_names_it(layer: Any, latent: bool) -> None:
+    """The norm before experts keeps its name; in a dense layer it is a part of linear_fc1. The norms of
+    latents are parts of the projections after them, and the one before latent attention stands alone."""
+    names = dict(layer.submodules.sharded_state_dict_keys_map)
+    if "experts" in getattr(layer.submodules.mlp.submodules, "__dataclass_fields__", {}):
+        names.pop("pre_mlp_layernorm.", None)
+    else:
+        names["pre_mlp_layernorm."] = "mlp.linear_fc1.layer_norm_"
+    if latent:
+        names.pop("input_layernorm.", None)
+        names |= {
+            f"self_attention.{x}_layernorm.": f"self_attention.linear_{x}_up_proj.layer_norm_"
+            for x in ("q", "kv")
+        }
+    layer.submodules.sharded_state_dict_keys_map = names
+
+
+def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
+    """The part of a model that this rank holds, in float32, from what io.json says."""
+    latent = fields.get("multi_latent_attention", False)
+    kind = MLATransformerConfig if latent else TransformerConfig
+    known = {field.name for field in dataclasses.fields(kind)}
+    told = {name: value for name, value in fields.items() if name in known}
+    config = kind(
+        **rank.LLAMA
+        | told
+        | rank.ON_CPU
+        | {
+            "bf16": False,
+            "fp16": False,
+            "params_dtype": torch.float32,
+            "pipeline_dtype": torch.float32,
+            "tensor_model_parallel_size": tp,
+            "pipeline_model_parallel_size": pp,
+            "expert_model_parallel_size": ep,
+            "sequence_parallel": False,
+            "moe_token_dispatcher_type": "allgather",
+            "moe_grouped_gemm": False,
+        }
+    )
+    if isinstance(config.moe_layer_freq, list):
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+        layers = spec.layer_specs
+    else:
+        spec = get_gpt_layer_local_spec(
+            num_experts=config.num_moe_experts,
+            qk_layernorm=config.qk_layernorm,
+            multi_latent_attention=latent,
+            normalization="RMSNorm",
+        )
+        layers = [spec]
+    for layer in layers:
+        as_transformer_engine_names_it(layer, latent)
+        if latent:
+            layer.submodules.self_attention.submodules.core_attention = LatentAttention
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    return (
+        GPTModel(
+            config=config,
+            transformer_layer_spec=spec,
+            vocab_size=fields["vocab_size"],
+            max_sequence_length=fields["seq_length"],
+            pre_process=stage == 0,
+            post_process=stage == pp - 1,
+            parallel_output=False,
+            share_embeddings_and_output_weights=fields["share_embeddings_and_output_weights"],
+            position_embedding_type="rope",
+            rotary_base=fields["rotary_base"],
+            seq_len_interpolation_factor=fields.get("seq_len_interpolation_factor"),
+        )
+        .float()
+        .eval()
+    )
+
+
+def compare_moe(directory: str, reference: str, tp: int, pp: int, ep: int) -> dict[str, Any]:
+    """Load a NeMo 2 directory in float32; how far are its logits from the reference {ids, logits}?"""
+    source = SourceDir(Path(directory))
+    fields = read_context(source).fields
+    source.close()
+    model = build(fields, tp, pp, ep)
+    weights = f"{directory}/weights"
+    stored = dist_checkpointing.load_tensors_metadata(weights)
+    result = {"tensors": len(stored)}
+    rank.TRANSFORMER_ENGINE_ONLY |= {
+        f"layers.{layer}{name}._extra_state"
+        for layer in ("", *(f"{number}." for number in range(fields["num_layers"])))
+        for name in TRANSFORMER_ENGINE_ONLY
+    }
+    result |= rank.load(model, weights, dist_checkpointing.load_content_metadata(weights))
+    given = torch.load(reference, weights_only=True)
+    out = rank.forward(model, given["ids"], fields["hidden_size"], pp)
+    if out is not None:
+        expected = given["logits"]
+        result["diff"] = (out[..., : expected.shape[-1]] - expected).abs().max().item()
+    return result
+
+
+rank.JOBS["compare_moe"] = compare_moe
+
+if __name__ == "__main__":
+    rank.serve()

@@ -1,0 +1,76 @@
+"""Mistral: the table's own tests, transformers' defaults, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemoconv.mappings import load_table
+from nemoconv.mappings.config_fields import read_config
+from nemoconv.testing import MappingTests
+
+from . import dense
+
+CONFIG = dense.config("mistral", head_dim=16, sliding_window=20)
+
+
+class TestMistral(MappingTests):
+    config = CONFIG
+
+
+class TestMistralTied(MappingTests):
+    config = {**CONFIG, "tie_word_embeddings": True}
+
+
+def test_missing_keys_take_the_defaults_of_transformers() -> None:
+    dense.assert_defaults_of_transformers("mistral", "MistralConfig")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "tanh"),
+        ("quantization_config", {}),
+        ("mlp_bias", True),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+        ("attention_bias", True),
+        ("layer_types", ["sliding_attention"]),
+    ],
+)
+def test_what_is_refused_is_named(key: str, value: object) -> None:
+    dense.assert_refused("mistral", key, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("multi_latent_attention", True),
+        ("num_moe_experts", 4),
+        ("softmax_scale", 0.5),
+        ("position_embedding_type", "yarn"),
+        ("rotary_interleaved", True),
+        ("window_size", [4, 4]),
+        ("window_attn_skip_freq", 2),
+        ("add_qkv_bias", True),
+        ("add_bias_linear", True),
+        ("qk_layernorm", True),
+        ("rotary_percent", 0.5),
+    ],
+)
+def test_what_is_refused_of_nemo_is_named(field: str, value: object) -> None:
+    dense.assert_nemo_refused("mistral", field, value)
+
+
+@pytest.mark.parametrize(("window", "size"), [(None, None), (1, [0, 0]), (4096, [4095, 0])])
+def test_a_window_counts_the_token_itself_in_one_place_only(
+    window: int | None, size: list[int] | None
+) -> None:
+    table = load_table("mistral")
+    config, _ = read_config(table.fields, {**CONFIG, "sliding_window": window})
+    assert table.nemo.write(config)[1]["window_size"] == size
+    assert dense.read_nemo("mistral", window_size=size)["sliding_window"] == window
+
+
+def test_nemo_takes_a_window_that_is_not_set_for_4096_tokens_back() -> None:
+    assert dense.read_nemo("mistral")["sliding_window"] == 4097
+    assert dense.read_nemo("mistral", window_size=(-1, 0))["sliding_window"] is None

@@ -1,0 +1,98 @@
+"""Phi-3: the table's own tests, transformers' defaults, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemoconv import samples
+from nemoconv.errors import UnsupportedConfig
+from nemoconv.mappings import load_table
+from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.testing import MappingTests
+
+from . import dense
+
+CONFIG = dense.config("phi3", head_dim=16, sliding_window=20, partial_rotary_factor=0.5)
+
+
+class TestPhi3(MappingTests):
+    config = CONFIG
+
+
+class TestPhi3Tied(MappingTests):
+    config = {**CONFIG, "tie_word_embeddings": True}
+
+
+class TestPhi3WithOneGroup(MappingTests):
+    config = {**CONFIG, "num_key_value_heads": 1}
+    tensor_parallel_size = 1
+
+
+def test_missing_keys_take_the_defaults_of_transformers() -> None:
+    dense.assert_defaults_of_transformers("phi3", "Phi3Config")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("hidden_act", "tanh"),
+        ("quantization_config", {}),
+        ("mlp_bias", True),
+        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
+        ("rope_scaling", {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
+        ("rope_scaling", {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}),
+        ("attention_bias", True),
+        ("partial_rotary_factor", 1.5),
+    ],
+)
+def test_what_is_refused_is_named(key: str, value: object) -> None:
+    dense.assert_refused("phi3", key, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("multi_latent_attention", True),
+        ("num_moe_experts", 4),
+        ("softmax_scale", 0.5),
+        ("position_embedding_type", "yarn"),
+        ("rotary_interleaved", True),
+        ("add_qkv_bias", True),
+        ("window_size", [4, 4]),
+        ("add_bias_linear", True),
+        ("qk_layernorm", True),
+    ],
+)
+def test_what_is_refused_of_nemo_is_named(field: str, value: object) -> None:
+    dense.assert_nemo_refused("phi3", field, value)
+
+
+def test_the_fused_tensors_are_one_each() -> None:
+    names = dict(samples.tensors(CONFIG))
+    assert names["model.layers.0.self_attn.qkv_proj.weight"] == (4 * 16 + 2 * 2 * 16, 32)
+    assert names["model.layers.0.mlp.gate_up_proj.weight"] == (2 * 48, 32)
+    assert not any("q_proj" in name or "gate_proj" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"partial_rotary_factor": 0.75},
+        {"rope_parameters": {"rope_theta": 50000.0, "rope_type": "default", "partial_rotary_factor": 0.75}},
+    ],
+)
+def test_the_part_that_rotates_is_read_in_both_places(rope: dict[str, object]) -> None:
+    table = load_table("phi3")
+    plain = {key: value for key, value in CONFIG.items() if key != "partial_rotary_factor"}
+    config, _ = read_config(table.fields, {**plain, **rope})
+    assert config["rotary_percent"] == 0.75
+    assert table.nemo.write(config)[1]["rotary_percent"] == 0.75
+    written = write_config(table.fields, config)
+    assert written["partial_rotary_factor"] == written["rope_parameters"]["partial_rotary_factor"] == 0.75
+
+
+def test_two_parts_that_rotate_are_refused() -> None:
+    rope = {"rope_theta": 50000.0, "rope_type": "default", "partial_rotary_factor": 0.25}
+    with pytest.raises(UnsupportedConfig, match="partial_rotary_factor is 0.25 and 0.5"):
+        read_config(load_table("phi3").fields, {**CONFIG, "rope_parameters": rope})
