@@ -129,7 +129,9 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
             "--max-shard-size", "max_shard_nbytes", type=ByteSize(), default="5GB", show_default=True,
             help="Largest safetensors file.",
         ),
-        click.option("--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64; default: as it is."),
+        click.option(
+            "--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64; default: as it is.",
+        ),
         click.option(
             "--make-vocab-size-divisible-by", type=click.IntRange(1), metavar="N",
             help="Pad the vocabulary to a multiple of N times --tp.",

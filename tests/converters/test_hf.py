@@ -378,14 +378,13 @@ def test_a_config_that_is_none(model, text, message):
 
 def test_quantized_weights_and_remote_code(model):
     set_config(model, quantization_config={"quant_method": "fp8"})
-    assert refused(model, UnsupportedConfig, 5) == (
-        "MODEL/config.json: quantization_config is set: the weights are quantized; "
-        "convert the unquantized model"
+    assert (
+        refused(model, UnsupportedConfig, 5)
+        == "MODEL/config.json: quantization_config is set: the weights are quantized"
     )
     set_config(model, ["quantization_config"], auto_map={"AutoModel": "evil.Evil"})
     assert refused(model, UnsupportedConfig, 5) == (
-        "MODEL/config.json: auto_map is set: the model brings code of its own, which is never run; "
-        "if transformers' own class computes the same, pass --allow-ignored auto_map"
+        "MODEL/config.json: auto_map is set: the model brings code of its own, which is never run"
     )
 
 
