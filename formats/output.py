@@ -13,7 +13,8 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,11 @@ from types import TracebackType
 
 from nemoconv.errors import OutputError, UsageError
 
+#: for calls of the C library that Python does not offer
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_WHOLE = ctypes.c_int64(0)
+_SYNC_FILE_RANGE_WRITE = 2
+_IOV_MAX = 1024
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -43,13 +49,18 @@ def reported(path: str | Path) -> Iterator[None]:
 
 
 class OutputFile:
-    """One file of the staged output, written by offset from any thread."""
+    """One file of the staged output, written by offset from any thread.
 
-    __slots__ = ("_fd", "_pending", "name", "path", "size")
+    Writes to one file take turns: the kernel lets only one in at a time, and those that wait there
+    spin, which costs more CPU time than the writing.
+    """
+
+    __slots__ = ("_fd", "_lock", "_pending", "name", "path", "size")
 
     def __init__(self, path: str, name: str) -> None:
         self.path, self.name, self.size = path, name, 0
         self._fd: int | None = None
+        self._lock = threading.Lock()
         self._pending: list[tuple[int, bytes]] = []
 
     @property
@@ -69,10 +80,26 @@ class OutputFile:
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data).cast("B")
-        with reported(self.path):
+        with self._lock, reported(self.path):
             while view:
                 done = os.pwrite(self.fd, view, offset)
                 view, offset = view[done:], offset + done
+
+    def pwritev(self, views: Sequence[memoryview], offset: int) -> None:
+        """Write views one after another from ``offset``."""
+        for first in range(0, len(views), _IOV_MAX):
+            group = views[first : first + _IOV_MAX]
+            expected = sum(map(len, group))
+            with self._lock, reported(self.path):
+                got = os.pwritev(self.fd, group, offset)
+            if got < expected:  # rare: let pwrite finish, or find the error
+                self.pwrite(b"".join(group)[got:], offset + got)
+            offset += expected
+
+    def start_write_back(self) -> None:
+        """Ask the kernel to begin writing dirty pages to the disk, so that little is left for ``sync``."""
+        if hasattr(_LIBC, "sync_file_range"):  # Linux; an error is not ours to report: sync will
+            _LIBC.sync_file_range(self.fd, _WHOLE, _WHOLE, _SYNC_FILE_RANGE_WRITE)
 
     def pwrite_later(self, offset: int, data: bytes) -> None:
         """Remember ``data`` for :meth:`write_pending`: plans are made before anything is written."""
@@ -103,12 +130,12 @@ def _preallocate(fd: int, size: int) -> None:
 
     Not ``os.posix_fallocate``, which on file systems without support writes every block itself.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not size or not hasattr(libc, "fallocate"):
+    if not size or not hasattr(_LIBC, "fallocate"):
         return
-    libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if libc.fallocate(fd, 0, 0, size) and ctypes.get_errno() in (errno.ENOSPC, errno.EDQUOT):
-        number = ctypes.get_errno()
+    if _LIBC.fallocate(fd, 0, _WHOLE, ctypes.c_int64(size)) == 0:
+        return
+    number = ctypes.get_errno()
+    if number in (errno.ENOSPC, errno.EDQUOT):
         raise OSError(number, os.strerror(number))
 
 
@@ -317,10 +344,9 @@ def _swap(new: Path, target: Path) -> Path:
     One atomic exchange where the file system can (renameat2, Linux 3.15); else two renames, between
     which the target is briefly absent but both versions are whole.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "renameat2"):
+    if hasattr(_LIBC, "renameat2"):
         args = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(target), _RENAME_EXCHANGE)
-        if libc.renameat2(*args) == 0:
+        if _LIBC.renameat2(*args) == 0:
             return new
     aside = target.parent / f".{target.name}.replaced"
     if os.path.lexists(aside):

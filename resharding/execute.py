@@ -21,7 +21,6 @@ import numpy
 
 from nemoconv.errors import NemoconvError, UsageError
 from nemoconv.formats.checksum import crc32, crc32_combine
-from nemoconv.formats.output import reported
 from nemoconv.formats.tensors import contiguous_strides
 from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.plan import Job, Payload, Plan
@@ -31,9 +30,10 @@ TILE_NBYTES = 2 << 20
 TASK_NBYTES = 64 << 20
 #: how far ahead of the readers the kernel is told what will be read
 READ_AHEAD_NBYTES = 96 << 20
+#: how often the disk is given what was written meanwhile: it then works while we do
+WRITE_BACK_SECONDS = 0.03
 #: what an interpreter with the plan's modules holds before any buffer
 BASE_NBYTES = 40 << 20
-_IOV_MAX = 1024
 
 #: (payload, offset in it, length, CRC-32)
 Written = tuple[Payload, int, int, int]
@@ -191,18 +191,10 @@ def _write_views(payload: Payload, offset: int, views: list[memoryview]) -> Writ
     for view in views:
         checksum = crc32(view, checksum)
     length = sum(map(len, views))
-    at = payload.offset + offset
     if len(views) == 1:
-        payload.file.pwrite(views[0], at)
+        payload.file.pwrite(views[0], payload.offset + offset)
     else:
-        with reported(payload.file.path):
-            for first in range(0, len(views), _IOV_MAX):
-                group = views[first : first + _IOV_MAX]
-                expected = sum(map(len, group))
-                got = os.pwritev(payload.file.fd, group, at)
-                if got < expected:  # rare: let pwrite finish, or find the error
-                    payload.file.pwrite(b"".join(group)[got:], at + got)
-                at += expected
+        payload.file.pwritev(views, payload.offset + offset)
     return payload, offset, length, checksum
 
 
@@ -284,7 +276,8 @@ def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None =
     call at a time. The first error of a worker stops the others and is raised here.
     """
     plan.jobs.sort(key=lambda job: job.position)
-    for file in plan.outputs():
+    outputs = plan.outputs()
+    for file in outputs:
         file.allocate()
     tasks, report = _Tasks(plan, limits.tile_nbytes), CastReport()
     written: list[Written] = []
@@ -324,7 +317,9 @@ def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None =
             begun += 1
         started.set()
         for event in ended:
-            event.wait()
+            while not event.wait(WRITE_BACK_SECONDS):
+                for file in outputs:
+                    file.start_write_back()
     except BaseException:  # Ctrl-C: no thread may still write when the output is removed
         stop.set()
         started.set()  # a thread whose start was interrupted comes to life later, sees stop and ends

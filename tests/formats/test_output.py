@@ -177,7 +177,7 @@ def test_overwrite_keeps_the_old_one_on_failure(tmp_path):
 
 def test_overwrite_without_renameat2(tmp_path, monkeypatch):
     """Old kernels and some network file systems cannot exchange two names."""
-    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("nemoconv.formats.output._LIBC", object())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with OutputDirectory(tmp_path / "out", overwrite=True) as output:
@@ -187,7 +187,7 @@ def test_overwrite_without_renameat2(tmp_path, monkeypatch):
 
 
 def test_overwrite_without_renameat2_that_fails_half_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    monkeypatch.setattr("nemoconv.formats.output._LIBC", object())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     whole, calls = os.rename, []
@@ -207,7 +207,7 @@ def test_overwrite_without_renameat2_that_fails_half_way(tmp_path, monkeypatch):
 def test_overwrite_that_cannot_be_flushed(tmp_path, monkeypatch, exchange):
     """The last fsync fails, when the new output has its name already: the old one comes back."""
     if not exchange:
-        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+        monkeypatch.setattr("nemoconv.formats.output._LIBC", object())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     whole = os.fsync
