@@ -87,7 +87,7 @@ def prepare(
 
     Raises MappingError, UnsupportedConfig, LayoutError, CorruptCheckpoint.
     """
-    from nemoconv.resharding.execute import Limits
+    from nemoconv.resharding.execute import Limits, usual_workers
 
     started = time.perf_counter()
     model = source.model(allow_ignored)
@@ -102,7 +102,8 @@ def prepare(
     notes += _check_tied(source, bound)
     _check_zeros(bound)
     plan_nbytes = _JOB_NBYTES * len(plan.jobs)
-    limits = Limits.within(max_memory, plan_nbytes)
+    casts = any(job.source_dtype is not job.target_dtype for job in plan.jobs)
+    limits = Limits.within(max_memory, plan_nbytes, usual_workers(casts=casts))
     report = Report(
         source=str(source.path),
         source_format=source.format,

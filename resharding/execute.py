@@ -60,8 +60,14 @@ def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
             yield (*index, first, *start[axis + 1 :]), (*(1,) * axis, count, *shape[axis + 1 :])
 
 
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def usual_workers(*, casts: bool) -> int:
+    """Workers for this machine, at most four.
+
+    Copying is bound by the disk, and one core is better left to the kernel, which writes meanwhile: on
+    two cores one worker takes less time than two, and half the CPU time. Casts are bound by the cores.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(4, cores if casts else cores - 1))
 
 
 @dataclass(slots=True)
@@ -92,7 +98,7 @@ class Limits:
     @classmethod
     def within(cls, max_memory: int, plan_nbytes: int, workers: int | None = None) -> Limits:
         """Limits that keep plan, interpreter and buffers below ``max_memory`` bytes."""
-        workers = workers or min(4, _usable_cores())
+        workers = workers or usual_workers(casts=False)
         room = max_memory - plan_nbytes - BASE_NBYTES
         smallest = 256 << 10
         while workers > 1 and room < workers * 3 * smallest:
