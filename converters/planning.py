@@ -87,7 +87,7 @@ def prepare(
 
     Raises MappingError, UnsupportedConfig, LayoutError, CorruptCheckpoint.
     """
-    from nemoconv.resharding.execute import Limits, usual_workers
+    from nemoconv.resharding.execute import Limits
 
     started = time.perf_counter()
     model = source.model(allow_ignored)
@@ -102,8 +102,7 @@ def prepare(
     notes += _check_tied(source, bound)
     _check_zeros(bound)
     plan_nbytes = _JOB_NBYTES * len(plan.jobs)
-    casts = any(job.source_dtype is not job.target_dtype for job in plan.jobs)
-    limits = Limits.within(max_memory, plan_nbytes, usual_workers(casts=casts))
+    limits = Limits.within(max_memory, plan_nbytes)
     report = Report(
         source=str(source.path),
         source_format=source.format,

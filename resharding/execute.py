@@ -30,8 +30,9 @@ TILE_NBYTES = 2 << 20
 TASK_NBYTES = 64 << 20
 #: how far ahead of the readers the kernel is told what will be read
 READ_AHEAD_NBYTES = 96 << 20
-#: how often the disk is given what was written meanwhile: it then works while we do
-WRITE_BACK_SECONDS = 0.03
+#: how often the disk is given what was written meanwhile, so that it works while we do; more often
+#: costs CPU time, as writers then wait for pages that are under way
+WRITE_BACK_SECONDS = 0.1
 #: what an interpreter with the plan's modules holds before any buffer
 BASE_NBYTES = 40 << 20
 
@@ -60,14 +61,8 @@ def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
             yield (*index, first, *start[axis + 1 :]), (*(1,) * axis, count, *shape[axis + 1 :])
 
 
-def usual_workers(*, casts: bool) -> int:
-    """Workers for this machine, at most four.
-
-    Copying is bound by the disk, and one core is better left to the kernel, which writes meanwhile: on
-    two cores one worker takes less time than two, and half the CPU time. Casts are bound by the cores.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, cores if casts else cores - 1))
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(slots=True)
@@ -98,7 +93,7 @@ class Limits:
     @classmethod
     def within(cls, max_memory: int, plan_nbytes: int, workers: int | None = None) -> Limits:
         """Limits that keep plan, interpreter and buffers below ``max_memory`` bytes."""
-        workers = workers or usual_workers(casts=False)
+        workers = workers or min(4, _usable_cores())
         room = max_memory - plan_nbytes - BASE_NBYTES
         smallest = 256 << 10
         while workers > 1 and room < workers * 3 * smallest:
