@@ -314,7 +314,8 @@ def supported(as_json: bool, **_: Any) -> None:
         print(f"  {row['name']:<8} {row['directions']:<12} {row['title']} [{row['origin']}]")
     print("architectures:")
     for row in facts["architectures"]:
-        print(f"  {row['name']:<8} {row['hf_class']:<20} {', '.join(row['verified'])} [{row['origin']}]")
+        print(f"  {row['name']}: {row['hf_class']} [{row['origin']}]")
+        print(f"      {', '.join(row['verified'])}")
 
 
 @main.command()

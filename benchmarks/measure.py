@@ -134,10 +134,16 @@ def warm(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder if it is there and let the disk finish what is left to do."""
+    """Remove a folder if it is there and let disk and memory settle.
+
+    A virtual machine hands freed page cache back to its host a moment later. A run that starts within
+    that moment reuses the pages, one that starts after it pays for new ones: seconds of CPU time that
+    fell on one side or the other at random until both were made to wait.
+    """
     if folder.exists():
         shutil.rmtree(folder)
     os.sync()
+    time.sleep(3)
 
 
 def nbytes(folder: Path) -> int:

@@ -40,5 +40,16 @@ def matrix() -> dict[str, list[dict[str, Any]]]:
     return {"formats": formats, "architectures": architectures}
 
 
+def markdown() -> str:
+    """The architectures as the README's table."""
+    rows = ["| `model_type` | class | both directions verified by |", "| --- | --- | --- |"]
+    rows += [
+        f"| {row['name']} | {row['hf_class']} | {', '.join(row['verified'])} |"
+        for row in matrix()["architectures"]
+        if row["origin"] == "nemoconv"
+    ]
+    return "\n".join(rows)
+
+
 def _broken(name: str, origin: str, error: NemoconvError, **rest: Any) -> dict[str, Any]:
     return {"name": name, "origin": origin, "problem": str(error), **rest}

@@ -249,3 +249,9 @@ def test_demo_runs_and_removes_its_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     assert nemoconv("demo", tmp_path / "kept").returncode == 0
     assert (tmp_path / "kept" / "llama-nemo2-tp2" / "weights" / "__1_0.distcp").exists()
+
+
+def test_the_readme_shows_the_matrix_of_the_tables() -> None:
+    from nemoconv.converters.support import markdown
+
+    assert markdown() in (Path(__file__).parents[1] / "README.md").read_text()

@@ -45,7 +45,7 @@ def test_supported_lists_it_with_its_origin(environment: dict[str, str]) -> None
     command = [sys.executable, "-m", "nemoconv", "supported"]
     out = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, cwd="/").stdout
     assert "  raw      read, write  one file per tensor [nemoconv-example-plugin]" in out.splitlines()
-    assert "pelican  PelicanForCausalLM" in out
+    assert "  pelican: PelicanForCausalLM [nemoconv-example-plugin]" in out.splitlines()
 
 
 def test_it_passes_the_inherited_tests(environment: dict[str, str], tmp_path: Path) -> None:
