@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import json
+import mmap
 import os
 import platform
 import shutil
@@ -134,16 +135,24 @@ def warm(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder if it is there and let disk and memory settle.
-
-    A virtual machine hands freed page cache back to its host a moment later. A run that starts within
-    that moment reuses the pages, one that starts after it pays for new ones: seconds of CPU time that
-    fell on one side or the other at random until both were made to wait.
-    """
+    """Remove a folder if it is there and let the disk finish what is left to do."""
     if folder.exists():
         shutil.rmtree(folder)
     os.sync()
-    time.sleep(3)
+
+
+def back_memory(wanted: int = 6 << 30) -> None:
+    """Have the host of a virtual machine back free memory, just before a run.
+
+    Freed page cache goes back to the host a moment later, and whoever needs it next pays for new pages:
+    seconds of CPU time that fell on ``cp`` or on us at random, and were most of the figure.
+    """
+    with mmap.mmap(-1, wanted) as memory:
+        for page in range(0, wanted, 2 * MIB):
+            memory[page : page + 2 * MIB] = _ZEROS
+
+
+_ZEROS = bytes(2 * MIB)
 
 
 def nbytes(folder: Path) -> int:
@@ -180,6 +189,7 @@ def rounds(count: int, before: Callable[[], None], *commands: Sequence[str]) -> 
         order = range(len(commands))
         for which in order if number % 2 == 0 else reversed(order):
             before()
+            back_memory()
             usage = run(commands[which])
             print(f"  {usage.wall:7.2f} s  {' '.join(commands[which])[-100:]}", file=sys.stderr)
             used[which].append(usage)
