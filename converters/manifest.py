@@ -15,7 +15,7 @@ from nemoconv.formats.checksum import crc32
 from nemoconv.mappings.config_fields import Value
 
 if TYPE_CHECKING:
-    from nemoconv.formats.files import SourceDir
+    from nemoconv.formats.files import Folder
     from nemoconv.formats.output import OutputDirectory
     from nemoconv.resharding.plan import Payload
 
@@ -57,7 +57,7 @@ def gaps(rows: Iterable[Sequence[Value]], size: int) -> Iterator[tuple[int, int]
         yield at, size - at
 
 
-def read(directory: SourceDir) -> dict[str, Value] | None:
+def read(directory: Folder) -> dict[str, Value] | None:
     """The manifest of a checkpoint that this tool wrote, None when there is none.
 
     Raises CorruptCheckpoint when it is not one; what it says is checked where it is used.

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import stat
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,9 @@ class SourceFile:
     """One regular file of a checkpoint, read by offset."""
 
     __slots__ = ("_fd", "mtime_ns", "name", "path", "size")
+
+    #: where byte 0 lies in the file that ``fd`` is; more than 0 for a member of an archive
+    base = 0
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = os.fspath(path)
@@ -62,7 +66,7 @@ class SourceFile:
         done = 0
         while done < len(buffer):
             try:
-                got = os.preadv(self.fd, [buffer[done:]], offset + done)
+                got = os.preadv(self.fd, [buffer[done:]], self.base + offset + done)
             except OSError as error:
                 raise CorruptCheckpoint(f"{self.path}: cannot be read ({error.strerror})") from None
             if got == 0:
@@ -71,6 +75,10 @@ class SourceFile:
                     hint="was the file changed by another process?",
                 )
             done += got
+
+    def position(self, offset: int) -> tuple[str, int]:
+        """A key that sorts reads as they lie on the disk."""
+        return self.path, offset
 
     def check_unchanged(self) -> None:
         """Raise CorruptCheckpoint if the file was written to since it was opened."""
@@ -90,7 +98,30 @@ class SourceFile:
             self._fd = None
 
     def __repr__(self) -> str:
-        return f"SourceFile({self.path!r})"
+        return f"{type(self).__name__}({self.path!r})"
+
+
+class FilePart(SourceFile):
+    """A member of an archive: a run of bytes of another file, read in place like a file of its own."""
+
+    __slots__ = ("_whole", "base")
+
+    def __init__(self, whole: SourceFile, name: str, offset: int, size: int) -> None:
+        self._whole, self.base, self.name, self.size = whole, whole.base + offset, name, size
+        self.path = f"{whole.path}:{name}"
+
+    @property
+    def fd(self) -> int:
+        return self._whole.fd
+
+    def position(self, offset: int) -> tuple[str, int]:
+        return self._whole.path, self.base + offset
+
+    def check_unchanged(self) -> None:
+        self._whole.check_unchanged()
+
+    def close(self) -> None:
+        """Nothing to do: the file is the archive's."""
 
 
 def _open(path: str) -> int:
@@ -107,7 +138,56 @@ def _open(path: str) -> int:
     return os.open(path, flags)
 
 
-class SourceDir:
+def plain_parts(name: str, where: object) -> list[str]:
+    """The components of a file name that comes out of a checkpoint.
+
+    Raises UnsafeCheckpoint unless it is relative and stays below where it starts.
+    """
+    parts = re.split(r"[/\\]", name)
+    rooted = name.startswith(("/", "\\")) or ":" in parts[0]
+    if not name or "\0" in name or rooted or ".." in parts:
+        raise UnsafeCheckpoint(f"{where}: refers to the file {name!r}, which is not a plain relative name")
+    return parts
+
+
+class Folder(ABC):
+    """Named files, in a directory or in an archive: what a checkpoint's reader is given."""
+
+    path: Path
+
+    @abstractmethod
+    def file(self, name: str) -> SourceFile:
+        """The file ``name``, opened once and kept. Raises CorruptCheckpoint where it is missing."""
+
+    @abstractmethod
+    def exists(self, name: str) -> bool:
+        """Whether something of that name is there. Raises UnsafeCheckpoint for one that leads elsewhere."""
+
+    @abstractmethod
+    def names(self, under: str = "") -> Iterator[str]:
+        """Names of the regular files directly in ``under``, sorted; hidden files too."""
+
+    @abstractmethod
+    def folders(self, under: str = "") -> Iterator[str]:
+        """Names of the folders directly in ``under``, sorted."""
+
+    def read(self, name: str, limit: int = MAX_SMALL_FILE) -> bytes:
+        """The whole of a small file."""
+        file = self.file(name)
+        if file.size > limit:
+            raise UnsafeCheckpoint(f"{file.path}: {file.size:,} bytes, more than the {limit:,} allowed")
+        return file.pread(file.size, 0)
+
+    @abstractmethod
+    def opened(self) -> tuple[SourceFile, ...]:
+        """The files asked for so far."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files."""
+
+
+class SourceDir(Folder):
     """A checkpoint directory. Every name that comes out of the checkpoint is opened through it.
 
     A name must be relative, must not contain ``..`` and must resolve to a regular file inside the
@@ -126,12 +206,7 @@ class SourceDir:
         self._files: dict[str, SourceFile] = {}
 
     def _join(self, name: str) -> str:
-        parts = re.split(r"[/\\]", name)
-        rooted = name.startswith(("/", "\\")) or ":" in parts[0]
-        if not name or "\0" in name or rooted or ".." in parts:
-            raise UnsafeCheckpoint(
-                f"{self.path}: refers to the file {name!r}, which is not a plain relative name"
-            )
+        plain_parts(name, self.path)
         return os.path.join(self._real, name)
 
     def resolve(self, name: str) -> str:
@@ -157,20 +232,18 @@ class SourceDir:
         """
         return os.path.lexists(self._join(name))
 
-    def read(self, name: str, limit: int = MAX_SMALL_FILE) -> bytes:
-        """The whole of a small file."""
-        file = self.file(name)
-        if file.size > limit:
-            raise UnsafeCheckpoint(f"{file.path}: {file.size:,} bytes, more than the {limit:,} allowed")
-        return file.pread(file.size, 0)
-
     def names(self, under: str = "") -> Iterator[str]:
-        """Names of the regular files directly in ``under``, sorted; hidden files too."""
+        return self._entries(under, folders=False)
+
+    def folders(self, under: str = "") -> Iterator[str]:
+        return self._entries(under, folders=True)
+
+    def _entries(self, under: str, *, folders: bool) -> Iterator[str]:
         folder = os.path.join(self._real, under) if under else self._real
         if not os.path.isdir(folder):
             return
         with os.scandir(folder) as entries:
-            found = sorted(entry.name for entry in entries if not entry.is_dir())
+            found = sorted(entry.name for entry in entries if entry.is_dir() == folders)
         for name in found:
             yield f"{under}/{name}" if under else name
 

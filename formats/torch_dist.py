@@ -28,7 +28,7 @@ from nemoconv.errors import (
 from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats import plain_json, torch_zip
 from nemoconv.formats.dtypes import DType
-from nemoconv.formats.files import SourceDir
+from nemoconv.formats.files import Folder
 from nemoconv.formats.pickle_writer import PickleWriter
 from nemoconv.formats.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
 from nemoconv.formats.tensors import Extent
@@ -135,7 +135,7 @@ class DistMetadata:
     notes: tuple[str, ...]
 
 
-def read_backend(directory: SourceDir, under: str = "") -> str:
+def read_backend(directory: Folder, under: str = "") -> str:
     """The sharded backend that metadata.json names: always ``torch_dist``, others are refused."""
     name = _join(under, "metadata.json")
     path = directory.path / name
@@ -165,7 +165,7 @@ def _join(under: str, name: str) -> str:
 # Reading .metadata
 
 
-def read_metadata(directory: SourceDir, under: str = "") -> DistMetadata:
+def read_metadata(directory: Folder, under: str = "") -> DistMetadata:
     """Read and check ``.metadata`` without looking into any payload.
 
     Every chunk lies in its tensor, the chunks of a tensor tile it, every chunk and object has a
@@ -193,7 +193,7 @@ def read_metadata(directory: SourceDir, under: str = "") -> DistMetadata:
 
 
 class _Reader:
-    def __init__(self, directory: SourceDir, under: str, where: str) -> None:
+    def __init__(self, directory: Folder, under: str, where: str) -> None:
         self.directory = directory
         self.under = under
         self.where = where
@@ -487,7 +487,7 @@ def _overlap(boxes: list[Box]) -> str:
 # Reading .distcp
 
 
-def refuse_safetensors(directory: SourceDir, name: str) -> None:
+def refuse_safetensors(directory: Folder, name: str) -> None:
     """Raise UnsupportedFormat if a ``.distcp`` is a safetensors file.
 
     torch writes such files with ``SerializationFormat.SAFETENSORS``, but places every tensor at
@@ -501,7 +501,7 @@ def refuse_safetensors(directory: SourceDir, name: str) -> None:
         )
 
 
-def read_chunk(directory: SourceDir, tensor: DistTensor, chunk: DistChunk, under: str = "") -> Extent:
+def read_chunk(directory: Folder, tensor: DistTensor, chunk: DistChunk, under: str = "") -> Extent:
     """Where the elements of a chunk lie, from its archive; reads no payload."""
     name = _join(under, chunk.file_name)
     file = directory.file(name)

@@ -250,7 +250,8 @@ class _Tasks:
                     last = max(last, piece.offset + span + job.source_dtype.itemsize)
             if first is not None:
                 if hasattr(os, "posix_fadvise"):  # not on macOS
-                    os.posix_fadvise(extent.file.fd, first, last - first, os.POSIX_FADV_WILLNEED)
+                    at = extent.file.base + first
+                    os.posix_fadvise(extent.file.fd, at, last - first, os.POSIX_FADV_WILLNEED)
                 total += last - first
         return total
 

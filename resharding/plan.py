@@ -60,7 +60,7 @@ class Job:
     @property
     def position(self) -> tuple[str, int]:
         """Where its first source byte lies: jobs run in this order, so that disks read forwards."""
-        return min(((extent.file.path, extent.offset) for extent in self.sources), default=("", 0))
+        return min((extent.file.position(extent.offset) for extent in self.sources), default=("", 0))
 
     @property
     def target_nbytes(self) -> int:
