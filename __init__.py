@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nemoconv.converters.inspection import inspect
     from nemoconv.converters.planning import Report
     from nemoconv.converters.registry import open_checkpoint as open  # noqa: A004
+    from nemoconv.converters.reshard import reshard
     from nemoconv.converters.verification import Health, verify
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _LAZY = {
     "inspect": "nemoconv.converters.inspection:inspect",
     "open": "nemoconv.converters.registry:open_checkpoint",
     "plan": "nemoconv.converters.conversion:plan",
+    "reshard": "nemoconv.converters.reshard:reshard",
     "verify": "nemoconv.converters.verification:verify",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "inspect",
     "open",
     "plan",
+    "reshard",
     "verify",
 ]
 

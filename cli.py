@@ -6,15 +6,19 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from nemoconv import __version__, terminal
 from nemoconv.errors import NemoconvError
+
+if TYPE_CHECKING:
+    from nemoconv.converters.planning import Report
 
 # numpy would start a thread per core for linear algebra that is never done here
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -94,8 +98,10 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @wraps(command)
     def wrapped(as_json: bool, debug: bool, quiet: bool, no_progress: bool, **arguments: Any) -> None:
+        follows = os.environ.get("RANK", "0") != "0"  # of several ranks the first one speaks
+        quiet, told = quiet or follows, as_json and not follows
         with _outcome(as_json=as_json, debug=debug):
-            command(as_json=as_json, quiet=quiet, show=not (quiet or no_progress), **arguments)
+            command(as_json=told, quiet=quiet, show=not (quiet or no_progress), **arguments)
 
     return wrapped
 
@@ -113,8 +119,8 @@ def _source(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _conversion(command: Callable[..., None]) -> Callable[..., None]:
-    """Arguments and options of every command that converts."""
+def _output(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that writes a checkpoint."""
     for option in (
         click.option(
             "--allow-ignored", multiple=True, metavar="KEY", help="Accept an unknown config key; recorded."
@@ -124,17 +130,80 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
             "--max-memory", type=ByteSize(), default="512MiB", show_default=True, help="Bound on memory."
         ),
         click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is whole."),
+        click.option("--resume", is_flag=True, help="With torchrun: continue a run that did not finish."),
         click.option("--dry-run", is_flag=True, help="Plan and check, write nothing."),
+        click.option(
+            "--make-vocab-size-divisible-by", type=click.IntRange(1), metavar="N",
+            help="Pad the vocabulary to a multiple of N times --tp.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _picture(command: Callable[..., None]) -> Callable[..., None]:
+    """--html and --svg: the plan as a picture."""
+
+    @click.option("--html", metavar="FILE", help="Draw the plan: who holds what, which bytes move where.")
+    @click.option("--svg", metavar="FILE", help="The same as an image.")
+    @wraps(command)
+    def wrapped(html: str | None, svg: str | None, **arguments: Any) -> None:
+        for path, ending in ((html, ".html"), (svg, ".svg")):
+            if path is not None and not path.lower().endswith(ending):
+                raise click.BadParameter(f"{path!r} does not end in {ending}", param_hint=f"--{ending[1:]}")
+        if html is not None and svg is not None:
+            raise click.UsageError("--html and --svg exclude each other")
+        command(picture=html or svg, **arguments)
+
+    return wrapped
+
+
+def _onnx(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that can write ONNX."""
+    for option in (
+        click.option(
+            "--in-place", is_flag=True, help="ONNX: add the graph to SRC, a Hugging Face directory; no OUT."
+        ),
+        click.option("--pack", is_flag=True, help="ONNX: weights in model.onnx.data, not in safetensors."),
+        click.option(
+            "--flavor", metavar="FLAVOR",
+            help="ONNX: std (any runtime, left padding; default) or genai (onnxruntime's own attention).",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _nemo1(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that can write NeMo 1 archives."""
+    return click.option(
+        "--rank-files", is_flag=True,
+        help="NeMo 1: a state dict for each rank, as NeMo before 2.0 reads it, not torch_dist.",
+    )(command)  # fmt: skip
+
+
+def _conversion(command: Callable[..., None]) -> Callable[..., None]:
+    """Arguments and options of every command that converts."""
+    command = _output(command)
+    for option in (
         click.option(
             "--max-shard-size", "max_shard_nbytes", type=ByteSize(), default="5GB", show_default=True,
             help="Largest safetensors file.",
         ),
         click.option(
-            "--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64; default: as it is.",
+            "--head", type=click.Choice(["transducer", "ctc"]),
+            help="Head of a hybrid speech model to convert.",
         ),
         click.option(
-            "--make-vocab-size-divisible-by", type=click.IntRange(1), metavar="N",
-            help="Pad the vocabulary to a multiple of N times --tp.",
+            "--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
+            help="Where values are cast and short runs gathered; the result is the same.",
+        ),
+        click.option("--exact", is_flag=True, help="With --dtype: refuse if a value would be rounded."),
+        click.option(
+            "--dequantize", is_flag=True, help="Accept weights that SRC holds only roughly (ONNX int4, int8).",
+        ),
+        click.option(
+            "--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64; default: as it is.",
         ),
         click.option(
             "--ep", "expert_parallel_size", type=click.IntRange(1), default=1, help="Expert parallel size.",
@@ -146,7 +215,7 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--tp", "tensor_parallel_size", type=click.IntRange(1), default=1, help="Tensor parallel size."
         ),
-        click.argument("out", metavar="OUT"),
+        click.argument("out", metavar="OUT", required=False),
         click.argument("src", metavar="SRC"),
     ):  # fmt: skip
         command = option(command)
@@ -164,6 +233,7 @@ def main() -> None:
     Examples:
       nemoconv hf2nemo2 meta-llama/Llama-3.2-1B out/
       nemoconv nemo2hf out/ back/ --verify
+      nemoconv hf2onnx HuggingFaceTB/SmolLM2-135M onnx/
       nemoconv inspect out/
       nemoconv verify out/ meta-llama/Llama-3.2-1B
 
@@ -181,7 +251,7 @@ def _locate(src: str, revision: str | None, token: str | None, cache_dir: str | 
 
 def _convert(
     src: str,
-    out: str,
+    out: str | None,
     to: str,
     *,
     as_json: bool,
@@ -196,9 +266,62 @@ def _convert(
 ) -> None:
     from nemoconv.converters.conversion import convert
 
+    in_place = options.pop("in_place", False)
+    if out is None and not in_place:
+        raise click.UsageError("Missing argument 'OUT'.")
     path = _locate(src, revision, token, cache_dir, offline)
+    if in_place:
+        report = _add_graph(path, out, to, options)
+    else:
+        with terminal.progress(show and not options["dry_run"]) as progress:
+            report = convert(path, out or "", to=to, progress=progress, **options)
+    if as_json:
+        terminal.print_json(report.as_dict())
+    elif not quiet:
+        print("\n".join(terminal.report_lines(report, planned=options["dry_run"], verbose=verbose)))
+
+
+def _add_graph(path: str, out: str | None, to: str, options: Mapping[str, Any]) -> Report:
+    """--in-place: the directory stays as it is and gets model.onnx."""
+    from nemoconv.converters.onnx_in_place import add_graph
+
+    if to != "onnx":
+        raise click.UsageError("--in-place adds an ONNX graph: it goes with --to onnx")
+    if out is not None and not (os.path.exists(out) and os.path.samefile(path, out)):
+        raise click.UsageError("--in-place writes into SRC: leave out OUT")
+    taken = ("flavor", "overwrite", "dry_run", "allow_ignored")
+    context = click.get_current_context()
+    given = [
+        name
+        for name in sorted(options.keys() - {*taken, "max_memory"})
+        if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+    ]
+    if given:
+        raise click.UsageError(f"--in-place leaves the weights alone: leave out {', '.join(given)}")
+    return add_graph(path, **{name: options[name] for name in taken})
+
+
+def _reshard(
+    src: str,
+    out: str | None,
+    *,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    show: bool,
+    revision: str | None,
+    token: str | None,
+    cache_dir: str | None,
+    offline: bool,
+    **options: Any,
+) -> None:
+    from nemoconv.converters.reshard import reshard
+
+    path = _locate(src, revision, token, cache_dir, offline)
+    if out is None and not os.path.exists(src):
+        raise click.UsageError("give OUT as well when SRC is not a local path")
     with terminal.progress(show and not options["dry_run"]) as progress:
-        report = convert(path, out, to=to, progress=progress, **options)
+        report = reshard(path, out, progress=progress, **options)
     if as_json:
         terminal.print_json(report.as_dict())
     elif not quiet:
@@ -216,6 +339,16 @@ def hf2nemo2(**arguments: Any) -> None:
 
 @main.command()
 @_conversion
+@_nemo1
+@_source
+@_common
+def hf2nemo(**arguments: Any) -> None:
+    """Convert a Hugging Face directory into a NeMo 1 archive, OUT.nemo."""
+    _convert(to="nemo", **arguments)
+
+
+@main.command()
+@_conversion
 @_source
 @_common
 def nemo2hf(**arguments: Any) -> None:
@@ -225,7 +358,31 @@ def nemo2hf(**arguments: Any) -> None:
 
 @main.command()
 @_conversion
-@click.option("--to", required=True, metavar="FORMAT", help="hf or nemo2; the source's format is detected.")
+@_onnx
+@_source
+@_common
+def hf2onnx(**arguments: Any) -> None:
+    """Write a Hugging Face directory with an ONNX graph beside its weights."""
+    _convert(to="onnx", **arguments)
+
+
+@main.command()
+@_conversion
+@_onnx
+@_source
+@_common
+def nemo2onnx(**arguments: Any) -> None:
+    """Convert a NeMo checkpoint into ONNX."""
+    _convert(to="onnx", **arguments)
+
+
+@main.command()
+@_conversion
+@_nemo1
+@_onnx
+@click.option(
+    "--to", required=True, metavar="FORMAT", help="hf, nemo2, nemo or onnx; the source's format is detected."
+)
 @_source
 @_common
 def convert(**arguments: Any) -> None:
@@ -235,12 +392,44 @@ def convert(**arguments: Any) -> None:
 
 @main.command()
 @_conversion
-@click.option("--to", required=True, metavar="FORMAT", help="hf or nemo2.")
+@_nemo1
+@_onnx
+@click.option("--to", required=True, metavar="FORMAT", help="hf, nemo2, nemo or onnx.")
+@_picture
 @_source
 @_common
 def plan(**arguments: Any) -> None:
     """Show what convert would do: tensors, moves, bytes, memory, disk. Writes nothing."""
     _convert(**{**arguments, "dry_run": True})
+
+
+@main.command()
+@click.argument("src", metavar="[SRC]", default=".")
+@click.argument("out", metavar="[OUT]", required=False)
+@click.option("--tp", "tensor_parallel_size", type=click.IntRange(1), help="Tensor parallel size.")
+@click.option("--pp", "pipeline_parallel_size", type=click.IntRange(1), help="Pipeline parallel size.")
+@click.option(
+    "--vpp", "virtual_pipeline_parallel_size", type=click.IntRange(1), help="Runs of layers per stage."
+)
+@click.option("--ep", "expert_parallel_size", type=click.IntRange(1), help="Expert parallel size.")
+@click.option(
+    "--etp", "expert_tensor_parallel_size", type=click.IntRange(1), help="Tensor parallel size of experts."
+)
+@click.option("--layout", metavar="FILE", help="YAML file that describes a layout; see docs/layout.md.")
+@click.option("--layers", metavar="A-B", help="Only these layers, as a model of their own: 0-7, or 0-3,8.")
+@click.option("--stage", type=click.IntRange(0), help="Only the layers of this pipeline stage of --pp.")
+@click.option("--drop-optimizer", is_flag=True, help="Leave out optimizer state.")
+@_picture
+@_output
+@_source
+@_common
+def reshard(src: str, out: str | None, **arguments: Any) -> None:
+    """Write a checkpoint again, cut for another parallel layout.
+
+    SRC is the current directory, and OUT a sibling of it named after the layout, unless given. Sizes that
+    are not given are as in SRC. Format, config, tokenizer and optimizer state stay.
+    """
+    _reshard(src, out, **arguments)
 
 
 @main.command()

@@ -106,6 +106,8 @@ def report_lines(report: Report, *, planned: bool, verbose: bool) -> list[str]:
         lines.append(
             f"  {size(report.write_nbytes)} in {report.seconds:.1f} s ({size(int(speed))}/s){checked}"
         )
+    if planned or verbose:
+        lines += report.rank_table
     lines += [f"  note: {note}" for note in report.notes]
     if report.ignored_keys:
         lines.append(f"  ignored on request: {', '.join(report.ignored_keys)}")

@@ -112,8 +112,9 @@ def copy(source: Path, target: Path) -> list[str]:
 # The page cache
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
+def _files(place: Path) -> Iterator[Path]:
+    """The files of a folder, or the one file that ``place`` is."""
+    return (path for path in (place, *place.rglob("*")) if path.is_file())
 
 
 def drop(folder: Path) -> None:
@@ -135,8 +136,10 @@ def warm(folder: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder if it is there and let the disk finish what is left to do."""
-    if folder.exists():
+    """Remove a folder or file if it is there and let the disk finish what is left to do."""
+    if folder.is_file():
+        folder.unlink()
+    elif folder.exists():
         shutil.rmtree(folder)
     os.sync()
 

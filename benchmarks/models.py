@@ -1,4 +1,4 @@
-"""Random Llama checkpoints of any size, written in constant memory; and sparse ones of any shape."""
+"""Random checkpoints of any size, written in constant memory; and sparse ones of any shape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.resharding.layout import Layout
 
 LLAMA_1B = {
@@ -52,20 +51,59 @@ LLAMA_405B = {
     "tie_word_embeddings": False,
 }
 
+#: 128 experts, 3.2 GB; and two released shapes, for sparse files only
+QWEN3_MOE = {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "num_hidden_layers": 6,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "moe_intermediate_size": 640,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 32000,
+    "dtype": "bfloat16",
+}
+QWEN3_235B = {
+    **QWEN3_MOE,
+    "num_hidden_layers": 94,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "moe_intermediate_size": 1536,
+    "num_attention_heads": 64,
+    "head_dim": 128,
+    "vocab_size": 151936,
+}
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "architectures": ["DeepseekV3ForCausalLM"],
+    "max_position_embeddings": 163840,
+    "num_nextn_predict_layers": 0,
+    "dtype": "bfloat16",
+}
+
+SIZES["moe-0.1B"] = {**QWEN3_MOE, "num_hidden_layers": 2, "moe_intermediate_size": 128}
+SIZES["moe-1.6B"] = QWEN3_MOE
+
 #: distinct random values; they repeat
 _NOISE = 16 << 20
 
 
 def tensors(config: dict[str, object]) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the Hugging Face tensors of a Llama config."""
-    table = load_table("llama")
+    """Names and shapes of the Hugging Face tensors of a config."""
+    table = load_table(str(config["model_type"]))
     model, _ = read_config(table.fields, config)
-    sizes = attention_sizes(model)
-    return [
-        (part.hf.format(**instance.index), part.shape(sizes))
+    sizes = table.sizes(model)
+    named = {
+        part.hf.format(**instance.index): part.shape(sizes)
         for instance in table.instances(model, sizes)
         for part in instance.rule.parts
-    ]
+    }
+    return list(named.items())
 
 
 def write(
@@ -132,6 +170,6 @@ def write_nemo2(
         for payload in conversion.payloads:
             payload.crc32 = 0
         for file in conversion.plan.outputs():
-            file.allocate()
+            os.ftruncate(file.fd, file.size)  # not allocate(), which takes the disk
         conversion.writer.finish()
         output.commit()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nemoconv.errors import UsageError
 from nemoconv.formats.dtypes import DType
-from nemoconv.formats.files import SourceFile
+from nemoconv.formats.files import Folder, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
@@ -20,6 +20,8 @@ from nemoconv.resharding.plan import Payload
 
 if TYPE_CHECKING:
     import numpy
+
+    from nemoconv.converters.binding import Bound
 
 #: the names a checkpoint's tensors have: Hugging Face's or Megatron's
 Side = Literal["hf", "nemo"]
@@ -80,6 +82,8 @@ class Checkpoint(ABC):
     side: ClassVar[Side]
     path: Path
     layout: Layout = Layout()
+    #: False for tensors of which nothing says what model they are
+    has_model: ClassVar[bool] = True
 
     @abstractmethod
     def keys(self) -> Sequence[str]:
@@ -88,6 +92,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def spec(self, name: str) -> TensorSpec:
         """Type and shape of a tensor. Raises KeyError for an unknown name."""
+
+    def dtype(self, name: str) -> DType:
+        """The element type of a tensor."""
+        return self.spec(name).dtype
 
     @abstractmethod
     def stored(self, name: str) -> StoredTensor:
@@ -114,6 +122,93 @@ class Checkpoint(ABC):
     def skipped(self) -> Mapping[str, int]:
         """Things in the checkpoint that are not weights of the model, and how many of each."""
         return {}
+
+    def decode_as(self, dtype: DType | None) -> None:  # noqa: B027 - nothing to do for most formats
+        """Quantised tensors are to be read as ``dtype``, None for bfloat16; others stay as they are."""
+
+    def plain(self) -> Mapping[str, StoredTensor]:
+        """All tensors under the names that the source itself gives them.
+
+        Raises UnsupportedError where something that holds numbers would be left out.
+        """
+        return {name: self.stored(name) for name in self.keys()}
+
+    def plain_files(self) -> Mapping[str, SourceFile | bytes]:
+        """What goes along with :meth:`plain`'s tensors, by the names of files beside them."""
+        return {}
+
+    def view_for(self, name: str) -> Checkpoint:
+        """This checkpoint as a conversion into (or a comparison with) the format ``name`` sees it, where
+        that is not the same for all formats. Raises UnsupportedArchitecture where it cannot be seen so."""
+        return self
+
+    def choose_head(self, head: str) -> None:
+        """Of a model with two output heads, take this one ("transducer" or "ctc").
+
+        Raises UsageError for a model that has one only.
+        """
+        raise UsageError(f"{self.path}: has no heads to choose from", hint="leave out --head")
+
+    def dequantize(self) -> None:
+        """Accept weights that the checkpoint holds only approximately, such as four-bit ones of a graph.
+
+        Raises UsageError for a format that has none of that kind.
+        """
+        raise UsageError(
+            f"{self.path}: a checkpoint of format {self.format!r} has nothing to dequantize on request",
+            hint="leave out --dequantize",
+        )
+
+    def notes(self) -> Sequence[str]:
+        """What a report should say of how this checkpoint is read."""
+        return ()
+
+    def companions(self) -> Mapping[str, Checkpoint]:
+        """Sets of tensors that go along with the model's under the same names, such as optimizer state.
+
+        Raises UnsupportedError for state that is not kept for each parameter.
+        """
+        return {}
+
+    def keep_layers(self, chosen: Sequence[int]) -> None:
+        """Be, from now on, the model of these layers only, numbered from 0 in their order.
+
+        Raises UsageError for a format that cannot.
+        """
+        raise UsageError(f"{self.path}: layers of a checkpoint of format {self.format!r} cannot be taken out")
+
+    @property
+    def vocab_divisor(self) -> int | None:
+        """What a loader pads the vocabulary to a multiple of (times the tensor-parallel size) by itself,
+        None where it takes the stored rows as they are."""
+        return None
+
+    def resharder(
+        self,
+        output: OutputDirectory,
+        model: Model,
+        options: WriteOptions,
+        sizes: Mapping[str, int],
+        *,
+        drop_optimizer: bool = False,
+    ) -> Writer:
+        """A writer of this very checkpoint in another layout, with everything else as it is.
+
+        Raises UsageError for a format that has no parallel layout.
+        """
+        raise UsageError(
+            f"{self.path}: a checkpoint of format {self.format!r} has no parallel layout",
+            hint="convert it to nemo2 with --tp, --pp and --ep",
+        )
+
+    def copies(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
+        """Tensors that the checkpoint holds more than once and that must be equal bit for bit: (a copy,
+        the one that is read)."""
+        yield from ()
+
+    def open_folder(self) -> Folder | None:
+        """The checkpoint's files by name, to be compared with a manifest; None if there can be none."""
+        return SourceDir(self.path)
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
         """Check whatever checksums the format itself has, yielding (file, bytes read) on the way."""
@@ -177,6 +272,25 @@ class Writer(ABC):
     #: tensors reserved so far, as this format counts them
     tensor_count: int = 0
 
+    #: the writer takes along whatever the source holds besides weights: a change of layout, not of format
+    keeps_everything: ClassVar[bool] = False
+
+    def begin(self, bound: Bound) -> None:  # noqa: B027 - most need no word of it
+        """Told, before anything is reserved, which of the source's tensors belong to which rule."""
+
+    def companions(self) -> Mapping[str, tuple[Checkpoint, Writer]]:
+        """What of the source's companions is written, too: where each set is read, and the writer that
+        gives it a place."""
+        return {}
+
+    def file_of(self, rank: int) -> str | None:
+        """The file that holds what a rank will read, where each has its own."""
+        return None
+
+    def notes(self) -> Sequence[str]:
+        """What a report should say of how this is written."""
+        return ()
+
     @abstractmethod
     def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
         """A place in a file for each request. Nothing is written."""
@@ -193,6 +307,10 @@ class Converter(ABC):
     title: ClassVar[str]
     side: ClassVar[Side]
     writes: ClassVar[bool] = True
+    #: writes any tensors under the source's own names: no mapping table takes part
+    plain: ClassVar[bool] = False
+    #: those of :class:`WriteOptions` that only some formats understand, this one among them
+    options: ClassVar[frozenset[str]] = frozenset()
     #: what ``recognizes`` looks for, for the message when nothing fits
     looks_for: ClassVar[str]
 
@@ -203,6 +321,16 @@ class Converter(ABC):
     @abstractmethod
     def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
         """Open it, reading headers only. ``config``: a config.json to use instead of its own."""
+
+    def check_options(self, options: WriteOptions) -> None:
+        """Raise UsageError for an option that means nothing in this format."""
+        for name in ("flavor", "pack", "rank_files"):
+            if getattr(options, name) and name not in self.options:
+                raise UsageError(f"{name} means nothing in the format {self.name!r}", hint="leave it out")
+
+    def output(self, target: str | Path, *, overwrite: bool = False) -> OutputDirectory:
+        """Where a checkpoint of this format is staged: a directory, unless the format is one file."""
+        return OutputDirectory(target, overwrite=overwrite)
 
     def create(
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
@@ -219,3 +347,6 @@ class WriteOptions:
     max_shard_nbytes: int = 5 * 10**9
     dtype: DType | None = None
     make_vocab_size_divisible_by: int | None = None
+    flavor: str | None = None
+    pack: bool = False
+    rank_files: bool = False

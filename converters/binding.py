@@ -9,56 +9,14 @@ from nemoconv.converters.base import Checkpoint, Model, Request, Side
 from nemoconv.errors import CorruptCheckpoint, MappingError, some
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.tensors import Extent
+from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import Instance, Part, Rule, Sizes, Table, holes
-from nemoconv.resharding.boxes import Shape, intersect, narrow, open_extent
+from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.layout import Layout
 
-_Geometry = list[tuple[int, Shape, Shape, Shape]]
-
-
-class Space:
-    """The coordinates of one rule: boxes of stored tensors of either side, as boxes of its factors.
-
-    All layers of a model share the geometry, so it is computed once and then only shifted.
-    """
-
-    def __init__(self, rule: Rule, sizes: Sizes) -> None:
-        self.rule = rule
-        self.factors = rule.view.factors
-        self.shape: Shape = tuple(sizes[factor] for factor in self.factors)
-        self._cache: dict[tuple[object, ...], _Geometry] = {}
-
-    def place(self, part: Part | None, sizes: Sizes, extent: Extent) -> Iterator[Extent]:
-        """``extent`` of the Hugging Face tensor ``part`` (None: of the Megatron tensor) in this space."""
-        key = (id(part), sizes["vocab"], extent.start, extent.shape, extent.strides)
-        geometry = self._cache.get(key)
-        if geometry is None:
-            relative = extent._replace(offset=0)
-            geometry = [tuple(e[1:]) for e in self._open(part, sizes, relative)]  # type: ignore[misc]
-            self._cache[key] = geometry
-        for offset, start, shape, strides in geometry:
-            yield Extent(extent.file, extent.offset + offset, start, shape, strides)
-
-    def _open(self, part: Part | None, sizes: Sizes, extent: Extent) -> Iterator[Extent]:
-        if part is None:
-            yield from open_extent(extent, self.rule.view, sizes)
-            return
-        bounds, local = part.bounds(sizes), part.sizes(sizes)
-        position = {factor: i for i, factor in enumerate(part.view.factors)}
-        for box in open_extent(extent, part.view, local):
-            start, shape, strides = [], [], []
-            for factor in self.factors:
-                first, length = bounds.get(factor, (0, 0))
-                if factor in position:
-                    at = position[factor]
-                    start.append(first + box.start[at])
-                    shape.append(box.shape[at])
-                    strides.append(box.strides[at])
-                else:
-                    start.append(first)
-                    shape.append(length)
-                    strides.append(0)
-            yield Extent(box.file, box.offset, tuple(start), tuple(shape), tuple(strides))
+#: the key of config.json that counts layers beyond the last, which predict further tokens
+FURTHER_LAYERS = "num_nextn_predict_layers"
+_MAX_FURTHER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,38 +30,68 @@ class Named:
     box: Shape
 
 
-def members(instance: Instance, side: Side, sizes: Sizes) -> list[Named]:
-    """The tensors of ``side`` that make up an instance, under their first names."""
+#: what :func:`members` and :func:`wanted` remember of a rule, whose layers and experts have it in common
+Memory = dict[tuple[int, Side], list[tuple[Part | None, str, Shape, Shape, Shape]]]
+
+
+def members(instance: Instance, side: Side, sizes: Sizes, memory: Memory | None = None) -> list[Named]:
+    """The tensors of ``side`` that make up an instance, under their first names.
+
+    ``memory`` may be shared by calls with the same ``sizes``.
+    """
     rule, index = instance.rule, instance.index
-    if side == "nemo":
-        shape = rule.view.shape(sizes)
-        return [Named(rule.nemo.format(**index), None, shape, (0,) * len(shape), shape)]
+    if side == "hf" and not instance.in_hf:
+        return []
+    known = None if memory is None else memory.get((id(rule), side))
+    if known is None:
+        known = list(_shapes(rule, side, sizes))
+        if memory is not None:
+            memory[id(rule), side] = known
     found = []
-    for part in rule.parts if instance.in_hf else ():
-        shape = part.shape(sizes)
-        start, box = part.slice(sizes, index) if part.window else ((0,) * len(shape), shape)
-        found.append(Named(part.hf.format(**index), part, shape, start, box))
+    for part, name, shape, start, box in known:
+        if part is not None and part.window:  # which may depend on the expert
+            start, box = part.slice(sizes, index)
+        found.append(Named(name.format_map(index), part, shape, start, box))
     return found
+
+
+def _shapes(rule: Rule, side: Side, sizes: Sizes) -> Iterator[tuple[Part | None, str, Shape, Shape, Shape]]:
+    """(part, name with holes, shape, start, shape of the part) of each tensor of a rule."""
+    for part in rule.parts if side == "hf" else (None,):
+        shape = rule.view.shape(sizes) if part is None else part.shape(sizes)
+        yield part, rule.nemo if part is None else part.hf, shape, (0,) * len(shape), shape
 
 
 class Bound:
     """A checkpoint bound to its table: every tensor has its rule, every rule its tensors.
 
     Raises MappingError that lists what is left over or missing, CorruptCheckpoint for shapes that
-    contradict the config.
+    contradict the config. ``partial``: a checkpoint with Megatron's names may lack some of them, whose
+    instances are then left out (optimizer state of parameters that were not trained).
     """
 
-    def __init__(self, checkpoint: Checkpoint, model: Model) -> None:
-        self.checkpoint, self.model = checkpoint, model
+    def __init__(self, checkpoint: Checkpoint, model: Model, *, partial: bool = False) -> None:
+        self.checkpoint, self.model, self._partial = checkpoint, model, partial
         self.names = set(checkpoint.keys())
+        self._spelled = self._other_spellings()
         self.sizes = model.table.sizes(model.config)
         if checkpoint.side == "nemo":
             self.sizes["vocab"] = self._stored_vocab()
         self._spaces: dict[int, Space] = {}
+        self._memory: Memory = {}
         self.redundant: list[tuple[str, str]] = []
+        self.notes: list[str] = []
         self.instances = list(model.table.instances(model.config, self.sizes))
         self._renamed: dict[str, str] = {}
         self._check_names()
+
+    def _other_spellings(self) -> dict[str, str]:
+        """Names of the table by which Hugging Face files may call tensors otherwise -> names in this one."""
+        table = self.model.table
+        if self.checkpoint.side != "hf" or not table.spellings:
+            return {}
+        meant = {table.spelled(name): name for name in sorted(self.names)}
+        return {name: stored for name, stored in meant.items() if name not in self.names}
 
     def _stored_vocab(self) -> int:
         """Rows of the stored embedding: the true vocabulary and its padding."""
@@ -123,7 +111,7 @@ class Bound:
         used: set[str] = set()
         missing: list[str] = []
         for instance in self.instances:
-            for member in members(instance, self.checkpoint.side, self.sizes):
+            for member in members(instance, self.checkpoint.side, self.sizes, self._memory):
                 name = self._find(member, instance)
                 if name is None:
                     missing.append(member.name)
@@ -131,25 +119,47 @@ class Bound:
                     used.add(name)
                     self._renamed[member.name] = name
         left = sorted(self.names - used)
-        for copy, original in self.model.table.tied:
+        for pair in self.model.table.tied:
+            copy, original = (self._spelled.get(name, name) for name in pair)
             if copy in left and original in used:
                 left.remove(copy)
                 self.redundant.append((copy, original))
         derived = _ignored_names(self.model.table, self.sizes["layers"])
-        left = [name for name in left if name not in derived]
+        left = [name for name in left if not {name, self.model.table.spelled(name)} & derived]
+        further = self._further(left)
+        if further and FURTHER_LAYERS in self.model.ignored:
+            left = [name for name in left if name not in further]
+            self.notes.append(f"{len(further):,} tensors of layers that predict further tokens are left out")
         table = self.model.table.architecture
         if left:
+            hint = "if the config is right, this model has parts that the table does not describe"
+            if further and len(further) == len(left):
+                hint = (
+                    "they predict further tokens; to leave them out, pass "
+                    f'"--allow-ignored {FURTHER_LAYERS}"'
+                )
             raise MappingError(
                 f"{self.checkpoint.path}: {len(left)} tensors have no rule in the {table!r} table: "
                 f"{some(left)}",
-                hint="if the config is right, this model has parts that the table does not describe",
+                hint=hint,
             )
-        if missing:
+        if missing and self._partial:
+            self.instances = [i for i in self.instances if i.nemo in self._renamed]
+        elif missing:
             raise MappingError(
                 f"{self.checkpoint.path}: {len(missing)} tensors that {table!r} needs are missing: "
                 f"{some(missing)}",
                 hint="the checkpoint is incomplete or its config describes another model",
             )
+
+    def _further(self, names: list[str]) -> set[str]:
+        """Those of ``names`` that are of layers beyond the last one that the config counts."""
+        prefix = self.model.table.further
+        if self.checkpoint.side != "hf" or not prefix:
+            return set()
+        beyond = (prefix.format(layer=self.sizes["layers"] + number) for number in range(_MAX_FURTHER))
+        starts = tuple(beyond)
+        return {name for name in names if name.startswith(starts)}
 
     def _find(self, member: Named, instance: Instance) -> str | None:
         if member.name in self.names:
@@ -159,7 +169,11 @@ class Bound:
                 name = other.format(**instance.index)
                 if name in self.names:
                     return name
-        return None
+        return self._spelled.get(member.name)
+
+    def stored_name(self, name: str) -> str:
+        """The name under which the checkpoint holds a tensor that a rule calls ``name``."""
+        return self._renamed[name]
 
     def space(self, rule: Rule, sizes: Sizes) -> Space:
         """The rule's space, wide enough for both sides."""
@@ -173,11 +187,11 @@ class Bound:
         if not instance.in_hf and self.checkpoint.side == "hf":
             return self.usual_dtype()
         found = {
-            self.checkpoint.spec(self._renamed[m.name]).dtype
-            for m in members(instance, self.checkpoint.side, self.sizes)
+            self.checkpoint.dtype(self._renamed[m.name])
+            for m in members(instance, self.checkpoint.side, self.sizes, self._memory)
         }
         if len(found) > 1:
-            names = [m.name for m in members(instance, self.checkpoint.side, self.sizes)]
+            names = [m.name for m in members(instance, self.checkpoint.side, self.sizes, self._memory)]
             raise MappingError(
                 f"{self.checkpoint.path}: {some(names)} have different dtypes: "
                 f"{some(sorted(map(str, found)))}",
@@ -189,14 +203,14 @@ class Bound:
         """The element type that most tensors have."""
         found: dict[DType, int] = {}
         for name in self.names:
-            dtype = self.checkpoint.spec(name).dtype
+            dtype = self.checkpoint.dtype(name)
             found[dtype] = found.get(dtype, 0) + 1
         return max(found, key=lambda dtype: (found[dtype], dtype.name))
 
     def extents(self, instance: Instance, space: Space) -> tuple[Extent, ...]:
         """Where the instance's bytes lie, in the rule's space."""
         found: list[Extent] = []
-        for member in members(instance, self.checkpoint.side, self.sizes):
+        for member in members(instance, self.checkpoint.side, self.sizes, self._memory):
             tensor = self.checkpoint.stored(self._renamed[member.name])
             if tensor.shape != member.shape:
                 raise CorruptCheckpoint(
@@ -239,26 +253,37 @@ class Wanted:
     box: Shape
 
 
-def wanted(instance: Instance, side: Side, sizes: Sizes, layout: Layout, dtype: DType) -> list[Wanted]:
-    """What a writer of ``side`` must reserve for an instance.
+class Asker:
+    """What a writer of ``side`` must reserve, for the instances of one model in one layout."""
 
-    Instances that share a stored tensor (stacked experts, fused q, k and v) give equal requests.
-    """
-    if side == "hf":
+    def __init__(self, side: Side, sizes: Sizes, layout: Layout) -> None:
+        self._side, self._sizes, self._layout = side, sizes, layout
+        self._memory: Memory = {}
+        #: of a rule: the shape of its tensor, and (tensor-parallel rank, start, shape) of each box
+        self._boxes: dict[int, tuple[Shape, list[tuple[int, Shape, Shape]]]] = {}
+
+    def wanted(self, instance: Instance, dtype: DType) -> list[Wanted]:
+        """What must be reserved for an instance.
+
+        Instances that share a stored tensor (stacked experts, fused q, k and v) give equal requests.
+        """
+        if self._side == "hf":
+            return [
+                Wanted(Request(m.name, dtype, m.shape, (0,) * len(m.shape), m.shape), m.part, m.start, m.box)
+                for m in members(instance, "hf", self._sizes, self._memory)
+            ]
+        layout, rule = self._layout, instance.rule
+        if id(rule) not in self._boxes:
+            boxes = list(rule.fragments(self._sizes, layout))
+            self._boxes[id(rule)] = rule.view.shape(self._sizes), boxes
+        shape, boxes = self._boxes[id(rule)]
+        stage = layout.stage(instance.layer, self._sizes["layers"])
+        expert = instance.index.get("expert")
+        owner = 0 if expert is None else layout.expert_rank(expert, self._sizes["experts"])
+        name = instance.nemo
         return [
-            Wanted(Request(m.name, dtype, m.shape, (0,) * len(m.shape), m.shape), m.part, m.start, m.box)
-            for m in members(instance, "hf", sizes)
+            Wanted(
+                Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)), None, start, box
+            )
+            for rank, start, box in boxes
         ]
-    stage = layout.stage(instance.layer, sizes["layers"])
-    expert = instance.index.get("expert")
-    owner = 0 if expert is None else layout.expert_rank(expert, sizes["experts"])
-    name, shape = instance.nemo, instance.rule.view.shape(sizes)
-    return [
-        Wanted(
-            Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)),
-            None,
-            start,
-            box,
-        )
-        for rank, start, box in instance.rule.fragments(sizes, layout)
-    ]

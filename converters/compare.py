@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any
 
 import numpy
 
-from nemoconv.converters.base import Checkpoint
+from nemoconv.converters.base import Checkpoint, Model
 from nemoconv.converters.binding import Bound, members
 from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.formats.tensors import StoredTensor
@@ -29,6 +29,8 @@ class Comparison:
     config_differences: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
     first: str = ""
+    #: how the two were read
+    notes: list[str] = field(default_factory=list)
 
     @property
     def equal(self) -> bool:
@@ -40,7 +42,8 @@ class Comparison:
     def describe(self) -> str:
         """One line."""
         if self.equal:
-            return f"{self.tensors:,} tensors, {self.nbytes:,} bytes: equal bit for bit"
+            said = f" ({'; '.join(self.notes)})" if self.notes else ""
+            return f"{self.tensors:,} tensors, {self.nbytes:,} bytes: equal bit for bit{said}"
         parts = []
         if self.config_differences:
             parts.append(f"configs differ: {'; '.join(self.config_differences[:10])}")
@@ -50,23 +53,57 @@ class Comparison:
 
 
 def compare(
-    a: Checkpoint, b: Checkpoint, progress: Callable[[str, int, int], None] | None = None
+    a: Checkpoint,
+    b: Checkpoint,
+    progress: Callable[[str, int, int], None] | None = None,
+    allow_ignored: Sequence[str] = (),
 ) -> Comparison:
     """Compare configs and tensors of two checkpoints of the same architecture.
 
-    Rows that only pad a vocabulary are left out. Raises what opening and binding them raises.
+    Rows that only pad a vocabulary are left out, and what ``allow_ignored`` lets be left out. Quantised
+    tensors are compared as what they are decoded to. Raises what opening and binding them raises.
     """
-    model_a, model_b = a.model(), b.model()
+    a, b = a.view_for(b.format), b.view_for(a.format)
+    if not (a.has_model and b.has_model):
+        return _compare_plain(a, b, progress)
+    model_a, model_b = a.model(allow_ignored), b.model(allow_ignored)
     if model_a.table.architecture != model_b.table.architecture:
         raise UnsupportedArchitecture(
             f"{a.path} is a {model_a.table.architecture!r}, {b.path} a {model_b.table.architecture!r}"
         )
     result = Comparison(config_differences=_config_differences(model_a.config, model_b.config))
+    result.notes = [*a.notes(), *b.notes()]
     if result.config_differences:
         return result
-    bound_a, bound_b = Bound(a, model_a), Bound(b, model_b)
-    wide = {**bound_a.sizes, "vocab": max(bound_a.sizes["vocab"], bound_b.sizes["vocab"])}
     total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in map(a.spec, a.keys()))
+    _compare_bound(Bound(a, model_a), Bound(b, model_b), result, progress, total)
+    return result
+
+
+def compare_companions(
+    model: Model, ours: Mapping[str, Checkpoint], others: Mapping[str, Checkpoint], result: Comparison
+) -> None:
+    """Compare sets of tensors that go along with a model's, such as optimizer state, into ``result``."""
+    for kind, one in ours.items():
+        other = others.get(kind)
+        if other is None or set(one.keys()) != set(other.keys()):
+            result.different.append(kind)
+            result.first = result.first or f"{kind}: not of the same parameters"
+            continue
+        bounds = [Bound(side, model, partial=True) for side in (one, other)]
+        _compare_bound(bounds[0], bounds[1], result, None, 0, f" of {kind}")
+
+
+def _compare_bound(
+    bound_a: Bound,
+    bound_b: Bound,
+    result: Comparison,
+    progress: Callable[[str, int, int], None] | None,
+    total: int,
+    what: str = "",
+) -> None:
+    """Compare every tensor of two checkpoints of one model."""
+    wide = {**bound_a.sizes, "vocab": max(bound_a.sizes["vocab"], bound_b.sizes["vocab"])}
     for instance in bound_a.instances:
         if not instance.in_hf:
             continue
@@ -75,7 +112,7 @@ def compare(
             for factor in instance.rule.view.factors
         )
         dtypes = bound_a.dtype(instance), bound_b.dtype(instance)
-        name = _both_names(instance, bound_a, bound_b)
+        name = _both_names(instance, bound_a, bound_b) + what
         result.tensors += 1
         if dtypes[0] != dtypes[1]:
             result.different.append(name)
@@ -87,6 +124,30 @@ def compare(
         )
         difference = first_difference(one, other, instance.rule.axes)
         result.nbytes += one.nbytes
+        if progress:
+            progress("verify", min(result.nbytes, total), total)
+        if difference:
+            result.different.append(name)
+            result.first = result.first or f"{name}: {difference}"
+
+
+def _compare_plain(
+    a: Checkpoint, b: Checkpoint, progress: Callable[[str, int, int], None] | None
+) -> Comparison:
+    """Compare tensors by the names that the sources give them, whatever model they are."""
+    ours, others = a.plain(), b.plain()
+    result = Comparison()
+    total = sum(tensor.nbytes for tensor in ours.values())
+    for name in sorted(ours.keys() | others.keys()):
+        result.tensors += 1
+        one, other = ours.get(name), others.get(name)
+        if one is None or other is None:
+            difference: str | None = f"only in {b.path if one is None else a.path}"
+        elif (one.dtype, one.shape) != (other.dtype, other.shape):
+            difference = f"{one.dtype} {list(one.shape)} and {other.dtype} {list(other.shape)}"
+        else:
+            difference = first_difference(one, other)
+            result.nbytes += one.nbytes
         if progress:
             progress("verify", min(result.nbytes, total), total)
         if difference:

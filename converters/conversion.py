@@ -6,16 +6,21 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nemoconv.converters import manifest
-from nemoconv.converters.base import WriteOptions
+from nemoconv.converters.base import Checkpoint, WriteOptions
 from nemoconv.converters.planning import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
 from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.errors import OutputError, UsageError
+from nemoconv.errors import OutputError, UnsupportedError, UsageError, some
 from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.output import OutputDirectory
+from nemoconv.resharding.devices import check_device
 from nemoconv.resharding.layout import Layout
+
+if TYPE_CHECKING:
+    from nemoconv.resharding.execute import CastReport
+    from nemoconv.resharding.plan import Job, Plan
 
 #: (phase, bytes done, bytes in all); phases are "write", "verify", "flush"
 Progress = Callable[[str, int, int], None]
@@ -24,9 +29,22 @@ Progress = Callable[[str, int, int], None]
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 
-def run(conversion: Conversion, *, verify: bool = False, progress: Progress | None = None) -> Report:
-    """Carry out a planned conversion; the output appears whole or not at all."""
-    from nemoconv.resharding.execute import execute
+def run(
+    conversion: Conversion,
+    *,
+    verify: bool = False,
+    exact: bool = False,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Carry out a planned conversion on a device; the output appears whole or not at all.
+
+    Where RANK and WORLD_SIZE say that this is one of several processes, they share the work; ``resume``
+    continues what they did not finish (see :mod:`nemoconv.converters.together`).
+    """
+    from nemoconv.converters.together import staged
+    from nemoconv.resharding.devices import executor
 
     started = time.perf_counter()
     plan, output, report = conversion.plan, conversion.output, conversion.report
@@ -39,29 +57,87 @@ def run(conversion: Conversion, *, verify: bool = False, progress: Progress | No
         if progress:
             progress("write", done, report.write_nbytes)
 
-    with output:
-        casts = execute(plan, conversion.limits, advance)
+    with staged(conversion, resume=resume) as part:
+        casts = part.execute(executor(device), advance)
         for name, count in casts.overflows.items():
             notes.append(f"{name}: {count:,} finite values became infinite in the new dtype")
+        notes += _rounding_notes(plan, casts)
+        if exact and (casts.rounded or casts.overflows):
+            raise UnsupportedError(
+                f"{report.source}: {sum(casts.rounded.values()):,} values are not exact in the new dtype, "
+                f"in {some(sorted({**casts.rounded, **casts.overflows}), 3)}",
+                hint="leave out --exact to have them rounded",
+            )
         for file in plan.sources():
             file.check_unchanged()
+        if part.follows:
+            part.committed()
+            return replace(report, notes=notes, seconds=time.perf_counter() - started)
         conversion.writer.finish()
         output.write(manifest.NAME, manifest.build(conversion.header, conversion.payloads, output))
+        output.complete()
         if verify:
             _verify_stage(conversion, progress)
         if progress:
             progress("flush", report.write_nbytes, report.write_nbytes)
         output.commit()
+        part.committed()
     return replace(report, notes=notes, seconds=time.perf_counter() - started, verified=verify)
+
+
+def _rounding_notes(plan: Plan, casts: CastReport) -> list[str]:
+    if not any(_is_counted(job) for job in plan.jobs):
+        return []
+    if casts.rounded:
+        return [f"{sum(casts.rounded.values()):,} float32 values were rounded to bfloat16"]
+    return ["no float32 value was rounded: all of them are bfloat16 numbers"]
+
+
+def _is_counted(job: Job) -> bool:
+    return (job.source_dtype.name, job.target_dtype.name) == ("float32", "bfloat16")
+
+
+def _check_exact(plan: Plan) -> None:
+    """Raise UsageError for a change of dtype of which the run cannot tell whether it rounds."""
+    widening = {("bfloat16", "float32"), ("float16", "float32")}
+    for job in plan.jobs:
+        pair = job.source_dtype.name, job.target_dtype.name
+        exact = pair[0] == pair[1] or pair in widening or pair[1] == "float64"
+        if job.source_dtype.is_floating_point and not exact and not _is_counted(job):
+            raise UsageError(
+                f"exact cannot be checked for {job.name}: {pair[0]} to {pair[1]}",
+                hint="it is checked for float32 to bfloat16",
+            )
+
+
+def _prepare(
+    source: Checkpoint,
+    output: OutputDirectory,
+    to: str,
+    options: WriteOptions,
+    allow_ignored: Sequence[str],
+    max_memory: int,
+) -> Conversion:
+    target = converter(to)
+    if target.plain:
+        from nemoconv.converters.safetensors_plain import prepare_plain
+
+        return prepare_plain(source, output, options, max_memory=max_memory)
+    return prepare(source, output, target, options, allow_ignored=allow_ignored, max_memory=max_memory)
 
 
 def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
     """Read the staged output back through its own reader and compare it with the source."""
-    from nemoconv.converters.compare import compare
+    from nemoconv.converters.compare import compare, compare_companions
 
-    written = converter(conversion.report.target_format).open(conversion.output.stage)
+    written = converter(conversion.report.target_format).open(
+        conversion.output.staged, config=conversion.config
+    )
     with written:
-        result = compare(conversion.source, written, progress)
+        result = compare(conversion.source, written, progress, conversion.report.ignored_keys)
+        carried = {kind: state for kind, (state, _) in conversion.writer.companions().items()}
+        if carried and result.equal:
+            compare_companions(conversion.source.model(), carried, written.companions(), result)
     if not result.equal:
         raise OutputError(f"what was written differs from the source: {result.describe()}")
 
@@ -83,12 +159,28 @@ def convert(
     dry_run: bool = False,
     allow_ignored: Sequence[str] = (),
     config: str | Path | None = None,
+    picture: str | Path | None = None,
+    flavor: str | None = None,
+    pack: bool = False,
+    dequantize: bool = False,
+    exact: bool = False,
+    head: str | None = None,
+    rank_files: bool = False,
+    device: str = "cpu",
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Convert the checkpoint at ``source`` into ``target`` in the format ``to`` ("hf" or "nemo2").
 
     ``max_memory`` and ``max_shard_nbytes`` are in bytes. ``config`` is a config.json (or a directory
-    with one) to use instead of the source's own. ``progress`` is called with (phase, bytes done, bytes
+    with one) to use instead of the source's own. ``picture`` is an .svg or .html file to draw the plan in.
+    ``dequantize`` accepts weights that the source holds only approximately; the report then says LOSSY.
+    ``device`` ("cpu" or "cuda") is where values are cast and short runs gathered; the result is the same.
+    ``resume`` continues a run of several ranks (torchrun) that did not finish.
+    ``exact`` refuses a ``dtype`` that would round a value. ``flavor`` ("std" or "genai") and ``pack`` are
+    for ``to="onnx"``. ``head`` ("transducer" or "ctc") is the one of a hybrid speech model to convert to
+    Hugging Face. ``rank_files`` is for ``to="nemo"``: a state dict for each rank instead of a distributed
+    checkpoint. ``progress`` is called with (phase, bytes done, bytes
     in all), from worker threads, one call at a time. With ``dry_run`` nothing is written.
 
     Raises the errors of :mod:`nemoconv.errors`; the target is then absent, or what it was before.
@@ -97,23 +189,32 @@ def convert(
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(_DTYPES)}")
     if verify and dtype is not None:
         raise UsageError("verify compares bits, which a new dtype changes", hint="leave out one of them")
+    check_device(device)
     options = WriteOptions(
         Layout(tensor_parallel_size, pipeline_parallel_size, expert_parallel_size),
         max_shard_nbytes,
         BY_NAME[dtype] if dtype else None,
         make_vocab_size_divisible_by,
+        flavor,
+        pack,
+        rank_files,
     )
-    output = OutputDirectory(target, overwrite=overwrite)
+    converter(to).check_options(options)
+    output = converter(to).output(target, overwrite=overwrite)
     output.check((Path(source),))
     with open_checkpoint(source, config=config) as opened:
-        conversion = prepare(
-            opened,
-            output,
-            converter(to),
-            options,
-            allow_ignored=allow_ignored,
-            max_memory=max_memory,
-        )
+        if dequantize:
+            opened.dequantize()
+        if head is not None:
+            opened.choose_head(head)
+        seen = opened.view_for(to)
+        conversion = _prepare(seen, output, to, options, allow_ignored, max_memory)
+        if picture is not None:
+            from nemoconv.converters.layout_picture import write_picture
+
+            write_picture(picture, conversion)
+        if exact:
+            _check_exact(conversion.plan)
         shortage = disk_shortage(conversion.report)
         if dry_run:
             report = conversion.report
@@ -122,7 +223,7 @@ def convert(
             )
         if shortage:
             raise OutputError(shortage, hint="free space or choose another file system")
-        return run(conversion, verify=verify, progress=progress)
+        return run(conversion, verify=verify, exact=exact, device=device, resume=resume, progress=progress)
 
 
 def plan(source: str | Path, target: str | Path, *, to: str, **options: Any) -> Report:

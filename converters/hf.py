@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
+from nemoconv.converters import manifest, quantization
 from nemoconv.converters.base import (
     Checkpoint,
     Converter,
@@ -17,8 +18,10 @@ from nemoconv.converters.base import (
     WriteOptions,
     Writer,
 )
+from nemoconv.converters.quantization import Quantization
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
 from nemoconv.formats import plain_json
+from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.safetensors import emit_header, read_header
@@ -47,7 +50,6 @@ TOKENIZER_FILES: Final = (
 GENERATION_CONFIG: Final = "generation_config.json"
 #: keys whose presence means that the weights are not what their names say
 _REFUSED: Final = {
-    "quantization_config": ("the weights are quantized", "convert the unquantized model"),
     "auto_map": (
         "the model brings code of its own, which is never run",
         "if transformers' own class computes the same, pass --allow-ignored auto_map",
@@ -65,46 +67,37 @@ class HFCheckpoint(Checkpoint):
         self.path = path
         self._directory = SourceDir(path)
         self._config = read_hf_config(config) if config is not None else self._own_config()
-        self._tensors = self._read_headers()
+        self._tensors = self._stored = self._read_headers()
+        self._quantization: Quantization | None = None
+        self._decoded: quantization.Decoded | None = None
+        with suppress(UnsupportedConfig):  # model() raises it; the tensors can be looked at all the same
+            self._quantization = quantization.find(self._config, str(self.path / "config.json"))
+        self.decode_as(None)
+
+    def _check_quantization(self) -> None:
+        where = str(self.path / "config.json")
+        how = quantization.find(self._config, where)
+        if how is not None and not (self._decoded and self._decoded.count):
+            raise UnsupportedConfig(
+                f"{where}: {quantization.KEY} says {how.kind}, but no tensor is quantized",
+                hint=f"if the weights are plain, pass --allow-ignored {quantization.KEY}",
+            )
+
+    def decode_as(self, dtype: DType | None) -> None:
+        if self._quantization is not None:
+            self._decoded = quantization.decode(self._stored, self._quantization, str(self.path), dtype)
+            self._tensors = self._decoded.tensors
+
+    def notes(self) -> Sequence[str]:
+        return self._decoded.notes(self._quantization) if self._decoded and self._quantization else ()
 
     def _own_config(self) -> dict[str, Value]:
         return plain_json.loads_object(self._directory.read("config.json"), str(self.path / "config.json"))
 
     def _read_headers(self) -> dict[str, StoredTensor]:
-        directory = self._directory
-        if not directory.exists(INDEX):
-            if not directory.exists(SINGLE):
-                self._refuse_other_weights()
-            return read_header(directory.file(SINGLE))[0]
-        index = plain_json.loads(directory.read(INDEX), str(self.path / INDEX))
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-            raise CorruptCheckpoint(f"{self.path / INDEX}: has no weight_map of tensor names to files")
-        tensors: dict[str, StoredTensor] = {}
-        missing = sorted({name for name in weight_map.values() if not directory.exists(name)})
-        if missing:
-            raise CorruptCheckpoint(
-                f"{self.path}: {len(missing)} of {len(set(weight_map.values()))} shards are missing: "
-                f"{some(missing)}",
-                hint="finish the download",
-            )
-        for file_name in sorted(set(weight_map.values())):
-            for name, tensor in read_header(directory.file(file_name))[0].items():
-                if name in tensors:
-                    raise CorruptCheckpoint(f"{self.path}: tensor {name!r} lies in two shards")
-                if weight_map.get(name) != file_name:
-                    raise CorruptCheckpoint(
-                        f"{self.path / file_name}: holds {name!r}, which {INDEX} places in "
-                        f"{weight_map.get(name, 'no file')!r}",
-                        hint="shards of two models seem to be mixed",
-                    )
-                tensors[name] = tensor
-        absent = sorted(weight_map.keys() - tensors.keys())
-        if absent:
-            raise CorruptCheckpoint(
-                f"{self.path}: {len(absent)} tensors of {INDEX} are in no shard: {some(absent)}"
-            )
-        return tensors
+        if not self._directory.exists(INDEX) and not self._directory.exists(SINGLE):
+            self._refuse_other_weights()
+        return read_shards(self._directory)
 
     def _refuse_other_weights(self) -> None:
         names = list(self._directory.names())
@@ -129,6 +122,9 @@ class HFCheckpoint(Checkpoint):
         tensor = self._tensors[name]
         return TensorSpec(name, tensor.dtype, tensor.shape)
 
+    def dtype(self, name: str) -> DType:
+        return self._tensors[name].dtype
+
     def stored(self, name: str) -> StoredTensor:
         return self._tensors[name]
 
@@ -137,16 +133,20 @@ class HFCheckpoint(Checkpoint):
         return self._config
 
     def model(self, allow_ignored: Sequence[str] = ()) -> Model:
-        for key, (why, remedy) in _REFUSED.items():
-            if self._config.get(key) is not None and key not in allow_ignored:
-                raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
+        if quantization.KEY not in allow_ignored:
+            self._check_quantization()
         table = table_for(self._config, str(self.path))
-        allowed = (*allow_ignored, *_REFUSED)
+        owned = frozenset().union(*(rule.hf_keys for rule in table.fields))
+        for key, (why, remedy) in _REFUSED.items():
+            if self._config.get(key) is not None and key not in allow_ignored and key not in owned:
+                raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
+        allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
         config, passed = read_config(table.fields, self._config, allowed)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         if self._directory.exists(GENERATION_CONFIG):
             plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))
             files[GENERATION_CONFIG] = self._directory.file(GENERATION_CONFIG)
+        files |= {name: self._directory.file(name) for name in table.files if self._directory.exists(name)}
         inert = {key: self._config[key] for key in passed if key in INERT}
         ignored = sorted(key for key in allow_ignored if key in self._config)
         return Model(table, config, inert, files, ignored)
@@ -158,13 +158,14 @@ class HFCheckpoint(Checkpoint):
     def describe(self) -> dict[str, Value]:
         known = {"config.json", INDEX, GENERATION_CONFIG, *TOKENIZER_FILES}
         files = {
-            tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._tensors.values()
+            tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._stored.values()
         }
         others = [n for n in self._directory.names() if n not in known and n not in files]
         return {
             "writer": f"transformers {self._config.get('transformers_version', '(version not recorded)')}",
             "files": files,
             "not converted": others,
+            **({"quantization": "; ".join(self.notes())} if self._decoded else {}),
         }
 
     def source_files(self) -> Sequence[SourceFile]:
@@ -174,6 +175,42 @@ class HFCheckpoint(Checkpoint):
         self._directory.close()
 
 
+def read_shards(directory: SourceDir) -> dict[str, StoredTensor]:
+    """Every tensor of model.safetensors or of the shards that the index lists.
+
+    Raises CorruptCheckpoint where index and shards do not agree.
+    """
+    path = directory.path
+    if not directory.exists(INDEX):
+        return read_header(directory.file(SINGLE))[0]
+    index = plain_json.loads(directory.read(INDEX), str(path / INDEX))
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CorruptCheckpoint(f"{path / INDEX}: has no weight_map of tensor names to files")
+    tensors: dict[str, StoredTensor] = {}
+    missing = sorted(name for name in set(weight_map.values()) if not directory.exists(name))
+    if missing:
+        raise CorruptCheckpoint(
+            f"{path}: {len(missing)} of {len(set(weight_map.values()))} shards are missing: {some(missing)}",
+            hint="finish the download",
+        )
+    for file_name in sorted(set(weight_map.values())):
+        for name, tensor in read_header(directory.file(file_name))[0].items():
+            if name in tensors:
+                raise CorruptCheckpoint(f"{path}: tensor {name!r} lies in two shards")
+            if weight_map.get(name) != file_name:
+                raise CorruptCheckpoint(
+                    f"{path / file_name}: holds {name!r}, which {INDEX} places in "
+                    f"{weight_map.get(name, 'no file')!r}",
+                    hint="shards of two models seem to be mixed",
+                )
+            tensors[name] = tensor
+    absent = sorted(weight_map.keys() - tensors.keys())
+    if absent:
+        raise CorruptCheckpoint(f"{path}: {len(absent)} tensors of {INDEX} are in no shard: {some(absent)}")
+    return tensors
+
+
 def read_hf_config(place: Path) -> dict[str, Value]:
     """A config.json, given as the file or as the directory that holds it."""
     file = SourceFile(place / "config.json" if place.is_dir() else place)
@@ -181,14 +218,13 @@ def read_hf_config(place: Path) -> dict[str, Value]:
         return plain_json.loads_object(file.pread(file.size, 0), file.path)
 
 
-class HFWriter(Writer):
-    """safetensors shards, then the index, then config.json."""
+class ShardWriter(Writer):
+    """safetensors shards, then the index."""
 
     side = "hf"
 
-    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
-        self._output, self._model, self._options = output, model, options
-        self._config = hf_config(model)
+    def __init__(self, output: OutputDirectory, options: WriteOptions) -> None:
+        self._output, self._options = output, options
         self._headers: list[tuple[OutputFile, bytes]] = []
         self._index: dict[str, str] = {}
         self._nbytes = self._parameters = 0
@@ -222,8 +258,6 @@ class HFWriter(Writer):
         return [payloads[i] for i in range(len(requests))]
 
     def finish(self) -> None:
-        for name, source in self._model.files.items():
-            self._output.write(name, source if isinstance(source, bytes) else source.pread(source.size, 0))
         for file, header in self._headers:
             file.pwrite(header, 0)
         if len(self._headers) > 1:
@@ -231,8 +265,21 @@ class HFWriter(Writer):
                 "metadata": {"total_parameters": self._parameters, "total_size": self._nbytes},
                 "weight_map": dict(sorted(self._index.items())),
             }
-            self._output.write(INDEX, _json(index))
-        self._output.write("config.json", _json(self._config))
+            self._output.write(INDEX, json_bytes(index))
+
+
+class HFWriter(ShardWriter):
+    """Tokenizer files, safetensors shards, and config.json last."""
+
+    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
+        super().__init__(output, options)
+        self._model, self._config = model, hf_config(model)
+
+    def finish(self) -> None:
+        for name, source in self._model.files.items():
+            self._output.write(name, source if isinstance(source, bytes) else source.pread(source.size, 0))
+        super().finish()
+        self._output.write("config.json", json_bytes(self._config))
 
 
 def hf_config(model: Model) -> dict[str, Value]:
@@ -240,13 +287,14 @@ def hf_config(model: Model) -> dict[str, Value]:
     config = {
         **model.inert,
         "architectures": [model.table.hf_class],
-        "model_type": model.table.architecture,
+        "model_type": model.table.model_type,
         **write_config(model.table.fields, model.config),
     }
     return dict(sorted(config.items()))
 
 
-def _json(value: object) -> bytes:
+def json_bytes(value: object) -> bytes:
+    """A JSON file as transformers writes them."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
@@ -259,7 +307,11 @@ class HFConverter(Converter):
     def recognizes(self, path: Path) -> bool:
         if not path.is_dir():
             return False
-        return (path / "config.json").exists() or any(path.glob("*.safetensors"))
+        if any(path.glob("*.safetensors")):  # tensors alone, with our manifest, are no model
+            others = (manifest.NAME, "model_config.yaml")
+            return (path / "config.json").exists() or not any((path / name).exists() for name in others)
+        graphs = any(path.glob("*.onnx")) or (path / "onnx" / "model.onnx").exists()
+        return (path / "config.json").exists() and not graphs
 
     def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
         return HFCheckpoint(path, config=config)

@@ -41,7 +41,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Value]:
         "dtypes": dtypes,
     }
     try:
-        facts |= _model(checkpoint)
+        facts |= _model(checkpoint.view_for("hf"))
     except UnsupportedError as error:
         facts["problem"] = str(error)
     facts["tokenizer"] = sorted(checkpoint.tokenizer_files)
@@ -65,7 +65,7 @@ def _model(checkpoint: Checkpoint) -> dict[str, Value]:
         "architecture": model.table.architecture,
         "model": {key: value for key, value in config.items() if key not in ("vocab_size", "rope_scaling")},
         "vocabulary": {"true": config["vocab_size"], "rows": rows},
-        "rope": config.get("rope_scaling") or "unscaled",
+        **({"rope": config["rope_scaling"] or "unscaled"} if "rope_scaling" in config else {}),
     }
 
 

@@ -16,11 +16,12 @@ from nemoconv.mappings.config_fields import Value
 
 if TYPE_CHECKING:
     from nemoconv.formats.files import Folder
-    from nemoconv.formats.output import OutputDirectory
+    from nemoconv.formats.output import OutputDirectory, OutputFile
     from nemoconv.resharding.plan import Payload
 
 NAME: Final = "nemoconv_manifest.json"
 VERSION: Final = 1
+_CHUNK: Final = 4 << 20
 
 
 def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: OutputDirectory) -> bytes:
@@ -37,13 +38,20 @@ def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: Outp
             rows = entry["tensors"] = sorted(tensors[name], key=lambda row: row[1])
             frame = 0
             for offset, nbytes in gaps(rows, file.size):
-                frame = crc32(file.read_back(offset, nbytes), frame)
+                frame = _crc32(file, offset, nbytes, frame)
             entry["crc32"] = f"{frame:08x}"
         else:
-            entry["crc32"] = f"{crc32(file.read_back()):08x}"
+            entry["crc32"] = f"{_crc32(file, 0, file.size):08x}"
         files[name] = entry
     manifest = {"manifest_version": VERSION, **header, "files": files}
     return (json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+
+
+def _crc32(file: OutputFile, offset: int, nbytes: int, checksum: int = 0) -> int:
+    """The checksum of a part of a staged file, which may be larger than memory."""
+    for at in range(offset, offset + nbytes, _CHUNK):
+        checksum = crc32(file.read_back(at, min(_CHUNK, offset + nbytes - at)), checksum)
+    return checksum
 
 
 def gaps(rows: Iterable[Sequence[Value]], size: int) -> Iterator[tuple[int, int]]:

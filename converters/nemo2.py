@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
-from nemoconv.converters import manifest, nemo2_context, tokenizer_files
+from nemoconv.converters import manifest, nemo2_context, nemo2_layout, nemo2_optimizer, tokenizer_files
 from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import (
     Checkpoint,
@@ -24,7 +24,9 @@ from nemoconv.converters.base import (
     Writer,
 )
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
+from nemoconv.converters.layers import check_alike
 from nemoconv.converters.nemo2_context import NemoContext
+from nemoconv.converters.nemo2_optimizer import OptimizerState
 from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedConfig, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist, torch_zip
 from nemoconv.formats.dtypes import DType
@@ -41,8 +43,6 @@ from nemoconv.resharding.plan import Payload
 
 PREFIX: Final = "module."
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
-#: layers times experts in one key: Kimi K2 has 61 x 384
-_MAX_STACKED: Final = 1 << 20
 #: keys of config.json that generation_config.json repeats, and NeMo's own config has not
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _EXTRA_STATE = "._extra_state"
@@ -74,6 +74,8 @@ class NeMo2Checkpoint(Checkpoint):
         self._chunks: dict[str, dict[tuple[int, ...], list[DistChunk]]] = {}
         self._extents: dict[DistChunk, Extent] = {}
         self._hf = read_hf_config(config) if config is not None else None
+        #: the layers that are kept (old number -> new number), None for all
+        self.layers: dict[int, int] | None = None
         self._context = self._read_context() if config is None else None
         self.layout = self._read_layout()
 
@@ -95,7 +97,7 @@ class NeMo2Checkpoint(Checkpoint):
                 continue
             stored = key.removeprefix(PREFIX)
             axes = names.leading_axes(stored)
-            if len(tensor.shape) < axes or prod(tensor.shape[:axes]) > _MAX_STACKED:
+            if len(tensor.shape) < axes or prod(tensor.shape[:axes]) > names.MAX_STACKED:
                 raise CorruptCheckpoint(f"{self.path}: {stored} has shape {list(tensor.shape)}")
             for index in product(*map(range, tensor.shape[:axes])):
                 name = names.logical_name(stored, index)
@@ -112,8 +114,56 @@ class NeMo2Checkpoint(Checkpoint):
     def _read_layout(self) -> Layout:
         if self._context is None:
             return Layout()
-        sizes = self._context.trainer
-        return Layout(sizes.tensor or 1, sizes.pipeline or 1, sizes.expert or 1)
+        return nemo2_layout.layout_of(self._context)
+
+    @property
+    def directory(self) -> SourceDir:
+        return self._directory
+
+    @property
+    def weights(self) -> str:
+        """The folder of the weights in the directory; empty where they lie in it."""
+        return self._weights
+
+    @property
+    def metadata(self) -> torch_dist.DistMetadata:
+        return self._metadata
+
+    @property
+    def context(self) -> NemoContext | None:
+        return self._context
+
+    def place(self, name: str) -> names.Place:
+        """The stored key that holds a named tensor, the lengths of its leading axes and the index on them;
+        of the layers that are kept, where some are left out."""
+        tensor, index = self._places[name]
+        return self.place_of(tensor.name, tensor.shape[: len(index)], index)
+
+    def place_of(self, key: str, lead: tuple[int, ...], index: tuple[int, ...]) -> names.Place:
+        """The same for a stored key, of the weights or of what goes along with them."""
+        if self.layers is None:
+            return key, lead, index
+        prefix = PREFIX if key.startswith(PREFIX) else ""
+        found = names.kept(key.removeprefix(prefix), lead, index, self.layers)
+        assert found is not None  # only kept layers have names here
+        return prefix + found[0], *found[1:]
+
+    def keep_layers(self, chosen: Sequence[int]) -> None:
+        """Be, from now on, the model of these layers only, numbered from 0 in their order.
+
+        Raises UsageError for layers that the model has not, UnsupportedConfig where layers differ, so that
+        their numbers mean something.
+        """
+        model = self.model()
+        check_alike(model, chosen, str(self.path))
+        self.layers = {old: new for new, old in enumerate(chosen)}
+        places = {}
+        for name, (tensor, index) in self._places.items():
+            key = tensor.name.removeprefix(PREFIX)
+            found = names.kept(key, tensor.shape[: len(index)], index, self.layers)
+            if found is not None:
+                places[names.logical_name(found[0], found[2])] = self._places[name]
+        self._places = places
 
     def keys(self) -> Sequence[str]:
         return list(self._places)
@@ -159,13 +209,16 @@ class NeMo2Checkpoint(Checkpoint):
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
+            self._count_layers(config)
             return Model(table, config, {key: self._hf[key] for key in passed if key in INERT}, files)
         context = self._required_context()
         given = {**context.yaml_fields, **context.fields}
         where = f"{self.path}: context/io.json"
-        table = table_for_nemo(context.config_class, given, where)
+        was = self._manifest.get("architecture") if self._manifest else None
+        table = table_for_nemo(context.config_class, given, where, was)
         config = table.nemo.read(context.config_class, given, where, allow_ignored)
         self._settle(table, config)
+        self._count_layers(config)
         inert: dict[str, Value] = {}
         if context.generation_config is not None:
             parts = filter(None, (context.folder, context.generation_config, GENERATION_CONFIG))
@@ -175,6 +228,10 @@ class NeMo2Checkpoint(Checkpoint):
         told = self._manifest["inert_config"] if self._manifest else {}
         inert |= {key: value for key, value in told.items() if key in INERT}
         return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in given))
+
+    def _count_layers(self, config: dict[str, Value]) -> None:
+        if self.layers is not None:
+            config["num_layers"] = len(self.layers)
 
     def _required_context(self) -> NemoContext:
         if self._context is None:
@@ -203,7 +260,7 @@ class NeMo2Checkpoint(Checkpoint):
         if rows is not None and written.get("padded_vocab_size") == rows:
             told = written["model_config"]
             true = told.get("vocab_size")
-            if config["vocab_size"] == rows and isinstance(true, int) and 0 < true <= rows:
+            if config["vocab_size"] in (rows, None) and isinstance(true, int) and 0 < true <= rows:
                 config["vocab_size"] = true
             kinds = {key: told.get(key) is True for key in ("attention_bias", "mlp_bias")}
             if config.get("add_bias_linear") and any(kinds.values()):
@@ -258,6 +315,37 @@ class NeMo2Checkpoint(Checkpoint):
             described["tokenizer class"] = context.tokenizer.symbol.name if context.tokenizer else None
         return described
 
+    def companions(self) -> Mapping[str, OptimizerState]:
+        found = nemo2_optimizer.states(self._metadata, self.path)
+        return {
+            kind: OptimizerState(self._directory, self._weights, kind, stored, PREFIX, self.layers)
+            for kind, stored in found.items()
+        }
+
+    @property
+    def vocab_divisor(self) -> int | None:
+        """NeMo pads where the config leaves ``vocab_size`` to the tokenizer."""
+        if self._context is None:
+            return None
+        fields = {**self._context.yaml_fields, **self._context.fields}
+        divisor = fields.get("make_vocab_size_divisible_by")
+        if fields.get("vocab_size") is not None or not isinstance(divisor, int) or divisor < 1:
+            return None
+        return divisor
+
+    def resharder(
+        self,
+        output: OutputDirectory,
+        model: Model,
+        options: WriteOptions,
+        sizes: Mapping[str, int],
+        *,
+        drop_optimizer: bool = False,
+    ) -> Writer:
+        from nemoconv.converters.nemo2_reshard import NeMo2Resharder
+
+        return NeMo2Resharder(output, self, model, options, sizes, drop_optimizer=drop_optimizer)
+
     def source_files(self) -> Sequence[SourceFile]:
         return self._directory.opened()
 
@@ -279,15 +367,18 @@ class NeMo2Writer(Writer):
     """One ``.distcp`` file per rank, then ``.metadata``, ``context/``, and ``metadata.json`` last."""
 
     side = "nemo"
+    #: what the names of tensors begin with
+    prefix: ClassVar[str] = PREFIX
 
     def __init__(
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> None:
         self._output, self._model, self._sizes = output, model, sizes
         # NeMo builds the vocabulary that its config states and pads nothing itself
-        self._config = model.table.nemo.write({**model.config, "vocab_size": sizes["vocab"]})
+        told = {"vocab_size": sizes["vocab"], "tensor_parallel_size": options.layout.tensor_parallel_size}
+        self._config = model.table.nemo.write({**model.config, **told})
         self.layout = options.layout
-        self._stacked = model.table.layer_sets is None
+        self._stacked = model.table.stacked(model.config)
         self._ends: dict[int, int] = {}
         self._items: list[tuple[Payload, torch_zip.TensorItem]] = []
         self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
@@ -299,6 +390,9 @@ class NeMo2Writer(Writer):
         self.tensor_count = len(self._tensors)
         return payloads
 
+    def file_of(self, rank: int) -> str:
+        return self._at(self._file_name(rank))
+
     def _file_name(self, rank: int) -> str:
         return f"__{rank}_0.distcp"
 
@@ -306,24 +400,44 @@ class NeMo2Writer(Writer):
         key = names.stored_key(request.name, stacked=self._stacked)
         lead: tuple[int, ...] = (self._sizes["layers"],) if self._stacked and ".layers." in key.name else ()
         lead += (self._sizes["experts"],) if len(key.index) > len(lead) else ()
-        start = (*key.index, *request.start)
-        box = (*(1,) * len(lead), *request.box)
-        offset = self._ends.get(request.rank, 0)
-        item = torch_zip.TensorItem(request.dtype, box, offset)
-        file = self._output.file(f"weights/{self._file_name(request.rank)}")
-        payload = Payload(f"{PREFIX}{key.name}{list(start)}", file, item.payload_offset, item.nbytes)
-        self._ends[request.rank] = file.size = offset + item.length
+        return self._add(
+            self.prefix + key.name,
+            request.dtype,
+            (*lead, *request.shape),
+            (*key.index, *request.start),
+            (*(1,) * len(lead), *request.box),
+            request.rank,
+        )
+
+    def _add(
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        start: tuple[int, ...],
+        box: tuple[int, ...],
+        rank: int,
+    ) -> Payload:
+        """A place in the rank's file for a chunk of the stored tensor ``name`` of ``shape``."""
+        offset = self._ends.get(rank, 0)
+        item = torch_zip.TensorItem(dtype, box, offset)
+        file = self._output.file(self._at(self._file_name(rank)))
+        payload = Payload(f"{name}{list(start)}", file, item.payload_offset, item.nbytes)
+        self._ends[rank] = file.size = offset + item.length
         self._items.append((payload, item))
-        whole = (*lead, *request.shape)
-        dtype, _, chunks = self._tensors.setdefault(PREFIX + key.name, (request.dtype, whole, []))
-        if dtype is not request.dtype:
+        known, _, chunks = self._tensors.setdefault(name, (dtype, shape, []))
+        if known is not dtype:
             raise MappingError(
-                f"{key.name}: layers have different dtypes, {dtype} and {request.dtype}, "
+                f"{name.removeprefix(self.prefix)}: layers have different dtypes, {known} and {dtype}, "
                 "and cannot be stacked",
                 hint="pass --dtype to bring them to one",
             )
-        chunks.append(DistChunk(start, box, self._file_name(request.rank), offset, item.length))
+        chunks.append(DistChunk(start, box, self._file_name(rank), offset, item.length))
         return payload
+
+    def _at(self, name: str) -> str:
+        """Where a file of the weights lies in the output."""
+        return f"weights/{name}"
 
     def _reserve_objects(self) -> None:
         """``_extra_state`` of every module that TransformerEngine could hold: loaders fail without."""
@@ -333,7 +447,7 @@ class NeMo2Writer(Writer):
         for module in table.modules:
             if any(self._model.config.get(key) != value for key, value in module.when):
                 continue
-            spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers - 1,)
+            spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers,)
             experts = range(self._sizes["experts"]) if "{expert}" in module.name else range(1)
             for layer, expert in product(sorted(spread), experts):
                 key = names.stored_key(module.name.format(layer=layer, expert=expert), stacked=self._stacked)
@@ -343,10 +457,10 @@ class NeMo2Writer(Writer):
                 owner = self.layout.expert_rank(expert, len(experts))
                 rank = self.layout.rank(0, self.layout.stage(layer, layers), owner)
                 offset = self._ends.get(rank, 0)
-                file = self._output.file(f"weights/{self._file_name(rank)}")
+                file = self._output.file(self._at(self._file_name(rank)))
                 file.pwrite_later(offset, item)
                 self._ends[rank] = file.size = offset + len(item)
-                name = f"{PREFIX}{key.name}{_EXTRA_STATE}/shard_{'_'.join(shard)}"
+                name = f"{self.prefix}{key.name}{_EXTRA_STATE}/shard_{'_'.join(shard)}"
                 self._objects.append(DistObject(name, self._file_name(rank), offset, len(item)))
 
     def finish(self) -> None:
@@ -357,14 +471,16 @@ class NeMo2Writer(Writer):
             assert payload.crc32 is not None
             payload.file.pwrite(item.header(payload.crc32), item.offset)
             payload.file.pwrite(item.trailer(payload.crc32), item.payload_offset + item.nbytes)
+        self._write_context()
+        output.write(self._at(".metadata"), self._metadata())
+        output.write(self._at("metadata.json"), torch_dist.METADATA_JSON)
+
+    def _metadata(self) -> bytes:
         tensors = [
             DistTensor(name, dtype, shape, tuple(chunks))
             for name, (dtype, shape, chunks) in self._tensors.items()
         ]
-        self._write_context()
-        output.write("weights/common.pt", torch_zip.object_item(_COMMON))
-        output.write("weights/.metadata", torch_dist.emit_metadata(tensors, self._objects))
-        output.write("weights/metadata.json", torch_dist.METADATA_JSON)
+        return torch_dist.emit_metadata(tensors, self._objects)
 
     def _write_context(self) -> None:
         model, output = self._model, self._output
@@ -384,11 +500,13 @@ class NeMo2Writer(Writer):
             tensor_parallel_size=self.layout.tensor_parallel_size,
             pipeline_parallel_size=self.layout.pipeline_parallel_size,
             expert_parallel_size=self.layout.expert_parallel_size,
+            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
             has_tokenizer=bool(tokenizer),
             has_generation_config=GENERATION_CONFIG in model.files,
         )
         for name, data in context.items():
             output.write(f"context/{name}", data)
+        output.write(self._at("common.pt"), torch_zip.object_item(_COMMON))
 
 
 class NeMo2Converter(Converter):

@@ -56,6 +56,7 @@ class Sizes:
     virtual_pipeline: int | None = None
     context: int | None = None
     expert: int | None = None
+    expert_tensor: int | None = None
 
 
 _SIZE_FIELDS = {
@@ -64,6 +65,7 @@ _SIZE_FIELDS = {
     "virtual_pipeline": "virtual_pipeline_model_parallel_size",
     "context": "context_parallel_size",
     "expert": "expert_model_parallel_size",
+    "expert_tensor": "expert_tensor_parallel_size",
 }
 
 
@@ -255,6 +257,7 @@ def build_context(
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
     expert_parallel_size: int = 1,
+    expert_tensor_parallel_size: int | None = None,
     virtual_pipeline_parallel_size: int | None = None,
     has_tokenizer: bool = True,
     has_generation_config: bool = False,
@@ -271,6 +274,8 @@ def build_context(
         "virtual_pipeline_model_parallel_size": virtual_pipeline_parallel_size,
         "expert_model_parallel_size": expert_parallel_size,
     }
+    if expert_tensor_parallel_size is not None:
+        sizes["expert_tensor_parallel_size"] = expert_tensor_parallel_size
     if pipeline_parallel_size > 1:  # megatron-core demands to be told what the stages exchange
         sizes["pipeline_dtype"] = fields.get("params_dtype", Symbol("torch", "float32"))
     settings: dict[str, Value] = {**fields, **sizes}

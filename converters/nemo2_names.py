@@ -9,7 +9,15 @@ the name. Source: megatron/core/transformer/transformer_block.py, ``sharded_stat
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+#: layers times experts in one key: Kimi K2 has 61 x 384
+MAX_STACKED: Final = 1 << 20
+
+#: a stored key, the lengths of its leading axes, and an index on them
+Place = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 _LAYER = re.compile(r"((?:decoder|encoder)\.layers)\.(\d+)\.(.+)")
 _STACKED = re.compile(r"((?:decoder|encoder)\.layers)\.(?!\d+\.)(.+)")
@@ -29,11 +37,11 @@ class Key:
 def stored_key(name: str, *, stacked: bool) -> Key:
     """Where a tensor of one layer (and expert) is stored; ``stacked``: layers share a key."""
     index: list[int] = []
-    layer = _LAYER.fullmatch(name)
-    if layer and stacked:
+    layer = _LAYER.fullmatch(name) if stacked else None
+    if layer:
         name = f"{layer[1]}.{layer[3]}"
         index.append(int(layer[2]))
-    expert = _EXPERT.fullmatch(name)
+    expert = _EXPERT.fullmatch(name) if ".local_experts." in name else None
     if expert:
         name = f"{expert[1]}.experts.{expert[3]}"
         index.append(int(expert[2]))
@@ -56,3 +64,17 @@ def logical_name(key: str, index: tuple[int, ...]) -> str:
         key = f"{experts[1]}.local_experts.{rest.pop(0)}.{experts[2]}"
     one = _ONE_EXPERT.fullmatch(key)  # a dialect of newer megatron-core: one key per expert
     return f"{one[1]}.local_experts.{one[2]}.{one[3]}" if one else key
+
+
+def kept(key: str, lead: tuple[int, ...], index: tuple[int, ...], layers: Mapping[int, int]) -> Place | None:
+    """Where a tensor of one layer stands among only some ``layers`` (old number -> new number): its key, the
+    lengths of the leading axes and the index on them. None for a layer that is not among them."""
+    if _STACKED.fullmatch(key):
+        if index[0] not in layers:
+            return None
+        return key, (len(layers), *lead[1:]), (layers[index[0]], *index[1:])
+    found = _LAYER.fullmatch(key)
+    if found is None:
+        return key, lead, index
+    layer = int(found[2])
+    return (f"{found[1]}.{layers[layer]}.{found[3]}", lead, index) if layer in layers else None

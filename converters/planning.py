@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemoconv import __version__
 from nemoconv.converters import manifest
 from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
-from nemoconv.converters.binding import Bound, Wanted, wanted
+from nemoconv.converters.binding import Asker, Bound, Wanted
 from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.rules import padded_vocab_size
-from nemoconv.mappings.table import Instance, check_layout
+from nemoconv.mappings.table import Instance, check_layout, splits_groups
 from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
+from nemoconv.resharding.ranks import RankRow, rank_rows, table_lines
 
 if TYPE_CHECKING:
     from nemoconv.resharding.execute import Limits
@@ -53,6 +57,7 @@ class Report:
     inert_keys: list[str]
     ignored_keys: list[str]
     notes: list[str] = field(default_factory=list)
+    rank_table: list[str] = field(default_factory=list)
     seconds: float = 0.0
     verified: bool = False
 
@@ -72,6 +77,11 @@ class Conversion:
     limits: Limits
     report: Report
     header: dict[str, Value]
+    #: of targets that are cut by rank: who will hold what
+    ranks: list[RankRow] = field(default_factory=list)
+    num_layers: int = 0
+    #: what the written checkpoint is read with, when it is verified and says nothing of its model itself
+    config: Path | None = None
 
 
 def prepare(
@@ -87,22 +97,62 @@ def prepare(
 
     Raises MappingError, UnsupportedConfig, LayoutError, CorruptCheckpoint.
     """
-    from nemoconv.resharding.execute import Limits
+    with _no_collection():
+        return _prepare(source, output, to, options, allow_ignored, max_memory)
 
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Planning makes a million small objects, none of them in a cycle: looking for cycles among them takes a
+    fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _prepare(
+    source: Checkpoint,
+    output: OutputDirectory,
+    to: Converter,
+    options: WriteOptions,
+    allow_ignored: Sequence[str],
+    max_memory: int,
+) -> Conversion:
     started = time.perf_counter()
+    source.decode_as(options.dtype)
     model = source.model(allow_ignored)
     bound = Bound(source, model)
-    notes = [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
+    notes = [*source.notes(), *bound.notes]
     notes += _settle_dtype(bound, model, options)
+    options, more = _settle_layout(model, to, options)
+    notes += more
     sizes = _target_sizes(bound, to, options)
-    notes += _vocabulary_notes(bound.sizes["vocab"], sizes["vocab"], sizes["true_vocab"])
+    notes += _vocabulary_notes(bound.sizes["vocab"], sizes["vocab"])
+    if to.side == "nemo" and splits_groups(sizes, options.layout):
+        notes.append(
+            f"tensor_parallel_size={options.layout.tensor_parallel_size} is more than num_query_groups="
+            f"{sizes['group']}: megatron-core 0.16 takes that, 0.14 refuses it"
+        )
     writer = to.create(output, model, options, sizes)
+    if not writer.keeps_everything:
+        notes += [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
+    writer.begin(bound)
     plan, payloads = _build_plan(bound, writer, sizes, options)
+    for checkpoint, companion in writer.companions().values():
+        held = Bound(checkpoint, model, partial=True)
+        state, added = _build_plan(held, companion, sizes, replace(options, dtype=None))
+        plan.jobs += state.jobs
+        payloads += added
+    notes += writer.notes()
     plan.check()
     notes += _check_tied(source, bound)
-    _check_zeros(bound)
-    plan_nbytes = _JOB_NBYTES * len(plan.jobs)
-    limits = Limits.within(max_memory, plan_nbytes)
+    if not writer.keeps_everything:
+        _check_zeros(bound)
+    limits, plan_nbytes = make_limits(plan, max_memory)
     report = Report(
         source=str(source.path),
         source_format=source.format,
@@ -116,7 +166,7 @@ def prepare(
         moves=plan.moves,
         read_nbytes=plan.read_nbytes,
         write_nbytes=plan.write_nbytes,
-        peak_memory_nbytes=limits.nbytes + plan_nbytes + _resident_nbytes(),
+        peak_memory_nbytes=limits.nbytes + plan_nbytes + resident_nbytes(),
         free_disk_nbytes=output.free_bytes(),
         files=len({payload.file.name for payload in payloads}),
         plan_seconds=time.perf_counter() - started,
@@ -129,6 +179,7 @@ def prepare(
         "format": to.name,
         "architecture": model.table.architecture,
         "source_format": source.format,
+        "source_notes": list(source.notes()),
         "dtype": options.dtype.name if options.dtype else None,
         "layout": asdict(options.layout),
         "model_config": model.config,
@@ -136,7 +187,21 @@ def prepare(
         "inert_config": model.inert,
         "ignored_config_keys": model.ignored,
     }
-    return Conversion(source, output, writer, plan, payloads, limits, report, header)
+    ranks = _ranks(writer, payloads, bound, options.layout) if writer.side == "nemo" else []
+    report.rank_table.extend(table_lines(ranks, bound.sizes["layers"]) if ranks else ())
+    return Conversion(
+        source, output, writer, plan, payloads, limits, report, header, ranks, bound.sizes["layers"]
+    )
+
+
+def _ranks(writer: Writer, payloads: Sequence[Payload], bound: Bound, layout: Layout) -> list[RankRow]:
+    """Who will hold what, with the bytes in each rank's file."""
+    held: dict[str, int] = {}
+    for payload in payloads:
+        held[payload.file.name] = held.get(payload.file.name, 0) + payload.nbytes
+    names = {rank: writer.file_of(rank) for rank in range(layout.world_size)}
+    nbytes = {rank: held.get(name, 0) for rank, name in names.items() if name is not None}
+    return rank_rows(layout, bound.sizes["layers"], bound.sizes.get("experts", 0), nbytes)
 
 
 def _settle_dtype(bound: Bound, model: Model, options: WriteOptions) -> list[str]:
@@ -149,6 +214,21 @@ def _settle_dtype(bound: Bound, model: Model, options: WriteOptions) -> list[str
     if stated in (None, usual):
         return []
     return [f"the config says {stated}, the tensors are {usual}: they are written as they are"]
+
+
+def _settle_layout(model: Model, to: Converter, options: WriteOptions) -> tuple[WriteOptions, list[str]]:
+    """Experts that Megatron does not cut are whole on their ranks. Raises LayoutError for another wish."""
+    layout = options.layout
+    if to.side != "nemo" or not model.table.whole_experts or layout.tensor_parallel_size_of_experts == 1:
+        return options, []
+    if layout.expert_tensor_parallel_size is not None:
+        raise LayoutError(
+            f"the experts of {model.table.architecture!r} have biases, which megatron-core does not cut",
+            hint="set expert_tensor_parallel_size to 1",
+        )
+    whole = replace(layout, expert_tensor_parallel_size=1)
+    note = "experts with biases are not cut: megatron-core needs expert_tensor_parallel_size=1 for them"
+    return replace(options, layout=whole), [note]
 
 
 def _target_sizes(bound: Bound, to: Converter, options: WriteOptions) -> dict[str, int]:
@@ -166,13 +246,11 @@ def _target_sizes(bound: Bound, to: Converter, options: WriteOptions) -> dict[st
     return sizes
 
 
-def _vocabulary_notes(held: int, written: int, true: int) -> list[str]:
-    notes = []
-    if held > true:
-        notes.append(f"{held - true:,} rows of vocabulary padding left out")
-    if written > true:
-        notes.append(f"vocabulary padded from {true:,} to {written:,} rows with zeros")
-    return notes
+def _vocabulary_notes(held: int, written: int) -> list[str]:
+    """Rows that pad the vocabulary on both sides are carried as they are."""
+    if held > written:
+        return [f"{held - written:,} rows of vocabulary padding left out"]
+    return [f"vocabulary padded from {held:,} to {written:,} rows with zeros"] if written > held else []
 
 
 def _build_plan(
@@ -181,11 +259,12 @@ def _build_plan(
     wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}
     asked: list[tuple[Instance, DType, DType, list[Wanted]]] = []
     requests: dict[Request, None] = {}
+    asker = Asker(writer.side, sizes, options.layout)
     for instance in bound.instances:
         source = bound.dtype(instance)
         casts = source.is_floating_point and not instance.rule.keeps_dtype
         target = options.dtype if options.dtype and casts else source
-        boxes = wanted(instance, writer.side, sizes, options.layout, target)
+        boxes = asker.wanted(instance, target)
         requests.update(dict.fromkeys(box.request for box in boxes))
         asked.append((instance, source, target, boxes))
     payloads = dict(zip(requests, writer.reserve(list(requests)), strict=True))
@@ -222,7 +301,7 @@ def _check_zeros(bound: Bound) -> None:
     from nemoconv.converters.compare import first_nonzero
 
     for instance in bound.instances:
-        if instance.in_hf or bound.checkpoint.side == "hf":
+        if instance.in_hf or instance.rule.idle or bound.checkpoint.side == "hf":
             continue
         tensor = bound.checkpoint.stored(instance.nemo)
         place = first_nonzero(tensor)
@@ -249,6 +328,9 @@ def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
                 hint='set "tie_word_embeddings" to false in config.json if both are meant',
             )
         notes.append(f"{copy} equals {original}, to which the config ties it, and is left out")
+    for a, b in source.copies():
+        if difference := first_difference(a, b):
+            raise CorruptCheckpoint(f"{source.path}: holds {a.name} twice, but {difference}")
     return notes
 
 
@@ -262,7 +344,15 @@ def disk_shortage(report: Report) -> str | None:
     )
 
 
-def _resident_nbytes() -> int:
+def make_limits(plan: Plan, max_memory: int) -> tuple[Limits, int]:
+    """What a run of this plan may take within ``max_memory`` bytes, and the bytes of the plan itself."""
+    from nemoconv.resharding.execute import Limits
+
+    plan_nbytes = _JOB_NBYTES * len(plan.jobs)
+    return Limits.within(max_memory, plan_nbytes), plan_nbytes
+
+
+def resident_nbytes() -> int:
     """Memory of the process before any buffer."""
     try:
         with open("/proc/self/statm") as file:

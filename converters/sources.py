@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError
+from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError, some
 
 _REPO = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 #: what a conversion can use of a repository: no pickles, no code
@@ -50,15 +50,23 @@ def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
 
     offline = hub.offline or constants.HF_HUB_OFFLINE
     tried = f"{name}: not a local path, and "
-    try:
-        path = huggingface_hub.snapshot_download(
-            name,
-            revision=revision,
-            token=hub.token,
-            cache_dir=hub.cache_dir,
-            local_files_only=offline,
-            allow_patterns=_PATTERNS,
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name,
+                revision=revision,
+                token=hub.token,
+                cache_dir=hub.cache_dir,
+                local_files_only=offline,
+                allow_patterns=patterns,
+            )
         )
+
+    try:
+        found = fetch(_PATTERNS)
+        if not any(found.glob("*.safetensors")):  # many of NeMo's own repositories hold nothing else
+            found = fetch(["*.nemo"])
     except errors.GatedRepoError:
         raise UnsupportedFormat(
             tried + "the hub repository is gated",
@@ -87,10 +95,17 @@ def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
             tried + f"the hub cannot be reached ({_cause(error)})",
             hint="check the network (HTTPS_PROXY, HF_ENDPOINT), or download elsewhere and give the path",
         ) from None
-    found = Path(path)
     if not any(found.iterdir()):
         raise CorruptCheckpoint(f"{found}: the hub repository {name} has no files that can be converted")
-    return found
+    archives = sorted(found.glob("*.nemo"))
+    if not archives or any(found.glob("*.safetensors")):
+        return found
+    if len(archives) > 1:
+        raise UnsupportedFormat(
+            f"the hub repository {name} has {len(archives)} .nemo archives: {some(p.name for p in archives)}",
+            hint=f"give one of them: {archives[0]}",
+        )
+    return archives[0]
 
 
 def _cause(error: BaseException) -> str:

@@ -7,9 +7,12 @@ spelling that 5 still reads (transformers/tokenization_utils_base.py of 4.53 and
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.formats import plain_json
+from nemoconv.errors import CorruptCheckpoint, UnsupportedError
+from nemoconv.formats import plain_json, sentencepiece
+from nemoconv.formats.files import MAX_SMALL_FILE, SourceFile
 
 CONFIG: Final = "tokenizer_config.json"
 
@@ -24,3 +27,24 @@ def for_transformers_4(data: bytes, where: str) -> bytes:
         more = changed.pop("extra_special_tokens")
         changed.setdefault("additional_special_tokens", more)
     return data if changed == config else plain_json.dumps(changed)
+
+
+def vocabulary_size(files: Mapping[str, SourceFile]) -> int | None:
+    """How many tokens a tokenizer has, from ``tokenizer.json`` or SentencePiece's ``tokenizer.model``;
+    None where neither is there."""
+    if (file := files.get("tokenizer.json")) is not None:
+        data = file.pread(file.size, 0)
+        tokenizer = plain_json.loads_object(data, file.path, max_bytes=MAX_SMALL_FILE)
+        model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+        entries = model.get("vocab") if isinstance(model, dict) else None
+        ids = list(entries.values()) if isinstance(entries, dict) else list(range(len(entries or ())))
+        if isinstance(added, list):
+            ids += [token.get("id") for token in added if isinstance(token, dict)]
+        numbers = [number for number in ids if isinstance(number, int)]
+        return max(numbers) + 1 if numbers else None
+    if (file := files.get("tokenizer.model")) is not None and file.size <= sentencepiece.MAX_BYTES:
+        try:
+            return len(sentencepiece.loads(file.pread(file.size, 0), file.path).pieces)
+        except (CorruptCheckpoint, UnsupportedError):  # a tokenizer of another kind under that name
+            return None
+    return None

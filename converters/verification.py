@@ -10,11 +10,11 @@ from typing import Any
 from nemoconv.converters import manifest
 from nemoconv.converters.base import Checkpoint
 from nemoconv.converters.binding import Bound
-from nemoconv.converters.compare import Comparison, compare
+from nemoconv.converters.compare import Comparison, compare, first_difference
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture
 from nemoconv.formats.checksum import crc32
-from nemoconv.formats.files import SourceDir, SourceFile
+from nemoconv.formats.files import Folder, SourceFile
 
 Progress = Callable[[str, int, int], None]
 _BLOCK = 4 << 20
@@ -88,20 +88,24 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
         for instance in bound.instances:
             bound.dtype(instance)
             bound.extents(instance, bound.space(instance.rule, bound.sizes))
+    for copy, held in checkpoint.copies():
+        if difference := first_difference(copy, held):
+            raise CorruptCheckpoint(f"{checkpoint.path}: holds {copy.name} twice, but {difference}")
     for _, nbytes in checkpoint.verify_checksums():
         advance(nbytes)
-    directory = SourceDir(checkpoint.path)
-    written = manifest.read(directory)
-    if written is not None:
+    directory = checkpoint.open_folder()
+    written = manifest.read(directory) if directory is not None else None
+    if directory is not None and written is not None:
         # a format with checksums of its own was read once already: here only their agreement is left
         done = 0
         for nbytes in _check_manifest(directory, written["files"]):
             advance(nbytes)
-    directory.close()
+    if directory is not None:
+        directory.close()
     return Health(len(checkpoint.keys()), done, written is not None, kind)
 
 
-def _check_manifest(directory: SourceDir, files: dict[str, Any]) -> list[int]:
+def _check_manifest(directory: Folder, files: dict[str, Any]) -> list[int]:
     """Recompute every checksum of the manifest. Raises CorruptCheckpoint for the first that differs."""
     read = []
     for name, entry in files.items():

@@ -27,6 +27,8 @@ class SourceFile:
 
     #: where byte 0 lies in the file that ``fd`` is; more than 0 for a member of an archive
     base = 0
+    #: bytes below which a read of its own costs more than reading on through what is not wanted
+    short_read = 0
 
     def __init__(self, path: str | Path, name: str | None = None) -> None:
         self.path = os.fspath(path)
@@ -79,6 +81,20 @@ class SourceFile:
     def position(self, offset: int) -> tuple[str, int]:
         """A key that sorts reads as they lie on the disk."""
         return self.path, offset
+
+    def will_need(self, offset: int, length: int) -> None:
+        """Ask the kernel to read ahead, where it can be asked (not on macOS)."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self.fd, self.base + offset, length, os.POSIX_FADV_WILLNEED)
+
+    def stored_nbytes(self, length: int) -> int:
+        """Bytes on the disk behind ``length`` bytes that are read: fewer for what is decoded on the way."""
+        return length
+
+    @property
+    def origins(self) -> tuple[SourceFile, ...]:
+        """The files that reading this one reads."""
+        return (self,)
 
     def check_unchanged(self) -> None:
         """Raise CorruptCheckpoint if the file was written to since it was opened."""
@@ -171,6 +187,10 @@ class Folder(ABC):
     def folders(self, under: str = "") -> Iterator[str]:
         """Names of the folders directly in ``under``, sorted."""
 
+    def size(self, name: str) -> int:
+        """Bytes of the file ``name``, which need not be opened for it."""
+        return self.file(name).size
+
     def read(self, name: str, limit: int = MAX_SMALL_FILE) -> bytes:
         """The whole of a small file."""
         file = self.file(name)
@@ -224,6 +244,17 @@ class SourceDir(Folder):
                 raise CorruptCheckpoint(f"{self.path / name}: missing")
             self._files[name] = SourceFile(real, name)
         return self._files[name]
+
+    def size(self, name: str) -> int:
+        """Bytes of the file ``name``, without opening it: a checkpoint may have thousands."""
+        real = self.resolve(name)
+        try:
+            status = os.stat(real)
+        except OSError:
+            raise CorruptCheckpoint(f"{self.path / name}: missing", hint="the copy is incomplete") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise UnsafeCheckpoint(f"{real}: not a regular file")
+        return status.st_size
 
     def exists(self, name: str) -> bool:
         """Whether something of that name is there, be it only a broken link.

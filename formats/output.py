@@ -55,10 +55,11 @@ class OutputFile:
     spin, which costs more CPU time than the writing.
     """
 
-    __slots__ = ("_fd", "_lock", "_pending", "name", "path", "size")
+    __slots__ = ("_fd", "_lock", "_pending", "adopted", "name", "path", "size")
 
     def __init__(self, path: str, name: str) -> None:
         self.path, self.name, self.size = path, name, 0
+        self.adopted = False
         self._fd: int | None = None
         self._lock = threading.Lock()
         self._pending: list[tuple[int, bytes]] = []
@@ -66,11 +67,22 @@ class OutputFile:
     @property
     def fd(self) -> int:
         if self._fd is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+            flags |= 0 if self.adopted else os.O_CREAT | os.O_EXCL
             with reported(self.path):
                 os.makedirs(os.path.dirname(self.path), exist_ok=True)
                 self._fd = os.open(self.path, flags, 0o666)
         return self._fd
+
+    @property
+    def whole(self) -> OutputFile:
+        """The file on the disk: this one, or the archive that this is a member of."""
+        return self
+
+    def adopt(self) -> None:
+        """Go on with the file that another process has written and closed."""
+        self.close()
+        self.adopted = True
 
     def allocate(self) -> None:
         """Create the file at its final size, so that threads may write anywhere in it."""
@@ -142,14 +154,27 @@ def _preallocate(fd: int, size: int) -> None:
 class OutputDirectory:
     """The staged directory; use as a context manager, and :meth:`commit` at the end."""
 
+    kind = "directory"
+
     def __init__(self, target: str | Path, *, overwrite: bool = False) -> None:
         self.target = Path(os.path.abspath(target))
         if not self.target.name:
-            raise UsageError(f"{target}: not a name for an output directory")
+            raise UsageError(f"{target}: not a name for an output {self.kind}")
         self.overwrite = overwrite
+        #: begin with what a run before left, and leave what this one does not finish
+        self.resume = self.keep = False
         self.stage = self.target.parent / f".{self.target.name}.incomplete"
         self._files: dict[str, OutputFile] = {}
         self._lock: int | None = None
+
+    @property
+    def staged(self) -> Path:
+        """What becomes the target: a checkpoint by itself once everything is written."""
+        return self.stage
+
+    @staticmethod
+    def _is_of_kind(path: Path) -> bool:
+        return path.is_dir()
 
     def check(self, sources: tuple[Path, ...] = ()) -> None:
         """Refuse a target that exists or that would swallow its own source, before any work."""
@@ -162,9 +187,9 @@ class OutputDirectory:
                     hint="choose another output",
                 )
         if os.path.lexists(self.target):
-            if os.path.islink(self.target) or not os.path.isdir(self.target):
+            if os.path.islink(self.target) or not self._is_of_kind(self.target):
                 raise OutputError(
-                    f"{self.target}: exists and is not a directory", hint="choose another output"
+                    f"{self.target}: exists and is not a {self.kind}", hint="choose another output"
                 )
             if not self.overwrite:
                 raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
@@ -183,7 +208,8 @@ class OutputDirectory:
             with reported(self.stage):
                 self.target.parent.mkdir(parents=True, exist_ok=True)
                 self._take_lock()
-                for left_over in self.stage.iterdir():  # of a run that was killed; its lock died with it
+                # of a run that was killed; its lock died with it
+                for left_over in () if self.resume else self.stage.iterdir():
                     self._remove(left_over)
         except BaseException:
             self._discard()
@@ -240,6 +266,9 @@ class OutputDirectory:
         """Every file asked for so far."""
         return dict(self._files)
 
+    def complete(self) -> None:
+        """Nothing more will be written: what is staged can now be read like the target."""
+
     def sync(self, progress: Callable[[], None] | None = None) -> None:
         """Flush every file and folder of the stage to the disk."""
         with ThreadPoolExecutor(4) as pool:
@@ -254,7 +283,7 @@ class OutputDirectory:
             file.close()
 
     def commit(self) -> None:
-        """Make the staged directory the target: after this returns, it is on the disk under its name.
+        """Make what is staged the target: after this returns, it is on the disk under its name.
 
         When that fails, the target is what it was before.
         """
@@ -266,21 +295,34 @@ class OutputDirectory:
             if os.path.lexists(self.target):
                 if not self.overwrite:  # it appeared while we worked
                     raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
-                # it will lie where the stage was: nobody may take it for theirs until it is removed
-                old_lock = os.open(self.target, _FOLDER)
+                old_lock = self._lock_old()
                 try:
-                    fcntl.flock(old_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    old = _swap(self.stage, self.target)
+                    old = _swap(self.staged, self.target)
                 except BaseException:
-                    os.close(old_lock)
+                    if old_lock is not None:
+                        os.close(old_lock)
                     raise
             else:
-                os.rename(self.stage, self.target)
+                self._appear()
         try:
             self._finish_commit(old)
         finally:
             if old_lock is not None:
                 os.close(old_lock)
+
+    def _lock_old(self) -> int | None:
+        """The old target will lie where the stage was: nobody may take it for theirs until it is removed."""
+        lock = os.open(self.target, _FOLDER)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    def _appear(self) -> None:
+        """Give what is staged the target's name, which nothing has."""
+        os.rename(self.staged, self.target)
 
     def _finish_commit(self, old: Path | None) -> None:
         try:
@@ -288,11 +330,11 @@ class OutputDirectory:
         except BaseException:
             with suppress(OSError):  # nobody knows what the disk has: the old name is the safe one
                 if old is None:
-                    os.rename(self.target, self.stage)
-                elif old == self.stage:
+                    os.rename(self.target, self.staged)
+                elif old == self.staged:
                     _swap(old, self.target)
                 else:
-                    os.rename(self.target, self.stage)
+                    os.rename(self.target, self.staged)
                     os.rename(old, self.target)
             raise
         if old is not None:
@@ -313,7 +355,8 @@ class OutputDirectory:
         """Remove the stage if it is still ours. What cannot be removed, the next run removes."""
         if self._lock is not None:  # not committed
             with suppress(OSError):
-                self._remove(self.stage)
+                if not self.keep:
+                    self._remove(self.stage)
             self._release()
 
     def _release(self) -> None:

@@ -10,8 +10,6 @@ megatron/core/dist_checkpointing/strategies/torch.py of 0.9 to 0.16.
 from __future__ import annotations
 
 import json
-import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -354,18 +352,14 @@ class _Reader:
             raise UnsafeCheckpoint(
                 f"{self.where}: {name[:200]} lies in {file_name!r:.200}, which is not a plain file name"
             )
-        real = self.directory.resolve(_join(self.under, file_name))
         try:
-            status = os.stat(real)
-        except OSError:
+            return self.directory.size(_join(self.under, file_name))
+        except CorruptCheckpoint:
             raise CorruptCheckpoint(
                 f"{self.directory.path / _join(self.under, file_name)}: missing,"
                 f" but .metadata places {name[:200]} in it",
                 hint="the copy is incomplete",
             ) from None
-        if not stat.S_ISREG(status.st_mode):
-            raise UnsafeCheckpoint(f"{real}: not a regular file")
-        return status.st_size
 
     def mcore_data(self, root: Stub) -> dict[str, dict[str, Any]]:
         data = root.get("mcore_data")
@@ -525,11 +519,16 @@ def read_chunk(directory: Folder, tensor: DistTensor, chunk: DistChunk, under: s
 # Writing .metadata
 
 
-def emit_metadata(tensors: Iterable[DistTensor], objects: Iterable[DistObject] = ()) -> bytes:
+def emit_metadata(
+    tensors: Iterable[DistTensor],
+    objects: Iterable[DistObject] = (),
+    flattened: Mapping[str, tuple[int, ...]] | None = None,
+) -> bytes:
     """The bytes of a ``.metadata`` file; the same input gives the same bytes.
 
     A plain torch ``Metadata`` with no Megatron class, storage_meta or planner_data: what torch and
-    every megatron-core since 0.9 can read, and it names no path of the writer.
+    every megatron-core since 0.9 can read, and it names no path of the writer. ``flattened`` gives the
+    true shapes of tensors whose last axis is a flattened chunk, which go into ``mcore_data``.
     """
     tensors, objects = tuple(tensors), tuple(objects)
     writer = PickleWriter()
@@ -596,6 +595,15 @@ def emit_metadata(tensors: Iterable[DistTensor], objects: Iterable[DistObject] =
     raw(opcodes.SETITEMS)
     text("storage_meta")
     raw(opcodes.NONE)
+    if flattened:
+        text("mcore_data")
+        raw(opcodes.EMPTY_DICT + mark)
+        for key, shape in flattened.items():
+            text(key)
+            raw(opcodes.EMPTY_DICT + mark)
+            text("nd_reformulated_orig_global_shape")
+            raw(opcodes.integers(shape) + opcodes.SETITEMS)
+        raw(opcodes.SETITEMS)
     text("version")
     raw(opcodes.NONE + build)
     return writer.finish()

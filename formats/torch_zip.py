@@ -12,6 +12,7 @@ file, and writes no more than headers and trailers around bytes that others move
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -196,7 +197,7 @@ def torch_size(values: object = ()) -> tuple[int, ...]:
     return _ints(tuple(values) if type(values) is list else values, "torch.Size")
 
 
-def _persistent(key: Any) -> Storage:
+def persistent_storage(key: Any) -> Storage:
     """('storage', storage class, key of the record, device, number of elements)."""
     if type(key) is not tuple or len(key) != 5 or key[0] != "storage":
         raise CorruptCheckpoint("a persistent id that is not a storage")
@@ -317,7 +318,7 @@ _CACHED_PICKLE: Final = 2048
 @lru_cache(maxsize=1024)
 def _load_tensor(data: bytes) -> TensorRef:
     # The chunks of one tensor have equal pickles, and a checkpoint has thousands of chunks.
-    tensor = loads(data, known=TENSORS_KNOWN, where="data.pkl", persistent_load=_persistent)
+    tensor = loads(data, known=TENSORS_KNOWN, where="data.pkl", persistent_load=persistent_storage)
     if type(tensor) is not TensorRef:
         raise CorruptCheckpoint("data.pkl: holds no tensor")
     return tensor
@@ -514,7 +515,7 @@ class Archive:
         self.check_byteorder()
         where = f"{self.where}: data.pkl"
         data = self.bytes_of("data.pkl")
-        return loads(data, known=known, where=where, persistent_load=_persistent)
+        return loads(data, known=known, where=where, persistent_load=persistent_storage)
 
     def load_tensor(self) -> TensorRef:
         """The one tensor that data.pkl describes."""
@@ -616,7 +617,8 @@ _ROOT: Final = b"archive/"
 _PADDING: Final = b"FB"  # the extra field that torch pads with
 
 
-def _local(name: bytes, nbytes: int, crc: int, extra: bytes = b"") -> bytes:
+def local_header(name: bytes, nbytes: int, crc: int, extra: bytes = b"") -> bytes:
+    """What stands before the bytes of a record."""
     narrow, version = nbytes, 20
     if nbytes >= _FULL32:
         extra = struct.pack("<HHQQ", 1, 16, nbytes, nbytes) + extra
@@ -628,23 +630,28 @@ def _local(name: bytes, nbytes: int, crc: int, extra: bytes = b"") -> bytes:
     )
 
 
-def _trailer(entries: list[tuple[bytes, int, int, int]], end: int) -> bytes:
-    """The central directory of (name, size, checksum, header offset) at ``end``."""
+def central_directory(entries: Iterable[tuple[bytes, int, int, int]], end: int) -> bytes:
+    """The directory of (name, size, checksum, header offset), which stands at ``end`` of its archive."""
     out = bytearray()
+    count = 0
     for name, nbytes, crc, header in entries:
-        narrow, version, extra = nbytes, 20, b""
-        if nbytes >= _FULL32:
-            narrow, version, extra = _FULL32, 45, struct.pack("<HHQQ", 1, 16, nbytes, nbytes)
+        wide = [size for size in (nbytes, nbytes) if size >= _FULL32]
+        wide += [header] if header >= _FULL32 else []
+        extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
+        version = 45 if wide else 20
+        narrow = min(nbytes, _FULL32)
         out += _CENTRAL.pack(
             *(0x02014B50, version, version, 0, 0, 0, 0, crc, narrow, narrow),
-            *(len(name), len(extra), 0, 0, 0, 0, header),
+            *(len(name), len(extra), 0, 0, 0, 0, min(header, _FULL32)),
         )
         out += name + extra
-    size, count = len(out), len(entries)
-    if end >= _FULL32:
+        count += 1
+    size = len(out)
+    if end >= _FULL32 or count >= _FULL16:
         out += _END64.pack(0x06064B50, 44, 45, 45, 0, 0, count, count, size, end)
         out += _LOCATOR64.pack(0x07064B50, 0, end + size, 1)
-    out += _END.pack(0x06054B50, 0, 0, count, count, size, min(end, _FULL32), 0)
+    few = min(count, _FULL16)
+    out += _END.pack(0x06054B50, 0, 0, few, few, size, min(end, _FULL32), 0)
     return bytes(out)
 
 
@@ -657,19 +664,25 @@ def _small_records(data_pkl: bytes) -> tuple[bytes, tuple[tuple[bytes, int, int,
     for key, data in (("data.pkl", data_pkl), ("byteorder", b"little"), ("version", b"3\n")):
         name, crc = _ROOT + key.encode(), checksum.crc32(data)
         entries.append((name, len(data), crc, len(out)))
-        out += _local(name, len(data), crc) + data
+        out += local_header(name, len(data), crc) + data
     return bytes(out), tuple(entries)
 
 
 @lru_cache(maxsize=1024)
 def _tensor_pickle(dtype: DType, shape: tuple[int, ...]) -> bytes:
     """data.pkl as torch.save writes it for a contiguous tensor on the CPU."""
+    writer = PickleWriter()
+    put_tensor(writer, dtype, shape, "0")
+    return writer.finish()
+
+
+def put_tensor(writer: PickleWriter, dtype: DType, shape: tuple[int, ...], key: str) -> None:
+    """Append a contiguous tensor on the CPU, whose bytes are the record ``data/<key>``."""
     count = prod(shape)
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= max(size, 1)
-    writer = PickleWriter()
     raw = writer.raw
     writer.name("torch._utils", "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3")
     raw(opcodes.MARK + opcodes.MARK)
@@ -679,7 +692,7 @@ def _tensor_pickle(dtype: DType, shape: tuple[int, ...]) -> bytes:
     else:
         writer.name("torch.storage", "UntypedStorage")
         count *= dtype.itemsize
-    writer.text("0")
+    writer.text(key)
     writer.text("cpu")
     raw(opcodes.integer(count) + opcodes.TUPLE + opcodes.PERSISTENT + opcodes.integer(0))
     raw(opcodes.integers(shape) + opcodes.integers(strides[::-1]) + opcodes.FALSE)
@@ -688,7 +701,16 @@ def _tensor_pickle(dtype: DType, shape: tuple[int, ...]) -> bytes:
     if not dtype.storage:
         writer.name("torch", dtype.name)
     raw(opcodes.TUPLE + opcodes.REDUCE)
-    return writer.finish()
+
+
+@lru_cache(maxsize=4096)
+def _trailer_nbytes(entries: tuple[tuple[bytes, int, int, int], ...], nbytes: int, wide: bool) -> int:
+    """How long a directory is that ends beyond what 32 bits can say (``wide``) or before."""
+    return len(central_directory([*entries, (_ROOT + b"data/0", nbytes, 0, 0)], _FULL32 if wide else 0))
+
+
+#: of a payload's header, without padding: of one that 32 bits can count, and of a larger one
+_HEADER_NBYTES: Final = tuple(len(local_header(_ROOT + b"data/0", nbytes, 0)) for nbytes in (0, _FULL32))
 
 
 class TensorItem:
@@ -702,26 +724,26 @@ class TensorItem:
     __slots__ = ("_entries", "_extra", "_front", "length", "nbytes", "offset", "payload_offset")
 
     def __init__(self, dtype: DType, shape: tuple[int, ...], offset: int, alignment: int = 64) -> None:
-        if alignment not in (1 << n for n in range(16)):
+        if not 0 < alignment <= 1 << 15 or alignment & (alignment - 1):
             raise UsageError(f"alignment {alignment} is not a power of two up to 32768")
         self.offset = offset
         self.nbytes = prod(shape) * dtype.itemsize
         self._front, self._entries = _small_records(_tensor_pickle(dtype, shape))
-        name = _ROOT + b"data/0"
-        fixed = len(self._front) + len(_local(name, self.nbytes, 0)) + 4
+        fixed = len(self._front) + _HEADER_NBYTES[self.nbytes >= _FULL32] + 4
         padding = -(offset + fixed) % alignment
         self._extra = struct.pack("<2sH", _PADDING, padding) + b"Z" * padding
         #: absolute
         self.payload_offset = offset + fixed + padding
         #: of the whole archive
-        self.length = fixed + padding + self.nbytes + len(self.trailer(0))
+        end = fixed + padding + self.nbytes
+        self.length = end + _trailer_nbytes(self._entries, self.nbytes, end >= _FULL32)
 
     def header(self, crc32: int) -> bytes:
-        return self._front + _local(_ROOT + b"data/0", self.nbytes, crc32, self._extra)
+        return self._front + local_header(_ROOT + b"data/0", self.nbytes, crc32, self._extra)
 
     def trailer(self, crc32: int) -> bytes:
         payload = (_ROOT + b"data/0", self.nbytes, crc32, len(self._front))
-        return _trailer([*self._entries, payload], self.payload_offset - self.offset + self.nbytes)
+        return central_directory([*self._entries, payload], self.payload_offset - self.offset + self.nbytes)
 
 
 def object_item(value: object) -> bytes:
@@ -729,4 +751,4 @@ def object_item(value: object) -> bytes:
     writer = PickleWriter()
     writer.value(value)
     front, entries = _small_records(writer.finish())
-    return front + _trailer(list(entries), len(front))
+    return front + central_directory(list(entries), len(front))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemoconv.errors import NemoconvError, UnsupportedArchitecture
+from nemoconv.mappings.no_counterpart import NO_COUNTERPART
 from nemoconv.plugins import entries
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ def architectures() -> list[str]:
 def load_table(architecture: str) -> Table:
     """The table of an architecture. Raises UnsupportedArchitecture."""
     found = entries("mappings").get(architecture)
+    if found is None and architecture in NO_COUNTERPART:
+        raise UnsupportedArchitecture(
+            f"the architecture {architecture!r} is not supported: {NO_COUNTERPART[architecture]}"
+        )
     if found is None:
         raise UnsupportedArchitecture(
             f"no mapping table for the architecture {architecture!r}",
@@ -31,21 +36,32 @@ def load_table(architecture: str) -> Table:
 
 
 def table_for(config: Mapping[str, Any], where: str) -> Table:
-    """The table of a config.json. Raises UnsupportedArchitecture, naming what it says it is."""
+    """The table of a config.json. Raises UnsupportedArchitecture, naming what it says it is.
+
+    A class with a table of its own, beside that of its ``model_type``, is registered as ``type:class``.
+    """
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise UnsupportedArchitecture(f"{where}: config.json has no model_type")
-    table = load_table(kind)
-    classes = config.get("architectures") or [table.hf_class]
-    if not isinstance(classes, list) or table.hf_class not in classes:
+    classes = config.get("architectures")
+    named = [f"{kind}:{name}" for name in classes] if isinstance(classes, list) else []
+    ours = [name for name in named if name in entries("mappings")]
+    table = load_table(ours[0] if ours else kind)
+    classes = classes or [table.hf_class]
+    if not isinstance(classes, list) or not {table.hf_class, *table.other_classes}.intersection(classes):
         raise UnsupportedArchitecture(
             f"{where}: is a {classes!r}; of model_type {kind!r} only {table.hf_class} is supported"
         )
     return table
 
 
-def table_for_nemo(config_class: Symbol, given: Mapping[str, Any], where: str) -> Table:
-    """The table of a NeMo 2 config with these fields set. Raises UnsupportedArchitecture."""
+def table_for_nemo(
+    config_class: Symbol, given: Mapping[str, Any], where: str, architecture: Any = None
+) -> Table:
+    """The table of a NeMo 2 config with these fields set. Raises UnsupportedArchitecture.
+
+    Where several architectures share it (GLM and ChatGLM), ``architecture`` says which it was once.
+    """
     found: list[Table] = []
     for name in architectures():
         try:
@@ -54,8 +70,12 @@ def table_for_nemo(config_class: Symbol, given: Mapping[str, Any], where: str) -
             continue
         if table.nemo.fits(config_class, given):
             found.append(table)
+    for table in found:
+        if table.architecture == architecture:
+            return table
     if found:
-        return max(found, key=lambda table: len(table.nemo.marks))
+        known = config_class.name
+        return max(found, key=lambda table: (known in table.nemo.defaults, len(table.nemo.marks)))
     raise UnsupportedArchitecture(
         f"{where}: no mapping table for NeMo's {config_class}",
         hint=f"supported: {', '.join(architectures())}",

@@ -50,6 +50,20 @@ def mlp_norm(kind: str = "weight", hf: str = "post_attention_layernorm") -> Rule
     return same(nemo, HF + f"{hf}.{kind}", "hidden", also=(NEMO + "pre_mlp_layernorm." + kind,))
 
 
+def layer_norms(where: str, hf: str) -> tuple[Rule, ...]:
+    """Weight and bias of a LayerNorm that Hugging Face calls ``hf``. ``where``: input, mlp or final."""
+    names = {
+        "input": (NEMO + "self_attention.linear_qkv.layer_norm_", NEMO + "input_layernorm."),
+        "mlp": (NEMO + "mlp.linear_fc1.layer_norm_", NEMO + "pre_mlp_layernorm."),
+        "final": ("decoder.final_layernorm.",),
+    }
+    first, *others = names[where]
+    return tuple(
+        same(first + kind, f"{hf}.{kind}", "hidden", also=tuple(other + kind for other in others))
+        for kind in ("weight", "bias")
+    )
+
+
 def final_norm(kind: str = "weight") -> Rule:
     return same("decoder.final_layernorm." + kind, "model.norm." + kind, "hidden")
 

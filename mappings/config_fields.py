@@ -367,7 +367,9 @@ def read_config(
         )
     config: dict[str, Value] = {}
     for rule in rules:
-        rule.read(hf, config)
+        instead: Mapping[str, Value] = getattr(rule, "when_ignored", {})
+        ignored = {key: value for key, value in instead.items() if key in allow_ignored}
+        rule.read({**hf, **ignored} if ignored else hf, config)
     return config, sorted(key for key in hf if key not in owned)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import Value, check_kind
@@ -36,6 +37,53 @@ class Aliased:
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
         hf |= dict.fromkeys(self.keys, config[self.field])
+
+
+@dataclass(frozen=True, slots=True)
+class AlsoCalled:
+    """A second key for a field that another rule has read: where it is there it must say the same."""
+
+    hf: str
+    field: str
+    fields = frozenset[str]()
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset({self.hf})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        if hf.get(self.hf, config[self.field]) != config[self.field]:
+            raise UnsupportedConfig(
+                f"config.json: {self.hf}={hf[self.hf]!r}, but {self.field} is {config[self.field]!r}"
+            )
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        """Nothing: the other key says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedCode:
+    """``auto_map`` of models that came with code, and that transformers has its own class for now: it must
+    name the released classes ``module.Class``, here or in another repository. It is neither run nor written.
+    """
+
+    classes: frozenset[str]
+    hf_keys = frozenset({"auto_map"})
+    fields = frozenset[str]()
+    when_ignored: ClassVar[Mapping[str, Value]] = {"auto_map": None}
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        given = hf.get("auto_map")
+        named = list(given.values()) if isinstance(given, dict) else [given]
+        if given is not None and {str(name).rpartition("--")[2] for name in named} - self.classes:
+            raise UnsupportedConfig(
+                f"config.json: auto_map={given!r} names other code than the released one, and code that "
+                "comes with a model is never run",
+                hint="if it computes the same as transformers' own class, pass --allow-ignored auto_map",
+            )
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        """Nothing: transformers' own class is meant."""
 
 
 @dataclass(frozen=True, slots=True)

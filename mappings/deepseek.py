@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from nemoconv.mappings.blocks import EMBEDDING, FC2, GATED_FC1, HF, NEMO, OUTPUT, final_norm, mlp_norm
 from nemoconv.mappings.config_fields import ConfigRule, Dtype, Field, Fixed, OneOf, Unread, Value
-from nemoconv.mappings.config_fields_moe import DenseFirst, KeyHeads, SharedExperts
+from nemoconv.mappings.config_fields_moe import DenseFirst, KeyHeads, ReleasedCode, SharedExperts
 from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import same
 from nemoconv.mappings.rules_moe import EXPERT_NORM, ROUTED, experts, router, shared_experts
@@ -59,6 +59,12 @@ def fields(
         Rope(),
         Dtype(),
     )
+
+
+def released_code(name: str) -> ReleasedCode:
+    """The classes that came with the models, and with those of others that took them over."""
+    model = (f"modeling_deepseek.{name}{kind}" for kind in ("Model", "ForCausalLM"))
+    return ReleasedCode(frozenset({f"configuration_deepseek.{name}Config", *model}))
 
 
 def sizes(config: Mapping[str, Value]) -> dict[str, int]:

@@ -34,6 +34,7 @@ TABLE = Table(
         Field("num_experts_per_tok", "moe_router_topk"),
         Field("routed_scaling_factor", "moe_router_topk_scaling_factor", 1.0, kind=float),
         LowRankQuery(),
+        deepseek.released_code("DeepseekV2"),
         ExpertGroups((None, None), ranked_by=1),
         Fixed("norm_topk_prob", False),
         Fixed("mlp_bias", False),

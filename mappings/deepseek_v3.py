@@ -1,4 +1,6 @@
-"""DeepSeek-V3, R1, Moonlight and what else is a ``DeepseekV3ForCausalLM``, in bfloat16.
+"""DeepSeek-V3, R1, Kimi K2, Moonlight and what else is a ``DeepseekV3ForCausalLM``.
+
+Weights in FP8 are decoded as they are read. Layers that predict further tokens are left out on demand.
 
 Source: see :mod:`nemoconv.mappings.deepseek`.
 """
@@ -43,6 +45,7 @@ TABLE = Table(
         Field("num_experts_per_tok", "moe_router_topk", 8),
         Field("routed_scaling_factor", "moe_router_topk_scaling_factor", 2.5, kind=float),
         LowRankQuery(),
+        deepseek.released_code("DeepseekV3"),
         ExpertGroups((8, 4), ranked_by=2),
         Fixed("norm_topk_prob", True),
         Fixed("rope_interleave", True),
@@ -55,6 +58,12 @@ TABLE = Table(
     modules=deepseek.MODULES,
     sizes=deepseek.sizes,
     layer_sets=deepseek.layer_sets,
+    further=HF,
     tied=TIED,
-    verified=("bit-equal", "transformers logits", "megatron-core logits"),
+    verified=(
+        "bit-equal",
+        "transformers logits",
+        "megatron-core logits",
+        "transformers' own FP8 decoding",
+    ),
 )

@@ -5,6 +5,7 @@ Source: transformers/models/llama, megatron/core/models/gpt, nemo/collections/ll
 
 from nemoconv.mappings.config_fields import Biases, Dtype, Field, Fixed, HeadDim
 from nemoconv.mappings.nemo_configs import LLAMA_DEFAULTS
+from nemoconv.mappings.nemo_configs_llama import NANO_DEFAULTS
 from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
@@ -25,7 +26,8 @@ TABLE = Table(
         model="LlamaModel",
         config="LlamaConfig",
         scaled_config="Llama31Config",
-        defaults=LLAMA_DEFAULTS,
+        defaults={**LLAMA_DEFAULTS, **NANO_DEFAULTS},
+        modules=("nemo.collections.llm.gpt.model.llama_nemotron",),
     ),
     fields=(
         Field("num_hidden_layers", "num_layers", 32),

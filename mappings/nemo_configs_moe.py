@@ -59,10 +59,10 @@ _GPT: Mapping[str, object] = MappingProxyType(
         "moe_layer_freq": 1,
     }
 )
-_BF16: Final = {"bf16": True, "params_dtype": Symbol("torch", "bfloat16")}
+BF16: Final = {"bf16": True, "params_dtype": Symbol("torch", "bfloat16")}
 
 
-def _class(*parents: Mapping[str, object], **changes: object) -> Mapping[str, object]:
+def config_class(*parents: Mapping[str, object], **changes: object) -> Mapping[str, object]:
     """The defaults of a class that changes those of its parents."""
     merged: dict[str, object] = dict(_GPT)
     for parent in parents:
@@ -70,8 +70,8 @@ def _class(*parents: Mapping[str, object], **changes: object) -> Mapping[str, ob
     return MappingProxyType(merged | changes)
 
 
-_MIXTRAL = _class(
-    _BF16,
+_MIXTRAL = config_class(
+    BF16,
     num_layers=32,
     hidden_size=4096,
     num_attention_heads=32,
@@ -85,19 +85,19 @@ _MIXTRAL = _class(
 MIXTRAL_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "MixtralConfig": _MIXTRAL,
-        "MixtralConfig8x3B": _class(_MIXTRAL, hidden_size=2560, ffn_hidden_size=8960),
+        "MixtralConfig8x3B": config_class(_MIXTRAL, hidden_size=2560, ffn_hidden_size=8960),
         "MixtralConfig8x7B": _MIXTRAL,
-        "MixtralConfig8x22B": _class(
+        "MixtralConfig8x22B": config_class(
             _MIXTRAL, num_layers=56, hidden_size=6144, num_attention_heads=48, ffn_hidden_size=16384
         ),
     }
 )
 
 # NeMo has no class for Qwen2-MoE; Qwen2Config has all the fields.
-_QWEN2 = _class(layernorm_epsilon=1e-06, add_qkv_bias=True, vocab_size=151936)
+_QWEN2 = config_class(layernorm_epsilon=1e-06, add_qkv_bias=True, vocab_size=151936)
 QWEN2_MOE_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType({"Qwen2Config": _QWEN2})
 
-_QWEN3_MOE = _class(
+_QWEN3_MOE = config_class(
     _QWEN2,
     add_qkv_bias=False,
     qk_layernorm=True,
@@ -111,7 +111,7 @@ _QWEN3_MOE = _class(
 QWEN3_MOE_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "Qwen3MoEConfig": _QWEN3_MOE,
-        "Qwen3Config30B_A3B": _class(
+        "Qwen3Config30B_A3B": config_class(
             _QWEN3_MOE,
             num_layers=48,
             hidden_size=2048,
@@ -120,7 +120,7 @@ QWEN3_MOE_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType
             ffn_hidden_size=6144,
             moe_ffn_hidden_size=768,
         ),
-        "Qwen3Config235B_A22B": _class(
+        "Qwen3Config235B_A22B": config_class(
             _QWEN3_MOE,
             num_layers=94,
             hidden_size=4096,
@@ -132,8 +132,8 @@ QWEN3_MOE_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType
     }
 )
 
-_DEEPSEEK = _class(
-    _BF16,
+_DEEPSEEK = config_class(
+    BF16,
     num_attention_heads=128,
     kv_channels=128,
     max_position_embeddings=4096,
@@ -158,7 +158,7 @@ _DEEPSEEK = _class(
     mscale=1.0,
     mscale_all_dim=1.0,
 )
-_DEEPSEEK_V2 = _class(
+_DEEPSEEK_V2 = config_class(
     _DEEPSEEK,
     num_layers=60,
     hidden_size=5120,
@@ -179,7 +179,7 @@ DEEPSEEK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "DeepSeekConfig": _DEEPSEEK,
         "DeepSeekV2Config": _DEEPSEEK_V2,
-        "DeepSeekV2LiteConfig": _class(
+        "DeepSeekV2LiteConfig": config_class(
             _DEEPSEEK_V2,
             num_layers=27,
             hidden_size=2048,
@@ -195,7 +195,7 @@ DEEPSEEK_DEFAULTS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
             moe_router_group_topk=1,
             moe_router_topk_scaling_factor=1.0,
         ),
-        "DeepSeekV3Config": _class(
+        "DeepSeekV3Config": config_class(
             _DEEPSEEK,
             num_layers=61,
             hidden_size=7168,

@@ -95,6 +95,23 @@ class Fixed:
 
 
 @dataclass(frozen=True, slots=True)
+class Unused:
+    """Fields that mean nothing in this architecture, whatever their value."""
+
+    fields: tuple[str, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.fields)
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        pass
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        pass
+
+
+@dataclass(frozen=True, slots=True)
 class Base:
     """``rotary_base``, an int or a float in NeMo."""
 
@@ -151,6 +168,20 @@ class RotaryScaling:
                 f"config.json: NeMo 2 has no rotary scaling of type {kind!r} for this architecture; "
                 "it knows 'llama3' and 'linear'"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling(RotaryScaling):
+    """:class:`RotaryScaling` of config classes that always scale as Llama 3.1 does."""
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        kind = (config["rope_scaling"] or {}).get("rope_type")
+        if kind != "llama3":
+            raise UnsupportedConfig(
+                f"config.json: rotary scaling of type {kind!r} has no counterpart in NeMo's config class for "
+                "this architecture, which always scales by 'llama3'"
+            )
+        RotaryScaling.write(self, config, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,14 +381,20 @@ class NemoClasses:
     defaults: Mapping[str, Mapping[str, Value]] = field(hash=False)
     rules: tuple[NemoRule, ...] = DECODER
     scaled_config: str | None = None
-    #: fields that are set (or not) in this architecture, where several share the classes of ``module``
-    marks: tuple[tuple[str, bool], ...] = ()
+    #: fields that are set (or not), or have a value, in this architecture, where several share the classes
+    marks: tuple[tuple[str, Value], ...] = ()
+    #: further modules whose config classes ``defaults`` holds
+    modules: tuple[str, ...] = ()
 
     def fits(self, config_class: Symbol, given: Mapping[str, Value]) -> bool:
         """Whether a config is of this architecture, as far as it can be told."""
+        known = config_class.name in self.defaults
+        if config_class.module != self.module and not (known and config_class.module in self.modules):
+            return False
         fields = {**self.defaults.get(config_class.name, {}), **given}
-        return config_class.module == self.module and all(
-            bool(fields.get(name)) is is_set for name, is_set in self.marks
+        return all(
+            bool(fields.get(name)) is wanted if isinstance(wanted, bool) else fields.get(name) == wanted
+            for name, wanted in self.marks
         )
 
     def read(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
+from nemoconv.formats.fiddle import PARTIAL, Node, Symbol
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo_fields import DECODER, Count, Fixed, NemoRule, Same, plain, text, with_rules
 
@@ -95,6 +96,52 @@ class Repeated:
 
     def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
         fields[self.name] = config[self.of]
+
+
+@dataclass(frozen=True, slots=True)
+class OneOfSymbols:
+    """A field that names the function ``symbol``, whichever of megatron-core's modules had it then."""
+
+    name: str
+    symbol: Symbol
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = plain(fields[self.name])
+        ours = isinstance(found, Symbol) and found.module.startswith("megatron.core.")
+        if not ours or found.name != self.symbol.name:
+            raise UnsupportedConfig(
+                f"the NeMo config says {self.name}={text(found)}, which has no counterpart; "
+                f"only {self.symbol} has"
+            )
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        """Nothing: the class's default is this function."""
+
+
+@dataclass(frozen=True, slots=True)
+class EverySecondWindow:
+    """``window_size`` [n - 1, 0] with ``window_attn_skip_freq`` 2 <-> ``sliding_window`` n of every second
+    layer, the first among them."""
+
+    names = frozenset({"window_size", "window_attn_skip_freq"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        size, skipped = plain(fields["window_size"]), plain(fields["window_attn_skip_freq"])
+        alternating = tuple((layer + 1) % 2 for layer in range(config["num_layers"]))
+        back = size[0] if isinstance(size, tuple) and len(size) == 2 and size[1] == 0 else None
+        if type(back) is not int or back < 0 or skipped not in (2, alternating):
+            raise UnsupportedConfig(
+                f"the NeMo config says window_size={text(size)}, window_attn_skip_freq={text(skipped)}; only "
+                "[n, 0] on every second layer has a counterpart"
+            )
+        config["sliding_window"] = back + 1
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["window_size"], fields["window_attn_skip_freq"] = [config["sliding_window"] - 1, 0], 2
 
 
 #: a decoder with a softmax router in every layer and no shared expert
@@ -289,6 +336,33 @@ class BlockSpec:
 
     def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
         """Nothing: the class's default does."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenBlockSpec(BlockSpec):
+    """:class:`BlockSpec` in a class whose default knows only layers that are all alike."""
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        spec = Symbol("megatron.core.models.gpt.gpt_layer_specs", "get_gpt_decoder_block_spec")
+        fields["transformer_layer_spec"] = Node(spec, {"use_transformer_engine": True}, PARTIAL)
+
+
+@dataclass(frozen=True, slots=True)
+class SetTo:
+    """A field that changes nothing that a model computes, set because the class's own default hinders."""
+
+    name: str
+    value: Value
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        """Nothing."""
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields[self.name] = self.value
 
 
 #: latent attention, dense layers first, shared experts; a table says how it scores

@@ -5,31 +5,15 @@ Source: transformers/models/phi3, nemo/collections/llm/gpt/model/phi3mini.py. Th
 the 128k models has no counterpart in NeMo and is refused.
 """
 
-from collections.abc import Mapping
-
 from nemoconv.mappings import blocks
 from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim, Nullable, Unread, Value
+from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim, Nullable, Unread
 from nemoconv.mappings.nemo_configs_dense import PHI3_DEFAULTS
 from nemoconv.mappings.nemo_fields import DECODER as NEMO_FIELDS
 from nemoconv.mappings.nemo_fields import NO_BIASES, NemoClasses, Same, Window, with_rules
 from nemoconv.mappings.rope import PartialRope
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Part, Rule, Table
-
-
-def sizes(config: Mapping[str, Value]) -> dict[str, int]:
-    """The usual ones, and the rows of q, k and v in ``qkv_proj``."""
-    found = attention_sizes(config)
-    q, k = (config[name] * config["kv_channels"] for name in ("num_attention_heads", "num_query_groups"))
-    return found | {"q_rows": q, "k_rows": k, "v_first": q + k, "qkv_rows": q + 2 * k}
-
-
-def rows(axes: str, heads: tuple[int | str, int | str], of: tuple[int | str, int | str]) -> Part:
-    """A run of rows of ``qkv_proj`` that are these heads of every group."""
-    return Part(HF + "self_attn.qkv_proj.weight", axes, (("head", *heads),), ((0, *of, "qkv_rows"),))
-
+from nemoconv.mappings.rules import packed_qkv, same
+from nemoconv.mappings.table import Table
 
 TABLE = Table(
     architecture="phi3",
@@ -64,16 +48,7 @@ TABLE = Table(
     rules=(
         blocks.EMBEDDING,
         blocks.input_norm(),
-        Rule(
-            NEMO + "self_attention.linear_qkv.weight",
-            "(group head head_dim) hidden",
-            (
-                rows("(group head head_dim) hidden", (0, "heads_per_group"), (0, "q_rows")),
-                rows("(group head_dim) hidden", ("heads_per_group", 1), ("q_rows", "k_rows")),
-                rows("(group head_dim) hidden", ("value_head", 1), ("v_first", "k_rows")),
-            ),
-            cut="group",
-        ),
+        packed_qkv(NEMO + "self_attention.linear_qkv.weight", HF + "self_attn.qkv_proj.weight"),
         blocks.PROJ,
         blocks.mlp_norm(),
         same(NEMO + "mlp.linear_fc1.weight", HF + "mlp.gate_up_proj.weight", "(half ffn) hidden", cut="ffn"),
@@ -84,7 +59,6 @@ TABLE = Table(
     modules=blocks.MODULES,
     ignored=(blocks.INV_FREQ,),
     tied=blocks.TIED,
-    sizes=sizes,
     verified=(
         "bit-equal",
         "transformers logits",

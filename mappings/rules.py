@@ -50,6 +50,31 @@ def fused_qkv(
     return Rule(nemo, "(group head head_dim)" + hidden, parts, cut="group", when=when, hf_when=hf_when)
 
 
+def packed_qkv(nemo: str, hf: str, *, bias: bool = False, transposed: bool = False, when: When = ()) -> Rule:
+    """One tensor with all of q, then all of k, then all of v <-> the groups of :func:`fused_qkv`.
+
+    [(num_attention_heads + 2 * num_query_groups) * kv_channels, hidden_size]; ``transposed``: [hidden_size,
+    rows], as GPT-2's Conv1D has it. A bias has rows only.
+    """
+
+    def part(rows: str, heads: tuple[int | str, int | str], run: tuple[int | str, int | str]) -> Part:
+        axes = rows if bias else f"hidden {rows}" if transposed else f"{rows} hidden"
+        return Part(hf, axes, (("head", *heads),), ((int(transposed and not bias), *run, "qkv_rows"),))
+
+    parts = (
+        part("(group head head_dim)", (0, "heads_per_group"), (0, "q_rows")),
+        part("(group head_dim)", ("heads_per_group", 1), ("q_rows", "k_rows")),
+        part("(group head_dim)", ("value_head", 1), ("v_first", "k_rows")),
+    )
+    axes = "(group head head_dim)" + ("" if bias else " hidden")
+    return Rule(nemo, axes, parts, cut="group", when=when)
+
+
+def transposed(nemo: str, hf: str, rows: str, columns: str, *, cut: str) -> Rule:
+    """A matrix [rows, columns] in Megatron that Hugging Face keeps as [columns, rows] (GPT-2's Conv1D)."""
+    return Rule(nemo, f"{rows} {columns}", (Part(hf, f"{columns} {rows}"),), cut=cut)
+
+
 def gated(nemo: str, gate: str, up: str, *, bias: bool = False, when: When = (), hf_when: When = ()) -> Rule:
     """gate and up <-> ``linear_fc1``: [2 * ffn_hidden_size, hidden_size], all of gate, then all of up.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from nemoconv.mappings.blocks import EMBEDDING, HF, NEMO, OUTPUT, PROJ, QKV, final_norm, input_norm
 from nemoconv.mappings.config_fields import Value
@@ -32,6 +33,29 @@ MODULES = (
 )
 
 
+def sparse_modules() -> tuple[Module, ...]:
+    """Modules of a decoder with layers of two sets, ``dense`` and ``sparse``."""
+    attention = ("core_attention", "linear_proj", "linear_qkv")
+    return (
+        *(Module(f"{NEMO}self_attention.{name}") for name in attention),
+        *(Module(f"{NEMO}mlp.linear_{name}", layers="dense") for name in ("fc1", "fc2")),
+        Module(NEMO + "pre_mlp_layernorm", layers="sparse"),
+        *(Module(f"{ROUTED}linear_{name}", layers="sparse") for name in ("fc1", "fc2")),
+        Module("decoder.final_layernorm"),
+    )
+
+
+def shared_modules() -> tuple[Module, ...]:
+    return tuple(
+        Module(f"{NEMO}mlp.shared_experts.linear_{name}", layers="sparse") for name in ("fc1", "fc2")
+    )
+
+
+def renamed(rule: Rule, old: str, new: str) -> Rule:
+    """The rule with ``old`` spelled ``new`` in its Hugging Face names."""
+    return replace(rule, parts=tuple(replace(part, hf=part.hf.replace(old, new)) for part in rule.parts))
+
+
 def router(hf: str, *, layers: str = "") -> Rule:
     """The router [num_moe_experts, hidden_size], whole on every rank."""
     return _on(layers, same(NEMO + "mlp.router.weight", HF + hf, "experts hidden"))
@@ -45,6 +69,41 @@ def experts(gate: str, up: str, down: str, *, layers: str = "") -> tuple[Rule, R
         Rule(ROUTED + "linear_fc1.weight", "(half moe_ffn) hidden", parts, cut="moe_ffn", layers=layers),
         _on(layers, same(ROUTED + "linear_fc2.weight", HF + down, "hidden moe_ffn", cut="moe_ffn")),
     )
+
+
+def stacked_experts(prefix: str, order: str, *, biases: bool = False, layers: str = "") -> tuple[Rule, ...]:
+    """Experts that Hugging Face stacks in one tensor, [experts, in, out].
+
+    ``gate_up_proj`` [experts, hidden_size, 2 * moe_ffn_hidden_size]; ``order`` names the factors of its last
+    axis: ``half moe_ffn`` for all of gate before all of up, ``moe_ffn half`` for the two alternating.
+    ``down_proj`` [experts, moe_ffn_hidden_size, hidden_size]. Biases lack the axis in between.
+    """
+    window = ((0, "expert", 1, "experts"),)
+    up, down = f"{HF}{prefix}gate_up_proj", f"{HF}{prefix}down_proj"
+    rules = [
+        Rule(
+            ROUTED + "linear_fc1.weight",
+            "(one half moe_ffn) hidden",
+            (Part(up, f"one hidden ({order})", window=window),),
+            cut="moe_ffn",
+            layers=layers,
+        ),
+        Rule(
+            ROUTED + "linear_fc2.weight",
+            "(one hidden) moe_ffn",
+            (Part(down, "one moe_ffn hidden", window=window),),
+            cut="moe_ffn",
+            layers=layers,
+        ),
+    ]
+    if biases:
+        part = Part(up + "_bias", f"one ({order})", window=window)
+        rules.append(
+            Rule(ROUTED + "linear_fc1.bias", "(one half moe_ffn)", (part,), cut="moe_ffn", layers=layers)
+        )
+        part = Part(down + "_bias", "one hidden", window=window)
+        rules.append(Rule(ROUTED + "linear_fc2.bias", "(one hidden)", (part,), layers=layers))
+    return tuple(rules)
 
 
 def shared_experts(prefix: str, *, layers: str = "") -> tuple[Rule, Rule]:

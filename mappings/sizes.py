@@ -26,6 +26,11 @@ def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
         "head": heads // groups + 2,
         "query_head": heads // groups,
         "head_dim": config["kv_channels"],
+        # runs of rows of q, k and v where Hugging Face keeps them in one tensor
+        "q_rows": heads * config["kv_channels"],
+        "k_rows": groups * config["kv_channels"],
+        "v_first": (heads + groups) * config["kv_channels"],
+        "qkv_rows": (heads + 2 * groups) * config["kv_channels"],
         "half": 2,
         "vocab": config["vocab_size"],
         "true_vocab": config["vocab_size"],

@@ -7,9 +7,11 @@ either side use the same boxes, so there is no second table and no inverse to ke
 
 from __future__ import annotations
 
+import re
 import string
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import product
 from math import prod
 
@@ -89,6 +91,7 @@ class Rule:
     has the tensor; under others it is all zeros on the Megatron side and absent on the other.
     ``layers``: the layer set of the table that the rule is for, all layers by default.
     ``keeps_dtype``: a cast of the model leaves it alone.
+    ``idle``: where Hugging Face lacks it, Megatron never reads it, and it may hold anything.
     """
 
     nemo: str
@@ -101,6 +104,7 @@ class Rule:
     hf_when: tuple[tuple[str, Value], ...] = ()
     layers: str = ""
     keeps_dtype: bool = False
+    idle: bool = False
 
     @property
     def view(self) -> View:
@@ -109,6 +113,10 @@ class Rule:
     @property
     def holes(self) -> tuple[str, ...]:
         return holes(self.nemo)
+
+    def of_kind(self, kind: str, varied: frozenset[str]) -> Rule:
+        """The rule of a layer with sizes of its own for factors in ``varied``: ``ffn`` is ``ffn.kind``."""
+        return _of_kind(self, kind, varied) if kind else self
 
     def applies(self, config: Mapping[str, Value]) -> bool:
         return all(config.get(key) == value for key, value in self.when)
@@ -135,14 +143,65 @@ class Rule:
         inner = prod(sizes[name] for name in names[names.index(self.cut) + 1 :])
         outer = prod(sizes[name] for name in names[: names.index(self.cut)])
         size = sizes[self.cut]
+        plain, dot, kind = self.cut.partition(".")
+        heads = {name: sizes.get(name + dot + kind, 1) for name in (GROUP, "heads_per_group")}
+        if plain == GROUP and splits_groups(heads, layout, shape[axis]):
+            length = shape[axis] // layout.tensor_parallel_size
+            for rank in range(layout.tensor_parallel_size):
+                start, box = [0] * len(shape), list(shape)
+                start[axis], box[axis] = rank * length, length
+                yield rank, tuple(start), tuple(box)
+            return
         anywhere = self.nemo.format(**dict.fromkeys(self.holes, "*"))
-        pieces = layout.pieces(size, FIELD_NAMES.get(self.cut, self.cut), anywhere)
+        pieces = layout.pieces(
+            size, FIELD_NAMES.get(plain, plain), anywhere, of_experts="expert" in self.holes
+        )
         for rank, (first, length) in enumerate(pieces):
             for position in range(outer):
                 start, box = [0] * len(shape), list(shape)
                 start[axis] = (position * size + first) * inner
                 box[axis] = length * inner
                 yield rank, tuple(start), tuple(box)
+
+
+@cache
+def _of_kind(rule: Rule, kind: str, varied: frozenset[str]) -> Rule:
+    """One object for all layers of a kind, since geometry is kept by rule."""
+
+    def own(name: int | str) -> int | str:
+        return f"{name}.{kind}" if name in varied else name
+
+    def axes(text: str) -> str:
+        return " ".join(f"({' '.join(map(str, map(own, axis)))})" for axis in view(text).axes)
+
+    parts = tuple(
+        replace(
+            part,
+            axes=axes(part.axes),
+            at=tuple((str(own(factor)), own(first), own(length)) for factor, first, length in part.at),
+            window=tuple((axis, own(a), own(b), own(c)) for axis, a, b, c in part.window),
+        )
+        for part in rule.parts
+    )
+    return replace(rule, axes=axes(rule.axes), parts=parts, cut=rule.cut and str(own(rule.cut)))
+
+
+#: the factor of query groups: a query head's group has one key and one value head
+GROUP = "group"
+
+
+def splits_groups(sizes: Sizes, layout: Layout, rows: int | None = None) -> bool:
+    """Whether tensor parallelism goes on inside query groups, whose ``rows`` are then cut evenly.
+
+    megatron-core keeps no copies of key and value heads for that: where there are more ranks than groups
+    it cuts the rows of ``linear_qkv`` evenly, and ranks gather what they need
+    (``get_query_key_value_tensors`` in megatron/core/transformer/attention.py, 0.16). So the ranks have
+    to share whole query heads, too.
+    """
+    count, groups = layout.tensor_parallel_size, sizes.get(GROUP, 1)
+    if count <= groups or count % groups or sizes.get("heads_per_group", 1) % (count // groups):
+        return False
+    return rows is None or rows % count == 0
 
 
 #: what the config calls the sizes that a layout divides, for messages
@@ -152,6 +211,8 @@ FIELD_NAMES = {
     "moe_ffn": "moe_ffn_hidden_size",
     "shared_ffn": "moe_shared_expert_intermediate_size",
     "heads": "num_attention_heads",
+    "mamba_heads": "mamba_num_heads",
+    "mamba_groups": "mamba_num_groups",
     "vocab": "vocab_size",
 }
 
@@ -170,12 +231,19 @@ class Module:
 class Table:
     """All that is known of one architecture. Frozen: converting one model never alters the next.
 
-    ``architecture`` is the Hugging Face ``model_type``. ``ignored`` lists tensors that are derived at
+    ``architecture`` is the Hugging Face ``model_type``, with ``:class`` where one of its classes has a table
+    of its own; ``hf_class`` the class that is written;
+    ``other_classes`` are read as well. ``ignored`` lists tensors that are derived at
     load time and carry nothing; ``tied`` pairs of (copy, original) that a tied model may hold twice.
     ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``sizes`` gives the sizes
     of factors and holes; ``layer_sets`` the layers of each kind where layers differ, which Megatron then
-    stores one by one instead of stacked. ``nemo`` names the NeMo 2 classes written into ``context/``.
-    ``verified`` says against whom the table was proved.
+    stores one by one instead of stacked, unless ``alike`` says that this model has only one kind. ``kinds``
+    names for each layer the kind whose sizes it has, where layers differ in those: ``sizes`` then gives
+    ``ffn.kind`` for each factor in ``varied``. ``spellings``
+    are (pattern, replacement) pairs that turn other names found in Hugging Face files into those of
+    ``rules``. ``files`` are files of a Hugging Face directory that go along beside the tokenizer's.
+    ``nemo`` names the NeMo 2 classes written into ``context/``. ``verified`` says against whom
+    the table was proved.
     """
 
     architecture: str
@@ -184,23 +252,34 @@ class Table:
     rules: tuple[Rule, ...]
     nemo: NemoClasses
     modules: tuple[Module, ...] = ()
+    other_classes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] = ()
     sizes: Callable[[Mapping[str, Value]], dict[str, int]] = attention_sizes
     layer_sets: Callable[[Mapping[str, Value]], Mapping[str, frozenset[int]]] | None = None
+    alike: Callable[[Mapping[str, Value]], bool] | None = None
+    #: experts that tensor parallelism does not cut
+    whole_experts: bool = False
+    #: what names of tensors of a Hugging Face layer begin with, where there may be layers beyond the last
+    further: str = ""
+    kinds: Callable[[Mapping[str, Value]], Sequence[str]] | None = None
+    varied: frozenset[str] = frozenset()
+    spellings: tuple[tuple[str, str], ...] = ()
+    files: tuple[str, ...] = ()
     verified: tuple[str, ...] = ()
     origin: str = field(default="nemoconv", compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a table that could not work in both directions. Raises ValueError."""
-        seen: set[tuple[str, tuple[tuple[str, Value], ...], str]] = set()
+        seen: set[tuple[bool, str, tuple[tuple[str, Value], ...], str]] = set()
         for rule in self.rules:
             factors = set(rule.view.factors)
-            for name in (rule.nemo, *rule.also, *(part.hf for part in rule.parts)):
+            named_nemo = [(True, name) for name in (rule.nemo, *rule.also)]
+            for is_nemo, name in (*named_nemo, *((False, part.hf) for part in rule.parts)):
                 picked = {first for part in rule.parts if part.hf == name for _, first, _, _ in part.window}
                 if set(holes(name)) | (picked & set(rule.holes)) != set(rule.holes):
                     raise ValueError(f"{self.architecture}: {name} and {rule.nemo} have other holes")
-                key = (name, rule.when, rule.layers)
+                key = (is_nemo, name, rule.when, rule.layers)
                 if key in seen and not any(part.hf == name and part.window for part in rule.parts):
                     raise ValueError(f"{self.architecture}: {name} is named by two rules")
                 seen.add(key)
@@ -211,14 +290,31 @@ class Table:
             if not {rule.cut, rule.pad} - {None} <= factors:
                 raise ValueError(f"{self.architecture}: {rule.nemo} cuts or pads an axis it lacks")
 
+    @property
+    def model_type(self) -> str:
+        return self.architecture.partition(":")[0]
+
+    def spelled(self, name: str) -> str:
+        """The name that ``rules`` have for a tensor of a Hugging Face file."""
+        for pattern, replacement in self.spellings:
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    def stacked(self, config: Mapping[str, Value]) -> bool:
+        """Whether Megatron stores the layers of this model stacked, since all have the same tensors."""
+        if self.layer_sets is None:
+            return True
+        return self.alike is not None and self.alike(config)
+
     def instances(self, config: Mapping[str, Value], sizes: Sizes) -> Iterator[Instance]:
         """Every rule that applies, once for each layer (and expert) it names, in model order."""
         rules = [rule for rule in self.rules if rule.applies(config)]
         first = next((i for i, rule in enumerate(rules) if "layer" in rule.holes), len(rules))
         layered = [rule for rule in rules if "layer" in rule.holes]
         for rule in rules[:first]:
-            yield Instance(rule, {}, 0, rule.in_hf(config))
+            yield Instance(rule, {}, -1, rule.in_hf(config))
         sets = self.layer_sets(config) if self.layer_sets else {}
+        kinds = self.kinds(config) if self.kinds else [""] * sizes["layers"]
         for layer in range(sizes["layers"]):
             for rule in layered:
                 if rule.layers and layer not in sets[rule.layers]:
@@ -226,16 +322,17 @@ class Table:
                 others = [hole for hole in rule.holes if hole != "layer"]
                 for index in product(*(range(sizes[HOLE_SIZES[hole]]) for hole in others)):
                     named = {"layer": layer, **dict(zip(others, index, strict=True))}
-                    yield Instance(rule, named, layer, rule.in_hf(config))
+                    own = rule.of_kind(kinds[layer], self.varied)
+                    yield Instance(own, named, layer, rule.in_hf(config))
         for rule in rules[first:]:
             if "layer" not in rule.holes:
-                yield Instance(rule, {}, sizes["layers"] - 1, rule.in_hf(config))
+                yield Instance(rule, {}, sizes["layers"], rule.in_hf(config))
 
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A rule for one layer. ``layer`` is the layer whose pipeline stage holds it: embeddings live with
-    the first, the final norm and the output layer with the last."""
+    """A rule for one layer. ``layer`` says where in the model it stands: -1 for what comes before the
+    first layer (embeddings), the number of layers for what comes after the last (final norm, output)."""
 
     rule: Rule
     index: dict[str, int]
@@ -255,6 +352,9 @@ def check_layout(table: Table, config: Mapping[str, Value], sizes: Sizes, layout
     """Raise LayoutError, naming the sizes that would do, unless the layout divides the model."""
     layout.check(sizes["layers"])
     layout.check_experts(sizes.get("experts", 1))
-    for rule in table.rules:
+    rules: Iterable[Rule] = table.rules
+    if table.kinds:
+        rules = {id(each.rule): each.rule for each in table.instances(config, sizes)}.values()
+    for rule in rules:
         if rule.applies(config) and rule.cut != rule.pad:
             next(rule.fragments(sizes, layout))

@@ -14,17 +14,18 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from math import prod
+from math import isqrt, prod
 from typing import Any
 
 import numpy
 
 from nemoconv.errors import NemoconvError, UsageError
 from nemoconv.formats.checksum import crc32, crc32_combine
-from nemoconv.formats.tensors import contiguous_strides
+from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.plan import Job, Payload, Plan
 from nemoconv.resharding.strided import Buffer, gather_runs, loops, read_strided
+from nemoconv.resharding.transposed import square_tiles, turns_in_target
 
 TILE_NBYTES = 2 << 20
 TASK_NBYTES = 64 << 20
@@ -61,21 +62,53 @@ def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
             yield (*index, first, *start[axis + 1 :]), (*(1,) * axis, count, *shape[axis + 1 :])
 
 
+def tile_groups(job: Job, limit: int) -> Iterator[list[Box]]:
+    """The tiles of a job, in groups that should stay together.
+
+    Where the source is a transposed matrix, tiles are nearer to square, so that there are lines worth
+    reading and runs worth writing; a group then is as many rows as one tile has, so that its runs join up.
+    """
+    start = (0,) * len(job.shape)
+    if turns_in_target(job):
+        for box in square_tiles(job, limit):
+            yield [box]
+        return
+    if not any(_is_transposed(extent) for extent in job.sources):
+        for box in tiles(start, job.shape, limit):
+            yield [box]
+        return
+    last = job.shape[-1]
+    width = min(last, limit, isqrt(8 * limit))  # a write costs more than a read of the same size
+    for low, shape in tiles(start[:-1], job.shape[:-1], max(1, limit // width)):
+        yield [((*low, first), (*shape, min(width, last - first))) for first in range(0, last, width)]
+
+
+def _is_transposed(extent: Extent) -> bool:
+    """Whether neighbours in the file are no neighbours along the last axis."""
+    if not extent.shape:
+        return False
+    *outer, last = zip(extent.shape, extent.strides, strict=True)
+    return last[0] > 1 and any(length > 1 and step < last[1] for length, step in outer)
+
+
 def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(slots=True)
 class CastReport:
-    """What a change of element type did that is not rounding: finite values that became infinite."""
+    """What a change of element type lost, by tensor: finite values that became infinite, and, where it is
+    cheap to know (float32 to bfloat16), values that were rounded."""
 
     overflows: dict[str, int] = field(default_factory=dict)
+    rounded: dict[str, int] = field(default_factory=dict)
 
     def take(self, other: CastReport) -> None:
         """Add what ``other`` counted, and empty it."""
-        for name, count in other.overflows.items():
-            self.overflows[name] = self.overflows.get(name, 0) + count
-        other.overflows.clear()
+        for mine, given in ((self.overflows, other.overflows), (self.rounded, other.rounded)):
+            for name, count in given.items():
+                mine[name] = mine.get(name, 0) + count
+            given.clear()
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +140,7 @@ class Limits:
         return cls(workers, min(TILE_NBYTES, room // (3 * workers)))
 
 
-class _Worker:
+class Worker:
     """One thread's buffers and the way of one tile through them."""
 
     def __init__(self, tile_nbytes: int, report: CastReport) -> None:
@@ -124,7 +157,7 @@ class _Worker:
             data = self._convert(job, prod(shape))
             self._write(job, start, shape, data, written)
             done(sum(length for _, _, length, _ in written[before:]))
-        return _merge(written)
+        return merge_written(written)
 
     def _read(self, job: Job, start: Shape, shape: Shape) -> None:
         itemsize = job.source_dtype.itemsize
@@ -150,6 +183,8 @@ class _Worker:
             return self.tile
         if self.cast is None:
             self.cast = numpy.empty(len(self.tile), numpy.uint8)
+        if (source.name, target.name) == ("float32", "bfloat16") and not self._rounds(job, count):
+            return self.cast
         values = self.tile[: count * source.itemsize].view(source.numpy())
         result = self.cast[: count * target.itemsize].view(target.numpy())
         with numpy.errstate(over="ignore", invalid="ignore"):
@@ -160,6 +195,17 @@ class _Worker:
         if lost:
             self.report.overflows[job.name] = self.report.overflows.get(job.name, 0) + lost
         return self.cast
+
+    def _rounds(self, job: Job, count: int) -> bool:
+        """Whether some float32 of the tile are no bfloat16; if none, fill ``cast``, NaNs to the bit."""
+        assert self.cast is not None
+        halves = self.tile[: count * 4].view(numpy.uint16)  # the low half first, as on the disk
+        changed = int(numpy.count_nonzero(halves[::2]))
+        if changed:
+            self.report.rounded[job.name] = self.report.rounded.get(job.name, 0) + changed
+        else:
+            self.cast[: count * 2].view(numpy.uint16)[:] = halves[1::2]
+        return bool(changed)
 
     def _write(self, job: Job, start: Shape, shape: Shape, data: Buffer, written: list[Written]) -> None:
         itemsize = job.target_dtype.itemsize
@@ -175,7 +221,7 @@ class _Worker:
             )
             axes = loops(size, target.strides, strides)
             for place, views in gather_runs(axes, itemsize, data[at:], self.scratch):
-                written.append(_write_views(target.payload, offset + place, views))
+                written.append(write_views(target.payload, offset + place, views))
 
 
 def _maybe_nonfinite(values: numpy.ndarray[Any, Any], name: str) -> bool:
@@ -186,7 +232,7 @@ def _maybe_nonfinite(values: numpy.ndarray[Any, Any], name: str) -> bool:
     return bool((values.view(numpy.uint16) & exponent == exponent).any())
 
 
-def _write_views(payload: Payload, offset: int, views: list[memoryview]) -> Written:
+def write_views(payload: Payload, offset: int, views: list[memoryview]) -> Written:
     """Write views one after another at ``offset`` of the payload."""
     checksum = 0
     for view in views:
@@ -199,7 +245,7 @@ def _write_views(payload: Payload, offset: int, views: list[memoryview]) -> Writ
     return payload, offset, length, checksum
 
 
-def _merge(written: list[Written]) -> list[Written]:
+def merge_written(written: list[Written]) -> list[Written]:
     """Join pieces that follow one another in the same payload, so that little is kept."""
     merged: list[Written] = []
     for payload, offset, length, checksum in sorted(written, key=lambda w: (id(w[0]), w[1])):
@@ -227,9 +273,9 @@ class _Tasks:
             itemsize = max(job.source_dtype.itemsize, job.target_dtype.itemsize)
             boxes: list[Box] = []
             held = 0
-            for box in tiles((0,) * len(job.shape), job.shape, max(1, tile_nbytes // itemsize)):
-                boxes.append(box)
-                held += prod(box[1]) * itemsize
+            for group in tile_groups(job, max(1, tile_nbytes // itemsize)):
+                boxes += group
+                held += sum(prod(shape) for _, shape in group) * itemsize
                 if held >= TASK_NBYTES:
                     yield job, boxes
                     boxes, held = [], 0
@@ -249,10 +295,8 @@ class _Tasks:
                     first = piece.offset if first is None else min(first, piece.offset)
                     last = max(last, piece.offset + span + job.source_dtype.itemsize)
             if first is not None:
-                if hasattr(os, "posix_fadvise"):  # not on macOS
-                    at = extent.file.base + first
-                    os.posix_fadvise(extent.file.fd, at, last - first, os.POSIX_FADV_WILLNEED)
-                total += last - first
+                extent.file.will_need(first, last - first)
+                total += extent.file.stored_nbytes(last - first)
         return total
 
     def take(self) -> tuple[Job, list[Box]] | None:
@@ -271,11 +315,17 @@ class _Tasks:
             return job, boxes
 
 
-def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None = None) -> CastReport:
+def execute(
+    plan: Plan,
+    limits: Limits,
+    progress: Callable[[int], None] | None = None,
+    make_worker: Callable[[int, CastReport], Worker] = Worker,
+) -> CastReport:
     """Run every job of the plan and set the CRC-32 of every payload.
 
     ``progress`` is called with the bytes written since its last call, from any worker thread, one
-    call at a time. The first error of a worker stops the others and is raised here.
+    call at a time. The first error of a worker stops the others and is raised here. ``make_worker`` makes
+    what carries out tiles, in the thread that will use it.
     """
     plan.jobs.sort(key=lambda job: job.position)
     outputs = plan.outputs()
@@ -297,7 +347,7 @@ def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None =
 
     def work(number: int) -> None:
         try:
-            worker = _Worker(limits.tile_nbytes, CastReport())
+            worker = make_worker(limits.tile_nbytes, CastReport())
             started.wait()
             while not stop.is_set() and (task := tasks.take()) is not None:
                 pieces = worker.run(*task, done)
@@ -340,7 +390,7 @@ class _Stopped(Exception):
 
 def _settle(plan: Plan, written: list[Written]) -> None:
     """Set the payloads' checksums, and prove that each was written whole."""
-    merged = {id(piece[0]): piece for piece in _merge(written)}
+    merged = {id(piece[0]): piece for piece in merge_written(written)}
     for job in plan.jobs:
         for target in job.targets:
             payload = target.payload

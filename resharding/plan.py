@@ -26,7 +26,7 @@ class Payload:
 
     def __init__(self, name: str, file: OutputFile, offset: int, nbytes: int) -> None:
         self.name, self.file, self.offset, self.nbytes = name, file, offset, nbytes
-        self.crc32: int | None = None
+        self.crc32: int | None = None if nbytes else 0  # nothing is moved for a tensor without elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +110,20 @@ class Plan:
 
     def sources(self) -> list[SourceFile]:
         """Each source file once."""
-        return list({id(e.file): e.file for job in self.jobs for e in job.sources}.values())
+        files = {id(e.file): e.file for job in self.jobs for e in job.sources}.values()
+        return list({id(origin): origin for file in files for origin in file.origins}.values())
 
     def outputs(self) -> list[OutputFile]:
-        """Each output file once."""
-        return list({id(t.payload.file): t.payload.file for job in self.jobs for t in job.targets}.values())
+        """Each output file once; the members of an archive are one file."""
+        files = [target.payload.file.whole for job in self.jobs for target in job.targets]
+        return list({id(file): file for file in files}.values())
 
     @property
     def read_nbytes(self) -> int:
         return sum(
-            prod(extent.shape) * job.source_dtype.itemsize for job in self.jobs for extent in job.sources
+            extent.file.stored_nbytes(prod(extent.shape) * job.source_dtype.itemsize)
+            for job in self.jobs
+            for extent in job.sources
         )
 
     @property

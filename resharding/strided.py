@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy
@@ -12,6 +13,9 @@ from nemoconv.formats.files import SourceFile
 
 #: runs at least this long go between file and tile by themselves; shorter ones through one larger read
 DIRECT_RUN = 16 << 10
+
+#: bytes that are read on in the time that a read of its own costs: lines nearer together are read through
+LINE_COST = 24 << 10
 
 Buffer = numpy.ndarray[Any, numpy.dtype[numpy.uint8]]
 #: one loop of a copy: count, byte stride in the file, byte stride in the buffer
@@ -91,6 +95,8 @@ def read_strided(
             file.pread_into(view[in_buffer : in_buffer + run], offset + in_file)
         return
     span = run + sum((count - 1) * a for count, a, _ in outer)
+    if span > LINE_COST and _read_lines(file, offset, axes, itemsize, span, target, scratch):
+        return
     if span <= len(scratch):
         file.pread_into(scratch.data[:span], offset)
         _copy(target, scratch[:span], outer, run, file_is_source=True)
@@ -104,13 +110,50 @@ def read_strided(
         read_strided(file, offset + first * a, part, itemsize, target[first * b :], scratch)
 
 
+def _read_lines(
+    file: SourceFile,
+    offset: int,
+    axes: list[Loop],
+    itemsize: int,
+    span: int,
+    target: Buffer,
+    scratch: Buffer,
+) -> bool:
+    """Read what is contiguous in the file alone, line by line, and turn it round in ``scratch``.
+
+    For a tile of a transposed matrix the lines are its columns, and what lies between them is most of the
+    file. False, and nothing is done, where lines are too near together in ``span`` bytes, or do not fit.
+    """
+    length, inner = itemsize, 0
+    ordered = sorted(axes, key=lambda axis: axis[1])
+    for count, a, _ in ordered:
+        if a != length:
+            break
+        length, inner = length * count, inner + 1
+    outer = ordered[inner:][::-1]
+    needed = length * prod(count for count, _, _ in outer)
+    near = span <= needed // length * (length + LINE_COST)
+    if near or length < file.short_read or needed > len(scratch):
+        return False
+    packed, step = [], needed
+    for count, a, _ in outer:
+        step //= count
+        packed.append((count, a, step))
+    for in_file, at in positions(packed):
+        file.pread_into(scratch.data[at : at + length], offset + in_file)
+    turned = [(count, step, b) for (count, _, step), (_, _, b) in zip(packed, outer, strict=True)]
+    turned += [(count, a, b) for count, a, b in reversed(ordered[:inner])]
+    _copy(target, scratch[:needed], turned, itemsize, file_is_source=True)
+    return True
+
+
 def gather_runs(
     axes: list[Loop], itemsize: int, source: Buffer, scratch: Buffer
 ) -> list[tuple[int, list[memoryview]]]:
     """What to write of ``source`` (a tile): (file offset, buffers that follow one another there).
 
-    Long runs are given as views of the tile; short ones are first packed into ``scratch``, which must
-    be at least as long as the copy.
+    Long runs are given as views of the tile, and so are those with gaps between them; other short ones
+    are first packed into ``scratch``, which must be at least as long as the copy.
     """
     outer, run = split_run(axes, itemsize)
     view = source.data
@@ -118,7 +161,7 @@ def gather_runs(
         return [(0, [view[:run]])]
     ordered = sorted(outer, key=lambda axis: -axis[1])
     dense = _dense(ordered, run)
-    if run >= DIRECT_RUN:
+    if run >= DIRECT_RUN or not dense:
         return [
             (at, [view[p + q : p + q + run] for _, q in positions(dense)])
             for at, p in positions(ordered[: len(ordered) - len(dense)])

@@ -40,5 +40,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ranks.close()
 
 
+@pytest.fixture(scope="session")
+def gpt_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Processes for Megatron jobs with the architectures of :mod:`megatron_gpt_rank`."""
+    pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    script = Path(__file__).with_name("megatron_gpt_rank.py")
+    ranks = World(tmp_path_factory.mktemp("gpt_world") / "stderr", script)
+    yield ranks
+    ranks.close()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: starts four processes")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import megatron_rank as rank
 import torch
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.activations import quick_gelu
+from megatron.core.fusions import fused_softmax
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
 from megatron.core.transformer import multi_latent_attention
@@ -18,6 +21,7 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 
 from nemoconv.converters.nemo2_context import read_context
 from nemoconv.formats.files import SourceDir
+from nemoconv.mappings import table_for_nemo
 
 multi_latent_attention.HAVE_TE = False  # what it imports from there is None
 moe_utils.te_general_gemm = None  # the router asks for it, and an import without TransformerEngine forgets it
@@ -29,6 +33,19 @@ TRANSFORMER_ENGINE_ONLY = (
     "self_attention.q_layernorm",
     "self_attention.k_layernorm",
 )
+
+
+ACTIVATIONS = {"silu": torch.nn.functional.silu, "quick_gelu": quick_gelu}
+own_window_mask = fused_softmax.get_sliding_window_causal_mask
+
+
+def window_mask(*args: Any) -> torch.Tensor:
+    """megatron-core's own, which asks for a CUDA tensor."""
+    with rank.OnCPU():
+        return own_window_mask(*args)
+
+
+fused_softmax.get_sliding_window_causal_mask = window_mask
 
 
 class LatentAttention(DotProductAttention):
@@ -61,12 +78,13 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
     latent = fields.get("multi_latent_attention", False)
     kind = MLATransformerConfig if latent else TransformerConfig
     known = {field.name for field in dataclasses.fields(kind)}
-    told = {name: value for name, value in fields.items() if name in known}
+    told = {name: value for name, value in fields.items() if name in known and value is not None}
     config = kind(
         **rank.LLAMA
         | told
         | rank.ON_CPU
         | {
+            "activation_func": ACTIVATIONS[fields["activation_func"].name],
             "bf16": False,
             "fp16": False,
             "params_dtype": torch.float32,
@@ -74,14 +92,23 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
             "tensor_model_parallel_size": tp,
             "pipeline_model_parallel_size": pp,
             "expert_model_parallel_size": ep,
+            "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
             "sequence_parallel": False,
             "moe_token_dispatcher_type": "allgather",
             "moe_grouped_gemm": False,
         }
     )
-    if isinstance(config.moe_layer_freq, list):
-        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
-        layers = spec.layer_specs
+    for name, value in fields.items():
+        if name.startswith("yarn_"):  # fields of NeMo's class that megatron-core asks its config for
+            setattr(config, name, value)
+    every = fields.get("nope_layer_interval") or 0
+    if every:
+        config.no_rope_freq = [int((layer + 1) % every == 0) for layer in range(config.num_layers)]
+    if isinstance(config.moe_layer_freq, list) or every:
+        spec = get_gpt_decoder_block_spec(
+            config, use_transformer_engine=False, normalization="RMSNorm", qk_l2_norm=config.qk_l2_norm
+        )
+        layers = spec.layer_specs = [copy.deepcopy(layer) for layer in spec.layer_specs]
     else:
         spec = get_gpt_layer_local_spec(
             num_experts=config.num_moe_experts,
@@ -90,6 +117,11 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
             normalization="RMSNorm",
         )
         layers = [spec]
+    first = parallel_state.get_pipeline_model_parallel_rank() * config.num_layers // pp
+    for number, layer in enumerate(layers, first + 1):
+        if every and number % every == 0:  # as NeMo's get_llama4_layer_spec does
+            heads = layer.submodules.self_attention.submodules
+            heads.q_layernorm = heads.k_layernorm = None
     for layer in layers:
         as_transformer_engine_names_it(layer, latent)
         if latent:
@@ -105,8 +137,9 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
             post_process=stage == pp - 1,
             parallel_output=False,
             share_embeddings_and_output_weights=fields["share_embeddings_and_output_weights"],
-            position_embedding_type="rope",
+            position_embedding_type=fields["position_embedding_type"],
             rotary_base=fields["rotary_base"],
+            rotary_percent=fields["rotary_percent"],
             seq_len_interpolation_factor=fields.get("seq_len_interpolation_factor"),
         )
         .float()
@@ -114,11 +147,15 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
     )
 
 
-def compare_moe(directory: str, reference: str, tp: int, pp: int, ep: int) -> dict[str, Any]:
+def compare_moe(
+    directory: str, reference: str, tp: int, pp: int, ep: int, etp: int | None = None
+) -> dict[str, Any]:
     """Load a NeMo 2 directory in float32; how far are its logits from the reference {ids, logits}?"""
     source = SourceDir(Path(directory))
-    fields = read_context(source).fields
+    context = read_context(source)
     source.close()
+    table = table_for_nemo(context.config_class, context.fields, "here")
+    fields = {**table.nemo.defaults[context.config_class.name], **context.fields}
     model = build(fields, tp, pp, ep)
     weights = f"{directory}/weights"
     stored = dist_checkpointing.load_tensors_metadata(weights)

@@ -239,7 +239,10 @@ def serve() -> None:
             dist.init_process_group("gloo", address, rank=job["rank"], world_size=job["world"])
             args = job["args"]
             parallel_state.initialize_model_parallel(
-                args["tp"], args["pp"], expert_model_parallel_size=args.get("ep", 1)
+                args["tp"],
+                args["pp"],
+                expert_model_parallel_size=args.get("ep", 1),
+                expert_tensor_parallel_size=args.get("etp"),
             )
             answer = {"result": JOBS[job["do"]](**job["args"])}
             dist.barrier()

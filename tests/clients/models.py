@@ -328,3 +328,32 @@ def logits(folder: Path, dtype: str = "auto") -> Any:
     model = load(folder, dtype)
     with torch.no_grad():
         return model(ids(model.config.vocab_size)).logits
+
+
+def logits_of(folder: Path, dtype: str = "float32") -> Any:
+    """What transformers computes from the directory for a text of 32 of the first 130 tokens."""
+    import torch
+
+    with torch.no_grad():
+        return load(folder, dtype)(ids(130, 32)).logits
+
+
+def randomize(model: Any, seed: int = 0) -> None:
+    """Weights that keep activations, and logits, at order 1, whatever the matrices are called."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            if name.endswith("bias"):
+                noise *= 0.3
+            elif p.ndim == 1:
+                noise = 1 + 0.3 * noise
+            elif id(p) not in embeddings:
+                noise *= 1.5 / p.shape[1] ** 0.5
+            elif head is not None and p is head.weight:
+                noise *= p.shape[1] ** -0.5
+            p.copy_(noise)

@@ -11,10 +11,11 @@ import pytest
 
 from nemoconv.converters.compare import Comparison
 from nemoconv.converters.conversion import convert
+from nemoconv.converters.onnx_in_place import add_graph
 from nemoconv.converters.verification import verify
 from nemoconv.errors import LayoutError
 
-from . import models
+from . import models, onnx_runs
 from .worlds import World
 
 HEADS, GROUPS, HEAD_DIM, LAYERS = 9, 3, 64, 30
@@ -174,3 +175,23 @@ def test_megatron_core_computes_the_same(smollm2: Path, world: World, tmp_path: 
     )
     assert found["diff"] < 5e-5 * logits.abs().max().item()
     assert found["argmax_equal"]
+
+
+def test_onnxruntime_genai_says_the_same_in_float32(smollm2: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_genai")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer(prompt, return_tensors="pt")
+    model = onnx_runs.load(smollm2)
+    said = model.generate(**ids, max_new_tokens=16, min_new_tokens=16, do_sample=False)[0].tolist()
+    assert "Paris" in tokenizer.decode(said)
+    del model
+    convert(smollm2, tmp_path / "onnx", to="onnx", flavor="genai", max_shard_nbytes=100_000_000)
+    for flavor in ("genai", "std"):
+        if flavor == "std":
+            add_graph(tmp_path / "onnx", flavor=flavor, overwrite=True)
+        asked, found = onnx_runs.generated(tmp_path / "onnx", prompt, 16)
+        assert asked + found == said

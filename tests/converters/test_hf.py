@@ -380,7 +380,12 @@ def test_quantized_weights_and_remote_code(model):
     set_config(model, quantization_config={"quant_method": "fp8"})
     assert (
         refused(model, UnsupportedConfig, 5)
-        == "MODEL/config.json: quantization_config is set: the weights are quantized"
+        == "MODEL/config.json: quantization_config says fp8, but no tensor is quantized"
+    )
+    set_config(model, quantization_config={"quant_method": "awq"})
+    assert refused(model, UnsupportedConfig, 5) == (
+        "MODEL/config.json: quantization_config is set: the weights are quantized by 'awq', which is not "
+        "supported"
     )
     set_config(model, ["quantization_config"], auto_map={"AutoModel": "evil.Evil"})
     assert refused(model, UnsupportedConfig, 5) == (

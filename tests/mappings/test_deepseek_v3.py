@@ -187,3 +187,62 @@ def test_any_layout_comes_back(tmp_path: Path, tp: int, pp: int, ep: int) -> Non
     convert(tmp_path / "hf", tmp_path / "nemo", to="nemo2", verify=True, **sizes)
     convert(tmp_path / "nemo", tmp_path / "back", to="hf", verify=True)
     assert data_of(tmp_path / "hf") == data_of(tmp_path / "back")
+
+
+def with_extra_layer(folder: Path) -> None:
+    """A layer beyond the last, as the released files have it."""
+    samples.build(folder, {**CONFIG, "num_hidden_layers": 5})
+    data = (folder / "model.safetensors").read_bytes()
+    swapped = data.replace(b"model.layers.4.input_layernorm", b"model.layers.4.shared_headnorm")
+    (folder / "model.safetensors").write_bytes(swapped)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+
+
+def test_layers_that_predict_further_tokens_are_left_out_on_demand(tmp_path: Path) -> None:
+    with_extra_layer(tmp_path / "hf")
+    with pytest.raises(MappingError, match="--allow-ignored num_nextn_predict_layers"):
+        convert(tmp_path / "hf", tmp_path / "nemo", to="nemo2")
+    ignored = ["num_nextn_predict_layers"]
+    report = convert(tmp_path / "hf", tmp_path / "nemo", to="nemo2", allow_ignored=ignored, verify=True)
+    assert any("predict further tokens are left out" in note for note in report.notes)
+    assert report.ignored_keys == ignored
+    convert(tmp_path / "nemo", tmp_path / "back", to="hf")
+    left = data_of(tmp_path / "back")
+    assert left == {name: raw for name, raw in data_of(tmp_path / "hf").items() if ".layers.4." not in name}
+
+
+def test_what_is_no_such_layer_is_still_refused(tmp_path: Path) -> None:
+    with_extra_layer(tmp_path / "hf")
+    data = (tmp_path / "hf/model.safetensors").read_bytes()
+    swapped = data.replace(b"model.layers.4.shared_headnorm", b"model.layers.99.shared_headnor")
+    (tmp_path / "hf/model.safetensors").write_bytes(swapped)
+    with pytest.raises(MappingError, match=r"model\.layers\.99"):
+        convert(tmp_path / "hf", tmp_path / "n", to="nemo2", allow_ignored=["num_nextn_predict_layers"])
+
+
+KIMI = {
+    **CONFIG,
+    "model_type": "kimi_k2",
+    "n_group": 1,
+    "topk_group": 1,
+    "rope_theta": 50000.0,
+    "rope_scaling": {**YARN, "beta_fast": 1.0, "factor": 32.0},
+    "auto_map": {
+        "AutoConfig": "configuration_deepseek.DeepseekV3Config",
+        "AutoModel": "modeling_deepseek.DeepseekV3Model",
+        "AutoModelForCausalLM": "modeling_deepseek.DeepseekV3ForCausalLM",
+    },
+}
+
+
+def test_kimi_k2_is_a_deepseek_v3(tmp_path: Path) -> None:
+    samples.build(tmp_path / "hf", KIMI)
+    convert(tmp_path / "hf", tmp_path / "nemo", to="nemo2", verify=True)
+    convert(tmp_path / "nemo", tmp_path / "back", to="hf", verify=True)
+    assert data_of(tmp_path / "hf") == data_of(tmp_path / "back")
+    config = json.loads((tmp_path / "back/config.json").read_text())
+    assert (config["model_type"], config["rope_theta"]) == ("deepseek_v3", 50000.0)
+    assert "auto_map" not in config
+    with pytest.raises(UnsupportedConfig, match="auto_map"):
+        read_config(TABLE.fields, {**KIMI, "auto_map": {"AutoModel": "modeling_kimi.Other"}})
+    read_config(TABLE.fields, {**KIMI, "auto_map": {"AutoModel": "modeling_kimi.Other"}}, ["auto_map"])

@@ -1,4 +1,4 @@
-"""Mistral: the table's own tests, transformers' defaults, and what is refused."""
+"""Mistral: the table's own tests, and transformers' defaults."""
 
 from __future__ import annotations
 
@@ -23,42 +23,6 @@ class TestMistralTied(MappingTests):
 
 def test_missing_keys_take_the_defaults_of_transformers() -> None:
     dense.assert_defaults_of_transformers("mistral", "MistralConfig")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("hidden_act", "tanh"),
-        ("quantization_config", {}),
-        ("mlp_bias", True),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
-        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-        ("attention_bias", True),
-        ("layer_types", ["sliding_attention"]),
-    ],
-)
-def test_what_is_refused_is_named(key: str, value: object) -> None:
-    dense.assert_refused("mistral", key, value)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("multi_latent_attention", True),
-        ("num_moe_experts", 4),
-        ("softmax_scale", 0.5),
-        ("position_embedding_type", "yarn"),
-        ("rotary_interleaved", True),
-        ("window_size", [4, 4]),
-        ("window_attn_skip_freq", 2),
-        ("add_qkv_bias", True),
-        ("add_bias_linear", True),
-        ("qk_layernorm", True),
-        ("rotary_percent", 0.5),
-    ],
-)
-def test_what_is_refused_of_nemo_is_named(field: str, value: object) -> None:
-    dense.assert_nemo_refused("mistral", field, value)
 
 
 @pytest.mark.parametrize(("window", "size"), [(None, None), (1, [0, 0]), (4096, [4095, 0])])

@@ -1,4 +1,4 @@
-"""Phi-3: the table's own tests, transformers' defaults, and what is refused."""
+"""Phi-3: the table's own tests, and transformers' defaults."""
 
 from __future__ import annotations
 
@@ -30,42 +30,6 @@ class TestPhi3WithOneGroup(MappingTests):
 
 def test_missing_keys_take_the_defaults_of_transformers() -> None:
     dense.assert_defaults_of_transformers("phi3", "Phi3Config")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("hidden_act", "tanh"),
-        ("quantization_config", {}),
-        ("mlp_bias", True),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
-        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-        ("rope_scaling", {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}),
-        ("rope_scaling", {"type": "su", "short_factor": [1.0], "long_factor": [1.0]}),
-        ("attention_bias", True),
-        ("partial_rotary_factor", 1.5),
-    ],
-)
-def test_what_is_refused_is_named(key: str, value: object) -> None:
-    dense.assert_refused("phi3", key, value)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("multi_latent_attention", True),
-        ("num_moe_experts", 4),
-        ("softmax_scale", 0.5),
-        ("position_embedding_type", "yarn"),
-        ("rotary_interleaved", True),
-        ("add_qkv_bias", True),
-        ("window_size", [4, 4]),
-        ("add_bias_linear", True),
-        ("qk_layernorm", True),
-    ],
-)
-def test_what_is_refused_of_nemo_is_named(field: str, value: object) -> None:
-    dense.assert_nemo_refused("phi3", field, value)
 
 
 def test_the_fused_tensors_are_one_each() -> None:

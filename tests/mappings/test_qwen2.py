@@ -1,8 +1,6 @@
-"""Qwen 2: the table's own tests, transformers' defaults, and what is refused."""
+"""Qwen 2: the table's own tests, and transformers' defaults."""
 
 from __future__ import annotations
-
-import pytest
 
 from nemoconv.testing import MappingTests
 
@@ -21,38 +19,3 @@ class TestQwen2Tied(MappingTests):
 
 def test_missing_keys_take_the_defaults_of_transformers() -> None:
     dense.assert_defaults_of_transformers("qwen2", "Qwen2Config")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("hidden_act", "tanh"),
-        ("quantization_config", {}),
-        ("mlp_bias", True),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
-        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-        ("use_sliding_window", True),
-        ("layer_types", ["full_attention", "sliding_attention"]),
-        ("attention_bias", False),
-    ],
-)
-def test_what_is_refused_is_named(key: str, value: object) -> None:
-    dense.assert_refused("qwen2", key, value)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("multi_latent_attention", True),
-        ("softmax_scale", 0.5),
-        ("position_embedding_type", "yarn"),
-        ("rotary_interleaved", True),
-        ("add_qkv_bias", False),
-        ("window_size", [4, 0]),
-        ("add_bias_linear", True),
-        ("qk_layernorm", True),
-        ("rotary_percent", 0.5),
-    ],
-)
-def test_what_is_refused_of_nemo_is_named(field: str, value: object) -> None:
-    dense.assert_nemo_refused("qwen2", field, value)

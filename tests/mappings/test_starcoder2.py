@@ -1,4 +1,4 @@
-"""StarCoder2: the table's own tests, transformers' defaults, and what is refused."""
+"""StarCoder2: the table's own tests, and transformers' defaults."""
 
 from __future__ import annotations
 
@@ -23,43 +23,6 @@ class TestStarcoder2Untied(MappingTests):
 
 def test_missing_keys_take_the_defaults_of_transformers() -> None:
     dense.assert_defaults_of_transformers("starcoder2", "Starcoder2Config")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("hidden_act", "tanh"),
-        ("quantization_config", {}),
-        ("mlp_bias", True),
-        ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
-        ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
-        ("use_bias", False),
-        ("hidden_act", "gelu_new"),
-        ("attention_bias", True),
-    ],
-)
-def test_what_is_refused_is_named(key: str, value: object) -> None:
-    dense.assert_refused("starcoder2", key, value)
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("multi_latent_attention", True),
-        ("num_moe_experts", 4),
-        ("softmax_scale", 0.5),
-        ("position_embedding_type", "yarn"),
-        ("rotary_interleaved", True),
-        ("normalization", "RMSNorm"),
-        ("gated_linear_unit", True),
-        ("window_size", [4, 4]),
-        ("activation_func", None),
-        ("qk_layernorm", True),
-        ("rotary_percent", 0.5),
-    ],
-)
-def test_what_is_refused_of_nemo_is_named(field: str, value: object) -> None:
-    dense.assert_nemo_refused("starcoder2", field, value)
 
 
 @pytest.mark.parametrize(("activation", "fused"), [("gelu_pytorch_tanh", True), ("gelu", False)])

@@ -50,7 +50,7 @@ def test_holes():
         ([same("a", "b", "hidden", also=("c.{layer}",))], "toy: c.{layer} and a have other holes"),
         ([same("a", "b", "hidden"), same("c", "b", "hidden")], "toy: b is named by two rules"),
         ([same("a", "b", "hidden"), same("a", "c", "hidden")], "toy: a is named by two rules"),
-        ([same("a", "a", "hidden")], "toy: a is named by two rules"),
+        ([same("a", "b", "hidden", also=("a",))], "toy: a is named by two rules"),
         ([Rule("a", "half hidden", (Part("b", "hidden"),))], "toy: b does not place {'half'}"),
         ([Rule("a", "hidden", (Part("b", "hidden ffn"),))], "toy: b does not place {'ffn'}"),
         ([same("a", "b", "hidden", cut="ffn")], "toy: a cuts or pads an axis it lacks"),
@@ -219,7 +219,7 @@ def test_instances_come_in_model_order_with_the_stage_of_their_layer():
     found = list(LLAMA.instances(model, attention_sizes(model)))
     assert found[0].nemo == "embedding.word_embeddings.weight"
     assert [i.nemo for i in found][-2:] == ["decoder.final_layernorm.weight", "output_layer.weight"]
-    assert (found[0].layer, found[-1].layer) == (0, 1)
+    assert (found[0].layer, found[-1].layer) == (-1, 2)
     layered = [i for i in found if i.index]
     assert [i.layer for i in layered] == [0] * 6 + [1] * 6
     assert layered[-1].nemo == "decoder.layers.1.mlp.linear_fc2.weight"

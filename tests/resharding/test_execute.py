@@ -282,7 +282,7 @@ def test_an_error_of_one_worker_stops_the_others(tmp_path):
 def test_a_worker_without_memory_is_an_error(tmp_path, monkeypatch):
     plan, file, output = simple(tmp_path, numpy.zeros((4, 8), numpy.uint32), "float32", "float32")
     monkeypatch.setattr(
-        "nemoconv.resharding.execute._Worker.__init__", lambda *_: (_ for _ in ()).throw(MemoryError())
+        "nemoconv.resharding.execute.Worker.__init__", lambda *_: (_ for _ in ()).throw(MemoryError())
     )
     with pytest.raises(MemoryError):
         execute(plan, Limits(2, 64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nemoconv.errors import MappingError
@@ -76,6 +78,7 @@ def test_a_plan_counts(tmp_path):
     file, output = SourceFile(tmp_path / "in"), OutputFile(str(tmp_path / "out"), "out")
     payload = Payload("x", output, 0, 96)
     a = job([TOP, BOTTOM], [LEFT, ((0, 3), (4, 3))], dtype=F32)
+    a = replace(a, sources=tuple(extent._replace(file=file) for extent in a.sources))
     b = Job(
         "b", (2,), BF16, BF16, (Extent(file, 7, (0,), (2,), (2,)),), (Target(payload, 0, (0,), (2,), (2,)),)
     )

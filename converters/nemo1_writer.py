@@ -1,0 +1,49 @@
+"""Writes ``.nemo`` archives as NeMo 2.4, the last with Megatron GPT models, does: megatron-core's names in
+a torch_dist checkpoint, which NeMo restores at any parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from nemoconv.converters import nemo1_config, nemo_archive
+from nemoconv.converters.base import Model, Request, WriteOptions
+from nemoconv.converters.nemo2 import NeMo2Writer
+from nemoconv.formats import plain_yaml, torch_zip
+from nemoconv.formats.output import OutputDirectory
+from nemoconv.resharding.plan import Payload
+
+_FOLDER: Final = "model_weights"
+
+
+class NeMo1Writer(NeMo2Writer):
+    """What :class:`NeMo2Writer` writes, with a ``model_config.yaml`` instead of a context."""
+
+    prefix = "model."
+
+    def __init__(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> None:
+        super().__init__(output, model, options, sizes)
+        section, self._members, self._notes = nemo1_config.build_tokenizer(model.files)
+        self._yaml = nemo1_config.build_yaml(
+            model.table, model.config, options.layout, sizes["vocab"], section
+        )
+
+    def notes(self) -> Sequence[str]:
+        return self._notes
+
+    def _at(self, name: str) -> str:
+        return f"{_FOLDER}/{name}"
+
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        """The small members come first, so that who reads the archive as a stream meets them first."""
+        small = {nemo_archive.CONFIG: plain_yaml.dumps(self._yaml), **self._members}
+        for name, data in sorted(small.items()):
+            file = self._output.file(name)
+            file.size = len(data)
+            file.pwrite_later(0, data)
+        return super().reserve(requests)
+
+    def _write_context(self) -> None:
+        self._output.write(self._at("common.pt"), torch_zip.object_item({}))

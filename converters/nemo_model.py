@@ -1,0 +1,293 @@
+"""A ``.nemo`` archive of any model but a Megatron language model: speech, speaker, audio, TTS.
+
+Its tensors can always be read, and moved as they are between archives and safetensors. Those of known
+speech classes have a table besides, under which Hugging Face sees them (:class:`SpeechView`).
+
+Source: nemo/core/connectors/save_restore_connector.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from nemoconv.converters import nemo_archive, speech_files
+from nemoconv.converters.base import Checkpoint, Model, TensorSpec
+from nemoconv.errors import (
+    NemoconvError,
+    UnsupportedArchitecture,
+    UnsupportedError,
+    UnsupportedFormat,
+    UsageError,
+    some,
+)
+from nemoconv.formats import plain_json
+from nemoconv.formats.files import Folder, SourceFile
+from nemoconv.formats.tar import TarFolder
+from nemoconv.formats.tensors import StoredTensor
+from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
+from nemoconv.formats.torch_zip import TensorRef
+from nemoconv.mappings import architectures, load_table
+from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.identity import identity_table
+from nemoconv.mappings.speech import SpeechTable, flatten, read_settings
+from nemoconv.mappings.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
+from nemoconv.mappings.speech_preprocessor import read_extractor
+
+#: of a folder of safetensors: where an archive's other members lie, and what names stand for None
+ARTIFACTS: Final = "artifacts"
+NULLS: Final = "empty_entries.json"
+#: formats that keep NeMo's names, into which tensors go as they are
+SAME_NAMES: Final = ("nemo", "safetensors")
+#: of a hybrid model: section and names of the head that is not asked for
+_OTHER_HEAD: Final = {"transducer": ("ctc_decoder.",), "ctc": ("decoder.", "joint.")}
+_HYBRID: Final = "aux_ctc"
+
+
+@dataclass(slots=True)
+class ArchiveModel(Model):
+    """A model whose archive goes along: model_config.yaml as it is, artifacts by their member names, and
+    the names in the state dict that stand for None."""
+
+    yaml: bytes = b""
+    artifacts: dict[str, SourceFile] = field(default_factory=dict)
+    nulls: tuple[str, ...] = ()
+
+
+class NemoModel(Checkpoint):
+    """An open ``.nemo`` of a model that is not a Megatron language model, under NeMo's own names."""
+
+    format = "nemo"
+    side = "nemo"
+    has_model = False  # one that others share, that is: see SpeechView
+
+    def __init__(self, path: Path, folder: Folder, config: Mapping[str, Value]) -> None:
+        self.path, self.folder, self._config = path, folder, config
+        target = config.get("target")
+        #: the full name of NeMo's class; a text, never imported
+        self.target: str = target if isinstance(target, str) else ""
+        self._head: str | None = None
+        if not folder.exists(nemo_archive.WEIGHTS):
+            inside = [*folder.names(), *folder.folders()]
+            raise UnsupportedFormat(
+                f"{path}: a {self.target or 'model of an unnamed class'} without {nemo_archive.WEIGHTS}; "
+                f"it has {some(inside)}"
+            )
+        self._state = read_state_dict(folder.file(nemo_archive.WEIGHTS))
+        self._tensors, self.nulls = _sorted_out(self._state, f"{path}: {nemo_archive.WEIGHTS}")
+
+    def keys(self) -> Sequence[str]:
+        return list(self._tensors)
+
+    def spec(self, name: str) -> TensorSpec:
+        tensor = self._tensors[name]
+        return TensorSpec(name, tensor.dtype, tensor.shape)
+
+    def stored(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        """model_config.yaml, not a config.json: most of these models have none."""
+        return self._config
+
+    def choose_head(self, head: str) -> None:
+        if _HYBRID not in self._config:
+            raise UsageError(f"{self.path}: has one head only, so none can be chosen")
+        self._head = head
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> ArchiveModel:
+        table = identity_table(self.target, ((name, t.shape) for name, t in self._tensors.items()))
+        return ArchiveModel(
+            table,
+            {},
+            yaml=self.folder.read(nemo_archive.CONFIG),
+            artifacts=self.artifacts(),
+            nulls=self.nulls,
+        )
+
+    def artifacts(self) -> dict[str, SourceFile]:
+        """Every member that is neither the config nor the weights, nor a manifest of ours."""
+        ours = {nemo_archive.CONFIG, nemo_archive.WEIGHTS, "nemoconv_manifest.json"}
+        return {
+            name: self.folder.file(name) for name in nemo_archive.all_files(self.folder) if name not in ours
+        }
+
+    def view_for(self, name: str) -> Checkpoint:
+        return self if name in SAME_NAMES else SpeechView(self)
+
+    def table(self) -> SpeechTable:
+        """The table of a known speech class. Raises UnsupportedArchitecture."""
+        flat = dict(flatten(self._config))
+        head = self._head if self._head is not None else "transducer" if _HYBRID in self._config else None
+        for name in architectures():
+            try:
+                table = load_table(name)
+            except NemoconvError:  # a broken plug-in stops nobody else
+                continue
+            if isinstance(table, SpeechTable) and table.fits(self.target, head, flat):
+                return table
+        raise UnsupportedArchitecture(
+            f"{self.path}: NeMo's class {self.target or '(not named)'} has no counterpart in transformers",
+            hint="convert --to safetensors to have its weights and config",
+        )
+
+    @property
+    def head(self) -> str | None:
+        """The head of a hybrid model that is converted: the transducer unless another was chosen."""
+        return (self._head or "transducer") if _HYBRID in self._config else None
+
+    def describe(self) -> dict[str, Value]:
+        facts: dict[str, Value] = {
+            "writer": f"NeMo {self._config.get('nemo_version', '(version not recorded)')}",
+            "target": self.target or "(not named)",
+        }
+        rate = self._config.get("sample_rate")
+        if isinstance(rate, int):
+            facts["sample rate"] = rate
+        sections = {
+            key: value["_target_"].rpartition(".")[2]
+            for key, value in self._config.items()
+            if isinstance(value, dict) and isinstance(value.get("_target_"), str)
+        }
+        if sections:
+            facts["modules"] = sections
+        if self.nulls:
+            facts["empty entries"] = len(self.nulls)
+        facts["files"] = {name: self.folder.file(name).size for name in nemo_archive.all_files(self.folder)}
+        return facts
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return speech_files.tokenizer_files(self.folder, self._config)
+
+    def skipped(self) -> Mapping[str, int]:
+        return (
+            {f"entries beside the weights ({some(self._state.around)})": len(self._state.around)}
+            if (self._state.around)
+            else {}
+        )
+
+    def notes(self) -> Sequence[str]:
+        if isinstance(self.folder, TarFolder) and self.folder.compressed:
+            return ("the archive is compressed, so it was inflated into a scratch file first",)
+        return ()
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        yield nemo_archive.WEIGHTS, self._state.file.verify_crc()
+
+    def open_folder(self) -> Folder | None:
+        compressed = isinstance(self.folder, TarFolder) and self.folder.compressed  # never by us
+        return None if compressed else nemo_archive.open_folder(self.path)
+
+    def plain_files(self) -> Mapping[str, SourceFile | bytes]:
+        files: dict[str, SourceFile | bytes] = {nemo_archive.CONFIG: self.folder.file(nemo_archive.CONFIG)}
+        files |= {f"{ARTIFACTS}/{name}": file for name, file in self.artifacts().items()}
+        if self.nulls:
+            files[NULLS] = plain_json.dumps(list(self.nulls))
+        return files
+
+    def source_files(self) -> Sequence[SourceFile]:
+        return self.folder.opened()
+
+    def close(self) -> None:
+        self.folder.close()
+
+
+def _sorted_out(state: StateDict, where: str) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
+    """The tensors of a state dict, and the names that stand for None. Nothing else can be carried along."""
+    tensors = dict(state.tensors)
+    nulls, refused = [], []
+    for name, value in state.others.items():
+        if isinstance(value, TensorRef):
+            tensors[name] = state.file.tensor(name, value)
+        elif value is None:
+            nulls.append(name)
+        else:
+            refused.append(f"{name} ({type(value).__name__})")
+    if refused:
+        raise UnsupportedError(
+            f"{where}: {len(refused)} entries are neither tensors nor None: {some(refused)}",
+            hint="no other format here can hold them",
+        )
+    return tensors, tuple(nulls)
+
+
+class SpeechView(Checkpoint):
+    """The same archive as Hugging Face sees it: one head, under the table of its architecture."""
+
+    format = "nemo"
+    side = "nemo"
+
+    def __init__(self, whole: NemoModel) -> None:
+        self.path, self._whole, self._table = whole.path, whole, whole.table()
+        dropped = _OTHER_HEAD[whole.head] if whole.head else ()
+        self._names = [name for name in whole.keys() if not name.startswith(dropped)]  # noqa: SIM118
+        self._dropped = len(whole.keys()) - len(self._names)
+
+    def keys(self) -> Sequence[str]:
+        return self._names
+
+    def spec(self, name: str) -> TensorSpec:
+        return self._whole.spec(name)
+
+    def stored(self, name: str) -> StoredTensor:
+        return self._whole.stored(name)
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return self._whole.config
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        yaml = dict(flatten(self._of_head()))
+        own = {path: value for path, value in yaml.items() if path not in PREPROCESSOR_PATHS}
+        config = read_settings(self._table.settings, own, allow_ignored)
+        self._table.sizes(config)
+        extractor = read_extractor(yaml)
+        speech_files.check_constants(self._whole, self._table, config, extractor)
+        inert, files = speech_files.to_hf(self._whole.folder, self.config, self._table, config, extractor)
+        ignored = sorted({path for path in allow_ignored if path in yaml or path in self.config})
+        return Model(self._table, config, inert, files, ignored)
+
+    def _of_head(self) -> dict[str, Any]:
+        """model_config.yaml as a model with only this head would have it."""
+        config = {key: value for key, value in self.config.items() if key != _HYBRID}
+        if self._whole.head != "ctc":
+            return config
+        auxiliary = self.config.get(_HYBRID)
+        decoder = auxiliary.get("decoder") if isinstance(auxiliary, dict) else None
+        if not isinstance(decoder, dict):
+            raise UnsupportedError(f"{self.path}: {_HYBRID} describes no decoder")
+        return {**{k: v for k, v in config.items() if k not in ("joint", "labels")}, "decoder": decoder}
+
+    def view_for(self, name: str) -> Checkpoint:
+        return self._whole if name in SAME_NAMES else self
+
+    def describe(self) -> dict[str, Value]:
+        return self._whole.describe()
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return self._whole.tokenizer_files
+
+    def skipped(self) -> Mapping[str, int]:
+        other = "CTC" if self._whole.head == "transducer" else "transducer"
+        dropped = {f"tensors of the {other} head (choose it with --head)": self._dropped}
+        return {**self._whole.skipped(), **(dropped if self._dropped else {})}
+
+    def notes(self) -> Sequence[str]:
+        return self._whole.notes()
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        yield from self._whole.verify_checksums()
+
+    def open_folder(self) -> Folder | None:
+        return self._whole.open_folder()
+
+    def source_files(self) -> Sequence[SourceFile]:
+        return self._whole.source_files()
+
+    def close(self) -> None:
+        self._whole.close()

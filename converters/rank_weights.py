@@ -1,0 +1,266 @@
+"""Weights that lie cut by model-parallel rank, one state dict a rank: NeMo 1's, and older Megatron's.
+
+A rank's tensors are put together by the fragments of the table's rule, the same that a writer of ranks
+uses. Which layers a pipeline stage holds is told by the files themselves: every stage numbers its own
+from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, product
+from typing import Final
+
+from nemoconv.converters import nemo1_names
+from nemoconv.converters.nemo1_names import Name
+from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
+from nemoconv.formats.dtypes import DType
+from nemoconv.formats.files import Folder, SourceFile
+from nemoconv.formats.tensors import Extent, StoredTensor
+from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
+from nemoconv.mappings.table import Rule, Sizes
+from nemoconv.resharding.boxes import Shape, intersect, narrow
+from nemoconv.resharding.layout import Layout
+
+#: (tensor-parallel rank, pipeline rank)
+Rank = tuple[int, int]
+_TENSOR: Final = re.compile(r"mp_rank_(\d{2,4})")
+_BOTH: Final = re.compile(r"tp_rank_(\d{2,4})_pp_rank_(\d{3,5})")
+_SHARDED: Final = re.compile(r"(?:mp_rank_\d+_)?fsdp_shard_\d+")
+
+
+def find_ranks(folder: Folder, weights: str) -> dict[Rank, str]:
+    """The file of every rank: ``weights`` by itself, or one in a folder for each rank.
+
+    Raises CorruptCheckpoint where ranks are missing, UnsupportedFormat for shards of FSDP.
+    """
+    found: dict[Rank, str] = {(0, 0): weights} if folder.exists(weights) else {}
+    for name in folder.folders():
+        tensor, both = _TENSOR.fullmatch(name), _BOTH.fullmatch(name)
+        if _SHARDED.fullmatch(name):
+            raise UnsupportedFormat(
+                f"{folder.path}: {name} holds a shard of FSDP, flattened parameters",
+                hint="save the model with fsdp_sharded_checkpoint: false",
+            )
+        if not (tensor or both):
+            continue
+        rank = (int(both[1]), int(both[2])) if both else (int(tensor[1]), 0) if tensor else (0, 0)
+        if rank in found:
+            raise CorruptCheckpoint(f"{folder.path}: {name} and {found[rank]} are of the same rank")
+        found[rank] = f"{name}/{weights}"
+    if not found:
+        raise CorruptCheckpoint(f"{folder.path}: has no {weights}, by itself or in folders of ranks")
+    sizes = [max(rank[i] for rank in found) + 1 for i in (0, 1)]
+    missing = [rank for rank in product(*map(range, sizes)) if rank not in found]
+    if missing:
+        raise CorruptCheckpoint(
+            f"{folder.path}: of {sizes[0]} x {sizes[1]} model-parallel ranks {len(missing)} are missing: "
+            f"(tensor, pipeline) {some(missing)}",
+            hint="the copy is incomplete",
+        )
+    return dict(sorted(found.items()))
+
+
+@dataclass(slots=True)
+class Pieces:
+    """What the tensor-parallel ranks hold of one tensor: for each rank one tensor, or two that stand
+    for the halves of one."""
+
+    ranks: dict[int, dict[int, StoredTensor]] = field(default_factory=dict)
+
+    def of(self, rank: int, where: str) -> StoredTensor:
+        """The rank's tensor, its halves one after the other."""
+        halves = self.ranks.get(rank)
+        if not halves:
+            raise CorruptCheckpoint(f"{where} is missing on tensor-parallel rank {rank}")
+        if len(halves) == 1:
+            return halves[min(halves)]
+        gate, up = halves[0], halves[1]
+        if gate.shape != up.shape or gate.dtype != up.dtype:
+            raise CorruptCheckpoint(f"{where}: gate and up differ in shape or dtype")
+        moved = [e._replace(start=(e.start[0] + gate.shape[0], *e.start[1:])) for e in up.extents]
+        shape = (2 * gate.shape[0], *gate.shape[1:])
+        return StoredTensor(gate.name, gate.dtype, shape, (*gate.extents, *moved))
+
+
+class RankWeights:
+    """The tensors of all ranks under their names in the whole model.
+
+    Raises CorruptCheckpoint for ranks that do not belong together.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        files: Mapping[Rank, str],
+        read: Callable[[SourceFile], StateDict] = read_state_dict,
+    ) -> None:
+        self.path = folder.path
+        self._read_file = read
+        self.tensor_parallel_size, self.pipeline_parallel_size = (
+            max(rank[i] for rank in files) + 1 for i in (0, 1)
+        )
+        self.skipped: dict[str, int] = {}
+        self.derived: list[tuple[str, StoredTensor]] = []
+        #: what is held by more than one pipeline stage: (a copy, the first one)
+        self.repeated: list[tuple[StoredTensor, StoredTensor]] = []
+        #: what the files call each tensor: its keys by half (gate is 0, up is 1)
+        self.keys: dict[str, dict[int, str]] = {}
+        #: keys of what is computed anew, with their tensors
+        self.derived_keys: dict[str, StoredTensor] = {}
+        #: keys of what is no tensor (``_extra_state``), with the layer in the model
+        self.nothing: dict[str, tuple[str, int | None]] = {}
+        self._states: dict[str, StateDict] = {}
+        self._pieces: dict[str, Pieces] = {}
+        self._read(folder, files)
+
+    def _read(self, folder: Folder, files: Mapping[Rank, str]) -> None:
+        named: dict[Rank, list[tuple[Name, StoredTensor]]] = {}
+        for rank, file_name in files.items():
+            state = self._states[file_name] = self._read_file(folder.file(file_name))
+            named[rank] = [(nemo1_names.parse(key), tensor) for key, tensor in state.tensors.items()]
+            for what, rest in (("_extra_state objects", state.others), ("other entries", state.around)):
+                if rest:
+                    self.skipped[what] = self.skipped.get(what, 0) + len(rest)
+        starts = self._starts(named)
+        for (tensor_rank, stage), entries in named.items():
+            seen: set[tuple[str, int | None]] = set()
+            for name, tensor in entries:
+                run = name.chunk * self.pipeline_parallel_size + stage
+                whole = name.at(None if name.layer is None else starts[run] + name.layer)
+                self.keys.setdefault(whole, {}).setdefault(name.half or 0, tensor.name)
+                if name.text in nemo1_names.DERIVED:
+                    self.derived_keys.setdefault(tensor.name, tensor)
+                if (whole, name.half) in seen:
+                    raise CorruptCheckpoint(f"{self.path}: {whole} is there twice, under two names")
+                seen.add((whole, name.half))
+                self._add(name, whole, tensor_rank, tensor)
+
+        for (_, stage), file_name in files.items():
+            for key in self._states[file_name].others:
+                name = nemo1_names.parse(key)
+                run = name.chunk * self.pipeline_parallel_size + stage
+                layer = None if name.layer is None else starts.get(run, 0) + name.layer
+                self.nothing.setdefault(name.at(layer), (key, layer))
+
+    def _starts(self, named: Mapping[Rank, Sequence[tuple[Name, StoredTensor]]]) -> dict[int, int]:
+        """By how much the numbers of each run of layers, in model order, are off."""
+        held: dict[int, set[int]] = {}
+        for (_, stage), entries in named.items():
+            for name, _ in entries:
+                layers = held.setdefault(name.chunk * self.pipeline_parallel_size + stage, set())
+                if name.layer is not None:
+                    layers.add(name.layer)
+        runs = sorted(held)
+        starts: dict[int, int] = {}
+        ends = [0, *accumulate(len(held[run]) for run in runs)]
+        for run, start in zip(runs, ends, strict=False):
+            layers = held[run]
+            first = min(layers, default=0)
+            if sorted(layers) != list(range(first, first + len(layers))) or first not in (0, start):
+                raise CorruptCheckpoint(
+                    f"{self.path}: pipeline stage {run % self.pipeline_parallel_size} holds layers "
+                    f"{some(sorted(layers))}, where {len(layers)} numbered from 0 are expected"
+                )
+            starts[run] = start - first
+        self.layers_of_runs = [len(held[run]) for run in runs]
+        return starts
+
+    def _add(self, name: Name, whole: str, rank: int, tensor: StoredTensor) -> None:
+        if name.text in nemo1_names.DERIVED:
+            self.derived.append((name.text, tensor))
+            return
+        halves = self._pieces.setdefault(whole, Pieces()).ranks.setdefault(rank, {})
+        first = halves.get(name.half or 0)
+        if first is None:
+            halves[name.half or 0] = tensor
+        elif first.shape != tensor.shape or first.dtype != tensor.dtype:
+            raise CorruptCheckpoint(f"{self.path}: {whole} differs between pipeline stages")
+        else:
+            self.repeated.append((tensor, first))
+
+    @property
+    def layout(self) -> Layout:
+        """The parallel sizes, and the layers of the stages where they are not equal."""
+        counts = self.layers_of_runs
+        even = len(set(counts)) == 1
+        stages, virtual = self.pipeline_parallel_size, len(counts) // self.pipeline_parallel_size
+        return Layout(
+            self.tensor_parallel_size,
+            stages,
+            virtual_pipeline_parallel_size=max(1, virtual) if stages > 1 else 1,
+            stages=None if even or len(counts) != stages * max(1, virtual) else tuple(counts),
+        )
+
+    @property
+    def writer(self) -> str:
+        return "torch.save"
+
+    def states(self) -> Mapping[str, StateDict]:
+        """The state dict of every file."""
+        return self._states
+
+    def names(self) -> Sequence[str]:
+        return list(self._pieces)
+
+    def spec(self, name: str) -> tuple[DType, Shape]:
+        """Of the first rank's piece: only a rule can tell of the whole."""
+        piece = self._pieces[name].of(0, f"{self.path}: {name}")
+        return piece.dtype, piece.shape
+
+    def rows(self, name: str) -> int:
+        """The length of the first axis, of all ranks together."""
+        return sum(piece.shape[0] for piece in self.pieces(name))
+
+    def pieces(self, name: str) -> list[StoredTensor]:
+        """What each tensor-parallel rank holds of a tensor."""
+        where = f"{self.path}: {name}"
+        found = [self._pieces[name].of(rank, where) for rank in range(self.tensor_parallel_size)]
+        if len({piece.dtype for piece in found}) > 1:
+            raise CorruptCheckpoint(f"{where} has different dtypes on different ranks")
+        return found
+
+    def stored(self, name: str, rule: Rule | None = None, sizes: Sizes | None = None) -> StoredTensor:
+        """A whole tensor, put together as its rule cuts it; without a rule the first rank's piece."""
+        pieces = self.pieces(name)
+        if rule is None or sizes is None:
+            return pieces[0]
+        return assemble(f"{self.path}: {name}", name, pieces, rule, sizes)
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        """Those of the zip archives; the older layout of torch.save has none."""
+        for file_name, state in self._states.items():
+            yield file_name, state.file.verify_crc()
+
+
+def assemble(where: str, name: str, pieces: Sequence[StoredTensor], rule: Rule, sizes: Sizes) -> StoredTensor:
+    """The whole of a tensor from what the tensor-parallel ranks hold of it.
+
+    A rank's tensor is its fragments one after another, along the axis that the rule cuts. Raises
+    CorruptCheckpoint for a piece of another shape, LayoutError where the rule cannot be cut so.
+    """
+    shape = rule.view.shape(sizes)
+    axis = next((i for i, names in enumerate(rule.view.axes) if rule.cut in names), 0)
+    held = [0] * len(pieces)
+    extents: list[Extent] = []
+    for rank, start, box in rule.fragments(sizes, Layout(len(pieces))):
+        local = (*start[:axis], held[rank], *start[axis + 1 :]) if shape else ()
+        held[rank] += box[axis] if shape else 1
+        shift = tuple(a - b for a, b in zip(start, local, strict=True))
+        for extent in pieces[rank].extents:
+            common = len(extent.shape) == len(box) and intersect(extent.start, extent.shape, local, box)
+            if common:
+                part = narrow(extent, *common)
+                moved = tuple(a + b for a, b in zip(part.start, shift, strict=True))
+                extents.append(part._replace(start=moved))
+    for rank, piece in enumerate(pieces):
+        length = held[rank] if rule.cut is not None else (shape[axis] if shape else 1)
+        expected = (*shape[:axis], length, *shape[axis + 1 :]) if shape else ()
+        if piece.shape != expected:
+            raise CorruptCheckpoint(
+                f"{where} has shape {list(piece.shape)} on tensor-parallel rank {rank} of {len(pieces)}, "
+                f"the config asks for {list(expected)}"
+            )
+    return StoredTensor(name, pieces[0].dtype, shape, tuple(extents))

@@ -1,0 +1,37 @@
+"""Where a plan is carried out: on the host's processor or on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nemoconv.errors import UsageError
+
+if TYPE_CHECKING:
+    from nemoconv.resharding.execute import CastReport, Limits
+    from nemoconv.resharding.plan import Plan
+
+Execute = Callable[["Plan", "Limits", Callable[[int], None]], "CastReport"]
+
+
+def check_device(device: str) -> None:
+    """Raise UsageError unless this machine has the device: "cpu" or "cuda"."""
+    if device == "cpu":
+        return
+    if device != "cuda":
+        raise UsageError(f"unknown device {device!r}", hint="cpu or cuda")
+    from nemoconv.resharding.live_copy import import_torch
+
+    if not import_torch("--device cuda").cuda.is_available():
+        raise UsageError("there is no CUDA device", hint="leave out --device cuda")
+
+
+def executor(device: str) -> Execute:
+    """What carries out a plan on a device; all of them write the same bytes."""
+    if device == "cuda":
+        from nemoconv.resharding import execute_cuda
+
+        return execute_cuda.execute
+    from nemoconv.resharding import execute
+
+    return execute.execute

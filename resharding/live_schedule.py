@@ -1,0 +1,351 @@
+"""Who sends which bytes to whom, in which round: the same decisions on every rank, from the plan alone.
+
+A move is a strided copy between two local tensors. What travels between two ranks goes in messages: a
+large move by itself, small ones together. Bytes of a message are the elements of its moves in the C
+order of their boxes, so an end whose bytes lie in that order already needs no staging buffer. Rounds
+bound what is staged: all ranks go through the same rounds, in each of which a rank stages at most a
+quarter of two buckets for sending and as much for receiving, twice, as two rounds overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import NamedTuple
+
+from nemoconv.resharding.boxes import Shape
+from nemoconv.resharding.live_plan import LivePlan, Local, Piece
+from nemoconv.resharding.strided import Loop, loops
+
+#: moves up to this size share a message
+SMALL_NBYTES = 1 << 20
+#: a rank's bytes in one round, staged or not, per direction, as a multiple of a bucket
+_WIRE_BUCKETS = 4
+#: staged messages of one round at least, so that a rank may hear from several others
+_MESSAGES = 4
+
+
+class Move(NamedTuple):
+    """A strided copy: loops are (count, byte stride in the source, byte stride in the target)."""
+
+    source: Local
+    target: Local
+    source_offset: int
+    target_offset: int
+    axes: tuple[Loop, ...]
+    itemsize: int
+    nbytes: int
+
+    @property
+    def source_is_run(self) -> bool:
+        """Whether the source's bytes lie in the order in which they travel, without gaps."""
+        return _is_run([(count, step) for count, step, _ in self.axes], self.itemsize)
+
+    @property
+    def target_is_run(self) -> bool:
+        return _is_run([(count, step) for count, _, step in self.axes], self.itemsize)
+
+
+def _is_run(axes: list[tuple[int, int]], itemsize: int) -> bool:
+    expected = itemsize
+    for count, step in reversed(axes):
+        if step != expected:
+            return False
+        expected *= count
+    return True
+
+
+@dataclass(slots=True)
+class Message:
+    """Moves between this rank and ``peer`` that travel together. ``direct``: this end needs no staging."""
+
+    peer: int
+    nbytes: int
+    direct: bool
+    moves: list[Move] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Round:
+    """What this rank does between two waits."""
+
+    sends: list[Message] = field(default_factory=list)
+    receives: list[Message] = field(default_factory=list)
+    local: list[Move] = field(default_factory=list)
+
+    @property
+    def send_nbytes(self) -> int:
+        """Bytes of the staging buffer for what is sent."""
+        return sum(aligned(message.nbytes) for message in self.sends if not message.direct)
+
+    @property
+    def receive_nbytes(self) -> int:
+        return sum(aligned(message.nbytes) for message in self.receives if not message.direct)
+
+
+def aligned(nbytes: int) -> int:
+    """Messages begin at multiples of 512 bytes, so that copies may use wide elements."""
+    return -(-nbytes // 512) * 512
+
+
+@dataclass(slots=True)
+class Schedule:
+    """The rounds of one rank. Every rank has as many, some of them empty.
+
+    ``kept`` are local tensors that are the same before and after on this rank: (source, target).
+    """
+
+    rounds: list[Round]
+    kept: list[tuple[Local, Local]] = field(default_factory=list)
+
+    @property
+    def sent_nbytes(self) -> int:
+        return sum(message.nbytes for round_ in self.rounds for message in round_.sends)
+
+    @property
+    def received_nbytes(self) -> int:
+        return sum(message.nbytes for round_ in self.rounds for message in round_.receives)
+
+    @property
+    def local_nbytes(self) -> int:
+        return sum(move.nbytes for round_ in self.rounds for move in round_.local)
+
+
+class _Loads:
+    """How full the rounds of one rank are in one direction."""
+
+    __slots__ = ("_staged", "_staged_limit", "_wire", "_wire_limit", "first")
+
+    def __init__(self, staged_limit: int, wire_limit: int) -> None:
+        self._staged: list[int] = []
+        self._wire: list[int] = []
+        self._staged_limit, self._wire_limit = staged_limit, wire_limit
+        #: every round before this one is full
+        self.first = 0
+
+    def fits(self, number: int, staged: int, wire: int) -> bool:
+        """Whether a message fits a round; into an empty one every message does."""
+        if number >= len(self._wire) or not self._wire[number]:
+            return True
+        fits = self._staged[number] + staged <= self._staged_limit
+        return fits and self._wire[number] + wire <= self._wire_limit
+
+    def add(self, number: int, staged: int, wire: int) -> None:
+        while len(self._wire) <= number:
+            self._staged.append(0)
+            self._wire.append(0)
+        self._staged[number] += staged
+        self._wire[number] += wire
+        while self.first < len(self._wire) and self._wire[self.first] >= self._wire_limit // 2:
+            self.first += 1
+
+
+class _Pair:
+    """Small moves that wait to travel together from one rank to another."""
+
+    __slots__ = ("moves", "nbytes")
+
+    def __init__(self) -> None:
+        self.moves: list[Move] = []
+        self.nbytes = 0
+
+
+def schedule(
+    plan: LivePlan,
+    rank: int,
+    itemsizes: Mapping[str, int],
+    *,
+    bucket_nbytes: int,
+    direct: bool = True,
+    release: bool = False,
+    keep: bool = False,
+    staging: bool = True,
+) -> Schedule:
+    """The part of ``rank`` in a plan whose transfers have elements of these sizes (in bytes).
+
+    ``direct=False`` stages every message, as an all-to-all needs it. ``release``: sources are given up,
+    so copies on a rank wait for the round that touches their tensors anyway: targets do not all exist
+    before sources go. ``keep``: what stays whole on its rank is handed over instead of copied.
+    ``staging=False``: every move is a message of one round, for ranks that read each other's memory.
+    """
+    options = _Options(direct, release, keep, staging)
+    return _Scheduler(plan, rank, bucket_nbytes, options).run(itemsizes)
+
+
+class _Options(NamedTuple):
+    """Arguments of :func:`schedule`."""
+
+    direct: bool
+    release: bool
+    keep: bool
+    staging: bool
+
+
+class _Scheduler:
+    def __init__(self, plan: LivePlan, rank: int, bucket_nbytes: int, options: _Options) -> None:
+        self.plan, self.rank = plan, rank
+        self.direct, self.release, self.keep, self.staging = options
+        self.staged_limit = bucket_nbytes // 2
+        # sources go and targets come by rounds: small ones where memory is to stay level
+        self.wire_limit = bucket_nbytes if options.release else _WIRE_BUCKETS * bucket_nbytes
+        self.message_limit = max(512, self.staged_limit // _MESSAGES)
+        self.sending, self.receiving = (
+            [_Loads(self.staged_limit, self.wire_limit) for _ in range(plan.world_size)] for _ in range(2)
+        )
+        self.sent = [0] * plan.world_size
+        self.pairs: dict[tuple[int, int], _Pair] = {}
+        self.rounds: list[Round] = [Round()]
+        self.locals: list[tuple[Move, int]] = []
+        self.first_round: dict[tuple[str, tuple[int, str]], int] = {}
+        self.kept: list[tuple[Local, Local]] = []
+        self.last = 0
+
+    def run(self, itemsizes: Mapping[str, int]) -> Schedule:
+        for transfer in self.plan.transfers:
+            itemsize = itemsizes[transfer.name]
+            for i, j, low, shape in transfer.overlaps:
+                self._overlap(transfer.sources[i], transfer.targets[j], low, shape, itemsize)
+        for source, target in self.pairs:
+            self._flush(source, target)
+        self._place_locals()
+        self._extend(self.last)
+        return Schedule(self.rounds, self.kept)
+
+    def _overlap(self, source: Piece, target: Piece, low: Shape, shape: Shape, itemsize: int) -> None:
+        nbytes = prod(shape) * itemsize
+        move: Move | None = None
+        for receiver in target.ranks:
+            if receiver in source.ranks:
+                if receiver == self.rank:
+                    move = move or _move(source, target, low, shape, itemsize)
+                    self._stay(source, target, move)
+                continue
+            sender = min(source.ranks, key=self.sent.__getitem__)
+            self.sent[sender] += nbytes
+            if move is None:
+                move = _move(source, target, low, shape, itemsize)
+            self._send(sender, receiver, move)
+
+    def _stay(self, source: Piece, target: Piece, move: Move) -> None:
+        if self.keep and _is_whole(move):
+            self.kept.append((source.local, target.local))
+            return
+        self.locals.append((move, max(self.sending[self.rank].first, self.receiving[self.rank].first)))
+
+    def _send(self, source: int, target: int, move: Move) -> None:
+        if not self.staging:
+            if source == self.rank:
+                self.rounds[0].sends.append(Message(target, move.nbytes, True, [move]))
+            if target == self.rank:
+                self.rounds[0].receives.append(Message(source, move.nbytes, True, [move]))
+            return
+        if move.nbytes > SMALL_NBYTES:
+            self._alone(source, target, move)
+            return
+        pair = self.pairs.setdefault((source, target), _Pair())
+        pair.moves.append(move)
+        pair.nbytes += aligned(move.nbytes)
+        if pair.nbytes + SMALL_NBYTES > min(self.message_limit, 16 * SMALL_NBYTES):
+            self._flush(source, target)
+
+    def _flush(self, source: int, target: int) -> None:
+        pair = self.pairs[source, target]
+        if len(pair.moves) == 1:
+            self._alone(source, target, pair.moves[0])
+        elif pair.moves:
+            self._message(source, target, pair.moves, pair.nbytes)
+        pair.moves, pair.nbytes = [], 0
+
+    def _alone(self, source: int, target: int, move: Move) -> None:
+        """Send a move by itself, in pieces that fit a round."""
+        unstaged = self.direct and move.source_is_run and move.target_is_run
+        for part in split(move, self.wire_limit // _MESSAGES if unstaged else self.message_limit):
+            self._message(source, target, [part], part.nbytes)
+
+    def _message(self, source: int, target: int, moves: list[Move], nbytes: int) -> None:
+        alone = self.direct and len(moves) == 1
+        sends_direct, takes_direct = alone and moves[0].source_is_run, alone and moves[0].target_is_run
+        out, into = self.sending[source], self.receiving[target]
+        staged_out = 0 if sends_direct else aligned(nbytes)
+        staged_in = 0 if takes_direct else aligned(nbytes)
+        number = max(out.first, into.first)
+        while not (out.fits(number, staged_out, nbytes) and into.fits(number, staged_in, nbytes)):
+            number += 1
+        out.add(number, staged_out, nbytes)
+        into.add(number, staged_in, nbytes)
+        self.last = max(self.last, number)
+        if source == self.rank:
+            self._extend(number)
+            self.rounds[number].sends.append(Message(target, nbytes, sends_direct, moves))
+            for move in moves:
+                self.first_round.setdefault(("source", move.source.key), number)
+        if target == self.rank:
+            self._extend(number)
+            self.rounds[number].receives.append(Message(source, nbytes, takes_direct, moves))
+            for move in moves:
+                self.first_round.setdefault(("target", move.target.key), number)
+
+    def _extend(self, number: int) -> None:
+        while len(self.rounds) <= number:
+            self.rounds.append(Round())
+
+    def _place_locals(self) -> None:
+        total = sum(move.nbytes for move, _ in self.locals)
+        share = total / max(1, self.last)  # nothing in the last round: nobody waits for it there
+        done = 0
+        for move, about in self.locals:
+            if self.release:
+                leaving = self.first_round.get(("source", move.source.key), about)
+                number = self.first_round.get(("target", move.target.key), leaving)
+            else:
+                number = int(done / share) if share else 0
+                done += move.nbytes
+            self._extend(number)
+            self.rounds[number].local.append(move)
+            self.last = max(self.last, number)
+
+
+def _move(source: Piece, target: Piece, low: Shape, shape: Shape, itemsize: int) -> Move:
+    axes = loops(
+        shape,
+        tuple(step * itemsize for step in source.strides),
+        tuple(step * itemsize for step in target.strides),
+    )
+    return Move(
+        source.local,
+        target.local,
+        source.at(low) * itemsize,
+        target.at(low) * itemsize,
+        tuple(axes),
+        itemsize,
+        prod(shape) * itemsize,
+    )
+
+
+def _is_whole(move: Move) -> bool:
+    """Whether a move makes one local tensor of another just like it."""
+    same = move.source.shape == move.target.shape and move.source_offset == move.target_offset == 0
+    whole = move.nbytes == prod(move.source.shape) * move.itemsize
+    return same and whole and move.source_is_run and move.target_is_run
+
+
+def split(move: Move, limit: int) -> list[Move]:
+    """The move cut along its outer loops into moves of at most ``limit`` bytes each."""
+    if move.nbytes <= limit:
+        return [move]
+    count, a, b = move.axes[0]
+    inner = move.nbytes // count
+    step = max(1, limit // inner)
+    parts = []
+    for first in range(0, count, step):
+        n = min(step, count - first)
+        axes = ((n, a, b), *move.axes[1:]) if n > 1 else move.axes[1:]
+        part = move._replace(
+            source_offset=move.source_offset + first * a,
+            target_offset=move.target_offset + first * b,
+            axes=axes,
+            nbytes=n * inner,
+        )
+        parts += split(part, limit)
+    return parts

@@ -1,0 +1,74 @@
+"""One rank of a Megatron job with a model of the GPT-2 family, a ChatGLM, a Llama whose layers differ, or one
+that attends both ways: :mod:`megatron_dense_rank` with what those need besides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import megatron_dense_rank as dense
+import megatron_rank as rank
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.heterogeneous.heterogeneous_layer_specs import get_gpt_heterogeneous_layer_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.heterogeneous.heterogeneous_config import HeterogeneousTransformerConfig
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+BLOCKS = "heterogeneous_layers_config_encoded_json"
+# the same of layers that are stored one by one
+rank.TRANSFORMER_ENGINE_ONLY |= {
+    f"layers.{layer}.self_attention.core_attention._extra_state" for layer in range(8)
+}
+
+
+def sees_both_ways(fields: dict[str, Any]) -> bool:
+    return "Embedding" in fields["class"] or "Reranker" in fields["class"]
+
+
+def spec(config: TransformerConfig, fields: dict[str, Any]) -> Any:
+    """NeMo's layers: ``heterogeneous_layer_spec``, ``get_nv_embedding_layer_spec``, or plain ones."""
+    if BLOCKS in fields:
+        return get_gpt_heterogeneous_layer_spec(config, use_te=False)
+    layer = plain_spec(config, fields)
+    if sees_both_ways(fields):
+        layer.submodules.self_attention.params["attn_mask_type"] = AttnMaskType.padding
+    return layer
+
+
+def build(fields: dict[str, Any], tp: int, pp: int, dtype: torch.dtype) -> GPTModel:
+    """The model as NeMo's configure_model builds it from all fields."""
+    fields = {"bias_activation_fusion": False, **fields}
+    dense.TransformerConfig = HeterogeneousTransformerConfig if BLOCKS in fields else TransformerConfig
+    model = plain_build(fields, tp, pp, dtype)
+    if fields.get("scale_factor") is not None:  # as Llama31Config.configure_model does
+        rope = model.rotary_pos_emb
+        names = ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len")
+        rope.inv_freq = rope._apply_scaling(rope.inv_freq, *(fields[name] for name in names))
+    if sees_both_ways(fields):
+        model.post_process = False  # as Llama32EmbeddingConfig1B.configure_model does
+    if "Reranker" in fields["class"]:  # as ReRankerModel.configure_model does, with one rank
+        options = {"bias": False, "skip_bias_add": True, "gather_output": True}
+        config = model.config
+        model.score = ColumnParallelLinear(
+            fields["hidden_size"], 1, config=config, init_method=config.init_method, **options
+        )
+    return model
+
+
+def forward(model: GPTModel, ids: torch.Tensor, hidden_size: int, pp: int) -> torch.Tensor | None:
+    """Logits, or [batch, length, hidden_size or 1] of a model without a head."""
+    if model.post_process:
+        return plain_forward(model, ids, hidden_size, pp)
+    batch, length = ids.shape
+    positions = torch.arange(length).expand(batch, -1).contiguous()
+    with torch.no_grad():
+        states = model(ids, positions, torch.zeros(batch, 1, 1, length, dtype=torch.bool)).transpose(0, 1)
+        return model.score(states)[0] if hasattr(model, "score") else states
+
+
+plain_spec, plain_build, plain_forward = dense.spec, dense.build, rank.forward
+dense.spec, rank.build, rank.forward = spec, build, forward
+
+if __name__ == "__main__":
+    rank.serve()

@@ -1,0 +1,27 @@
+"""Well-known architectures without a table are refused by name, with the reason."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.mappings import architectures, load_table
+from nemoconv.mappings.no_counterpart import NO_COUNTERPART
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("falcon", "side by side"),
+        ("bloom", "ALiBi"),
+        ("glm4", "normalise what attention"),
+        ("phi", "side by"),
+    ],
+)
+def test_the_reason_is_told(architecture: str, reason: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=f"{architecture}.*{reason}"):
+        load_table(architecture)
+
+
+def test_none_of_them_has_a_table() -> None:
+    assert not NO_COUNTERPART.keys() & set(architectures())
