@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,8 @@ def main() -> None:
                 out = folder / device
                 count = arguments.rounds
                 spent = seconds(
-                    lambda out=out, device=device: convert(
-                        folder / dtype, out, to="nemo2", device=device, overwrite=True, **options
+                    partial(
+                        convert, folder / dtype, out, to="nemo2", device=device, overwrite=True, **options
                     ),
                     count + 1 if device == "cuda" else count,
                 )
@@ -139,7 +140,8 @@ def main() -> None:
     for key, value in found.items():
         if isinstance(value, dict):
             print(
-                f"{key:28} cuda {value['cuda']:6.2f}  cpu {value['cpu']:6.2f} GB/s  same: {value['same files']}"
+                f"{key:28} cuda {value['cuda']:6.2f}  cpu {value['cpu']:6.2f} GB/s",
+                f" same files: {value['same files']}",
             )
         else:
             print(f"{key:28} {value if not isinstance(value, float) else f'{value:.2f} GB/s'}")

@@ -142,6 +142,10 @@ class Checkpoint(ABC):
         that is not the same for all formats. Raises UnsupportedArchitecture where it cannot be seen so."""
         return self
 
+    def view_beside(self, other: Checkpoint) -> Checkpoint:
+        """This checkpoint as a comparison with ``other`` sees it."""
+        return self.view_for(other.format)
+
     def choose_head(self, head: str) -> None:
         """Of a model with two output heads, take this one ("transducer" or "ctc").
 

@@ -63,7 +63,7 @@ def compare(
     Rows that only pad a vocabulary are left out, and what ``allow_ignored`` lets be left out. Quantised
     tensors are compared as what they are decoded to. Raises what opening and binding them raises.
     """
-    a, b = a.view_for(b.format), b.view_for(a.format)
+    a, b = a.view_beside(b), b.view_beside(a)
     if not (a.has_model and b.has_model):
         return _compare_plain(a, b, progress)
     model_a, model_b = a.model(allow_ignored), b.model(allow_ignored)

@@ -221,7 +221,7 @@ def convert(
             return (
                 replace(report, notes=[*report.notes, f"not enough disk: {shortage}"]) if shortage else report
             )
-        if shortage:
+        if shortage and not resume:  # what is resumed has its place already
             raise OutputError(shortage, hint="free space or choose another file system")
         return run(conversion, verify=verify, exact=exact, device=device, resume=resume, progress=progress)
 

@@ -19,7 +19,13 @@ from nemoconv.converters.base import (
     Writer,
 )
 from nemoconv.converters.quantization import Quantization
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
+from nemoconv.errors import (
+    CorruptCheckpoint,
+    UnsupportedArchitecture,
+    UnsupportedConfig,
+    UnsupportedFormat,
+    some,
+)
 from nemoconv.formats import plain_json
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceDir, SourceFile
@@ -157,9 +163,9 @@ class HFCheckpoint(Checkpoint):
 
     def describe(self) -> dict[str, Value]:
         known = {"config.json", INDEX, GENERATION_CONFIG, *TOKENIZER_FILES}
-        files = {
-            tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._stored.values()
-        }
+        with suppress(UnsupportedArchitecture):
+            known.update(table_for(self._config, str(self.path)).files)
+        files = {tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._stored.values()}
         others = [n for n in self._directory.names() if n not in known and n not in files]
         return {
             "writer": f"transformers {self._config.get('transformers_version', '(version not recorded)')}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -238,13 +239,18 @@ class NeMo1Checkpoint(Checkpoint):
         if isinstance(tokenizer, dict) and not self.tokenizer_files and tokenizer.get("type"):
             name = str(tokenizer["type"])[:200]
             notes.append(f"the archive holds no tokenizer, only the name of one: {name}")
-        differing = sorted({copy.name for copy, first in self._replicas() if _difference(copy, first)})
+        differing = self._differing
         if differing:  # NeMo's own tools take the first rank's, too
             notes.append(
                 f"{len(differing)} tensors that ranks should share differ between them; those of "
                 f"tensor-parallel rank 0 are taken: {some(differing, 3)}"
             )
         return notes
+
+    @cached_property
+    def _differing(self) -> list[str]:
+        """Names of what ranks should share and do not."""
+        return sorted({copy.name for copy, first in self._replicas() if _difference(copy, first)})
 
     def view_for(self, name: str) -> Checkpoint:
         """Under NeMo's own names, where all there is to do is to move tensors as they are."""

@@ -55,16 +55,24 @@ _PRECISIONS: Final = {"float32": 32, "float16": 16, "bfloat16": "bf16"}
 def is_megatron(config: Mapping[str, Any]) -> bool:
     """Whether a config is of a Megatron language model, from what all of them state."""
     target = str(config.get("target", ""))
-    if target:
-        return target.startswith("nemo.collections.nlp.") and ".Megatron" in target
+    if target.startswith("nemo.collections.nlp."):
+        return ".Megatron" in target
+    if target and not target.startswith("nemo_aligner."):
+        return False
     return all(name in config for name in ("num_layers", "hidden_size", "num_attention_heads"))
 
 
 def check_target(config: Mapping[str, Any], where: str) -> None:
-    """Raise UnsupportedArchitecture for Megatron models that are not GPT's, by name."""
+    """Raise UnsupportedArchitecture for Megatron models that are not GPT's, or have another head, by name."""
     name = str(config.get("target", "")).rpartition(".")[2]
-    if name and not name.startswith("MegatronGPT"):
-        raise UnsupportedArchitecture(f"{where}: is a {name[:100]}; of Megatron's models GPT is supported")
+    if name and ("GPT" not in name or any(head in name for head in _OTHER_HEADS)):
+        raise UnsupportedArchitecture(
+            f"{where}: is a {name[:100]}; of Megatron's models GPT with its language model head is supported"
+        )
+
+
+#: of NeMo-Aligner: what rates texts instead of writing them
+_OTHER_HEADS: Final = ("Reward", "Critic")
 
 
 def model_of(
@@ -133,10 +141,17 @@ def _read(
 _NOT_OF_ALL: Final = frozenset({"max_position_embeddings"})
 
 
+_ADDED_TOKENS: Final = ("special_tokens", "additional_special_tokens")
+
+
 def true_vocab_size(
     yaml: Mapping[str, Any], files: Mapping[str, SourceFile], rows: int | None, layout: Layout
 ) -> int | None:
-    """The vocabulary without padding: the tokenizer's size, where NeMo would pad it to just these rows."""
+    """The vocabulary without padding: the tokenizer's size, where NeMo would pad it to just these rows and
+    gives the tokenizer no more tokens than its file has."""
+    section = yaml.get("tokenizer")
+    if isinstance(section, dict) and any(section.get(key) for key in _ADDED_TOKENS):
+        return rows
     size = tokenizer_files.vocabulary_size(files)
     divisor = yaml.get("make_vocab_size_divisible_by", 128)
     if size is None or rows is None or not isinstance(divisor, int) or not 0 < size <= rows:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
 from nemoconv.formats import fiddle, plain_yaml
 from nemoconv.formats.fiddle import Node, Symbol, Value
-from nemoconv.formats.files import Folder
+from nemoconv.formats.files import SourceDir
 
 AUTO_TOKENIZER = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")
 TOKENIZER_FOLDER = "nemo_tokenizer"
@@ -89,7 +89,7 @@ class NemoContext:
     peft: Node | None
 
 
-def read_context(directory: Folder, under: str = "context") -> NemoContext:
+def read_context(directory: SourceDir, under: str = "context") -> NemoContext:
     """Read ``io.json`` and ``model.yaml`` of a checkpoint; either is enough.
 
     They are looked for in ``under``, then in the root, as NeMo does for older checkpoints.
@@ -110,7 +110,7 @@ def read_context(directory: Folder, under: str = "context") -> NemoContext:
     )
 
 
-def _read_graph(directory: Folder, folder: str) -> Node | None:
+def _read_graph(directory: SourceDir, folder: str) -> Node | None:
     name = _join(folder, "io.json")
     if not directory.exists(name):
         return None
@@ -121,7 +121,7 @@ def _read_graph(directory: Folder, folder: str) -> Node | None:
     return root
 
 
-def _read_yaml(directory: Folder, folder: str) -> Node | None:
+def _read_yaml(directory: SourceDir, folder: str) -> Node | None:
     name = _join(folder, "model.yaml")
     if not directory.exists(name):
         return None
@@ -156,7 +156,7 @@ def _join(folder: str, name: str) -> str:
 class _Reader:
     """One context folder; ``where`` names the file that decides."""
 
-    def __init__(self, directory: Folder, folder: str, where: str) -> None:
+    def __init__(self, directory: SourceDir, folder: str, where: str) -> None:
         self.directory = directory
         self.folder = folder
         self.where = where

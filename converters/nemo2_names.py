@@ -24,6 +24,7 @@ _STACKED = re.compile(r"((?:decoder|encoder)\.layers)\.(?!\d+\.)(.+)")
 _EXPERT = re.compile(r"(.+\.experts)\.local_experts\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"(.+\.experts)\.experts\.(?!\d+\.)(.+)")
 _ONE_EXPERT = re.compile(r"(.+\.experts)\.experts\.(\d+)\.(.+)")
+_GROUPED = re.compile(r"(.+\.mlp\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,10 @@ def logical_name(key: str, index: tuple[int, ...]) -> str:
     if experts:
         key = f"{experts[1]}.local_experts.{rest.pop(0)}.{experts[2]}"
     one = _ONE_EXPERT.fullmatch(key)  # a dialect of newer megatron-core: one key per expert
-    return f"{one[1]}.local_experts.{one[2]}.{one[3]}" if one else key
+    if one:
+        return f"{one[1]}.local_experts.{one[2]}.{one[3]}"
+    grouped = _GROUPED.fullmatch(key)  # the module's own names of a grouped GEMM, where nothing stacked them
+    return f"{grouped[1]}.local_experts.{grouped[4]}.{grouped[2]}.{grouped[3]}" if grouped else key
 
 
 def kept(key: str, lead: tuple[int, ...], index: tuple[int, ...], layers: Mapping[int, int]) -> Place | None:

@@ -118,10 +118,20 @@ class NemoModel(Checkpoint):
     def view_for(self, name: str) -> Checkpoint:
         return self if name in SAME_NAMES else SpeechView(self)
 
-    def table(self) -> SpeechTable:
-        """The table of a known speech class. Raises UnsupportedArchitecture."""
+    def view_beside(self, other: Checkpoint) -> Checkpoint:
+        if _HYBRID in self._config and self._head is None and other.format not in SAME_NAMES:
+            for head in _OTHER_HEAD:  # the one that the other checkpoint has
+                if self.table(head).architecture == other.config.get("model_type"):
+                    self._head = head
+        return self.view_for(other.format)
+
+    def table(self, head: str | None = None) -> SpeechTable:
+        """The table of a known speech class, of ``head`` or the head chosen before.
+
+        Raises UnsupportedArchitecture.
+        """
         flat = dict(flatten(self._config))
-        head = self._head if self._head is not None else "transducer" if _HYBRID in self._config else None
+        head = head or self.head
         for name in architectures():
             try:
                 table = load_table(name)

@@ -1,120 +1,12 @@
-"""ONNX beside Hugging Face: model.onnx is a graph whose weights are places in the safetensors files.
-
-One directory that transformers, onnxruntime and onnxruntime-genai all load; or, packed, the classic pair
-model.onnx and model.onnx.data. The graph is built from the config and the places of the weights before
-anything is written, so what has no graph fails on headers alone.
-"""
+"""ONNX as a format. The graph builders, and numpy with them, are imported when a graph is read or written."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
-from nemoconv.converters.base import (
-    Checkpoint,
-    Converter,
-    Model,
-    Request,
-    TensorSpec,
-    WriteOptions,
-    Writer,
-)
-from nemoconv.converters.hf import GENERATION_CONFIG, HFWriter, json_bytes
-from nemoconv.errors import UsageError
-from nemoconv.formats import plain_json
+from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.mappings.config_fields import Value
-from nemoconv.onnx_graph import architectures, decoder, encoder, genai
-from nemoconv.onnx_graph.attention import FLAVORS
-from nemoconv.onnx_graph.builder import Weight, require_onnx
-from nemoconv.resharding.plan import Payload
-
-MODEL: Final = "model.onnx"
-DATA: Final = "model.onnx.data"
-DEFAULT_FLAVOR: Final = "std"
-#: where payloads of model.onnx.data start: pages, so that a reader may map them one by one
-_ALIGNMENT: Final = 4096
-
-
-class GraphFiles:
-    """The files that a model gets besides its weights, built from where these lie."""
-
-    def __init__(self, model: Model, flavor: str | None, config: bytes) -> None:
-        flavor = flavor or DEFAULT_FLAVOR
-        if flavor not in FLAVORS:
-            raise UsageError(f"unknown flavor {flavor!r}", hint=f"one of {', '.join(FLAVORS)}")
-        require_onnx()
-        self._model, self._flavor, self._config = model, flavor, config
-        self._kind = architectures.find(model.table.architecture)
-        if not self._kind.generates and flavor != DEFAULT_FLAVOR:
-            raise UsageError(
-                f"flavor {flavor!r} is for models that generate, {model.table.architecture} does not",
-                hint="leave out --flavor",
-            )
-
-    def build(self, weights: Mapping[str, Weight]) -> dict[str, bytes]:
-        """The files by name, in the order to write them in: the graph comes last."""
-        properties = {
-            "nemoconv.format": "1",
-            "nemoconv.flavor": self._flavor,
-            "nemoconv.config": self._config.decode(),
-        }
-        config = self._model.config
-        if isinstance(self._kind, architectures.Encoder):
-            return {MODEL: encoder.build(self._kind, config, weights, properties)}
-        graph = decoder.build(self._kind, config, weights, self._flavor, properties)
-        if not self._kind.generates:
-            return {MODEL: graph}
-        settings = genai.genai_config(self._kind, config, self._flavor, self._model.inert, self._generation())
-        return {genai.NAME: json_bytes(settings), MODEL: graph}
-
-    def _generation(self) -> Mapping[str, Value]:
-        held = self._model.files.get(GENERATION_CONFIG)
-        if held is None:
-            return {}
-        data = held if isinstance(held, bytes) else held.pread(held.size, 0)
-        return plain_json.loads_object(data, GENERATION_CONFIG)
-
-
-class OnnxWriter(HFWriter):
-    """What :class:`HFWriter` writes, then genai_config.json (of a model that generates) and model.onnx.
-
-    With ``pack`` the weights go into model.onnx.data and there are no safetensors.
-    """
-
-    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
-        super().__init__(output, model, options)
-        self._graph = GraphFiles(model, options.flavor, json_bytes(self._config))
-        self._graph_files: dict[str, bytes] = {}
-
-    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
-        payloads = self._pack(requests) if self._options.pack else super().reserve(requests)
-        self._graph_files = self._graph.build(
-            {
-                request.name: Weight(
-                    payload.file.name, payload.offset, payload.nbytes, request.dtype, request.shape
-                )
-                for request, payload in zip(requests, payloads, strict=True)
-            }
-        )
-        return payloads
-
-    def _pack(self, requests: Sequence[Request]) -> Sequence[Payload]:
-        file = self._output.file(DATA)
-        payloads = []
-        for request in requests:
-            nbytes = TensorSpec(request.name, request.dtype, request.shape).nbytes
-            offset = -(-file.size // _ALIGNMENT) * _ALIGNMENT
-            payloads.append(Payload(request.name, file, offset, nbytes))
-            file.size = offset + nbytes
-        self.tensor_count = len(payloads)
-        return payloads
-
-    def finish(self) -> None:
-        super().finish()
-        for name, data in self._graph_files.items():
-            self._output.write(name, data)
 
 
 class OnnxConverter(Converter):
@@ -137,4 +29,6 @@ class OnnxConverter(Converter):
     def create(
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> Writer:
+        from nemoconv.converters.onnx_writer import OnnxWriter
+
         return OnnxWriter(output, model, options)

@@ -11,7 +11,8 @@ from pathlib import Path
 from nemoconv.converters.base import Converter, Model, Request, WriteOptions, Writer
 from nemoconv.converters.binding import Bound
 from nemoconv.converters.hf import json_bytes
-from nemoconv.converters.onnx import GraphFiles, OnnxConverter
+from nemoconv.converters.onnx import OnnxConverter
+from nemoconv.converters.onnx_writer import GraphFiles
 from nemoconv.converters.planning import Report, prepare
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import UnsafeCheckpoint, UnsupportedFormat

@@ -14,12 +14,15 @@ from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
 from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
-from nemoconv.resharding.decoded import DEFAULT_TYPE, MXFP4, SCALE_TYPES, BlockScaledFP8, decoded
 
 KEY: Final = "quantization_config"
 #: scales of activations: they belong to the quantised computation, not to the weights
 _ACTIVATION_SCALES: Final = ("input_scale", "input_scale_ub", "activation_scale")
 _FP8: Final = ("float8_e4m3fn", "float8_e5m2")
+#: types that scales come in
+SCALE_TYPES: Final = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
+#: what quantised weights are decoded to, unless another type is asked for
+DEFAULT_TYPE: Final = BY_NAME["bfloat16"]
 
 Tensors = dict[str, StoredTensor]
 
@@ -135,6 +138,8 @@ def decode(tensors: Tensors, how: Quantization, where: str, dtype: DType | None 
 
 
 def _fp8(tensors: Tensors, how: Quantization, where: str, dtype: DType) -> Tensors:
+    from nemoconv.resharding.decoded import BlockScaledFP8, decoded  # numpy, which few checkpoints need here
+
     result: Tensors = {}
     for name in [name for name, tensor in tensors.items() if tensor.dtype.name in _FP8]:
         codes, scales = tensors.pop(name), tensors.pop(name + how.scale, None)
@@ -166,6 +171,8 @@ def _block_of(codes: StoredTensor, scales: StoredTensor, where: str) -> tuple[in
 def _mxfp4(tensors: Tensors, where: str, dtype: DType) -> Tensors:
     """``*_blocks`` [E, out, in / 32, 16] and ``*_scales`` are the transpose of what a plain file holds,
     [E, in, out]: transformers transposes after decoding."""
+    from nemoconv.resharding.decoded import MXFP4, decoded
+
     result: Tensors = {}
     for name in [name for name in tensors if name.endswith("_blocks")]:
         plain = name.removesuffix("_blocks")

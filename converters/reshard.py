@@ -130,7 +130,7 @@ def reshard(
         if dry_run:
             notes = [f"not enough disk: {shortage}"] if shortage else []
             return replace(conversion.report, notes=[*conversion.report.notes, *notes])
-        if shortage:
+        if shortage and not resume:  # what is resumed has its place already
             raise OutputError(shortage, hint="free space or choose another file system")
         return run(conversion, verify=verify, resume=resume, progress=progress)
 

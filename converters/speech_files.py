@@ -137,7 +137,12 @@ def to_hf(
     others = {f"{name}_token": prompts[name][0] for name in ("bos", "eos") if name in prompts}
     special = tuple(p.text for p in pieces.pieces if p.text.startswith("<|") and p.text.endswith("|>"))
     if yaml.get("prompt_format") == "canary2" and all(pieces.id_of(t) is not None for t in _PROMPT_LITERALS):
-        files[CHAT_TEMPLATE] = _CHAT_TEMPLATE.encode()
+        # SentencePiece begins a text with a space of its own, NeMo's prompts too; transformers does not
+        # before a prompt token
+        space = "▁" if pieces.add_dummy_prefix else ""
+        files[CHAT_TEMPLATE] = _CHAT_TEMPLATE.replace(
+            "<|startofcontext|>", space + "<|startofcontext|>"
+        ).encode()
     if table.head != "ctc":
         files[GENERATION_CONFIG] = plain_json.dumps(_generation(table, config, inert))
         inert = {**inert, "is_encoder_decoder": True}

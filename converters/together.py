@@ -16,7 +16,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,8 @@ from nemoconv.resharding.plan import Payload, Plan
 _SILENCE = 60.0
 _BEAT, _POLL = 1.0, 0.05
 _READ_NBYTES = 8 << 20
+#: files that a rank writes in one pass over the sources, and would write again if it died meanwhile
+_PASS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,19 +189,24 @@ class Together(Alone):
             advance(nbytes)
 
         every = _shares(self.conversion, self.ranks.count)
+        open_files = []
         for file in every[self.ranks.rank]:
-            part = _part(self.conversion.plan, file)
             record = self._record(file)
             if self.resume and self._is_finished(file, record):
                 casts.take(_casts(record))
-                watched(sum(payload.nbytes for payload in _payloads(part)))
+                watched(sum(p.nbytes for p in self.conversion.payloads if p.file is file))
                 continue
             with reported(file.path), suppress(FileNotFoundError):
                 os.unlink(file.path)
+            open_files.append(file)
+        for first in range(0, len(open_files), _PASS):
+            files = open_files[first : first + _PASS]
+            part = _part(self.conversion.plan, files)
             found = execute(part, self.conversion.limits, watched)
-            file.sync()
-            self._finish(file, part, found)
-            casts.take(found)
+            for file in files:
+                file.sync()
+                self._finish(file, found)
+                casts.take(found)  # empties it: the records of the others count nothing
         for source in self.conversion.plan.sources():
             source.check_unchanged()
         self._say("done", {"run": self._run})
@@ -227,8 +234,9 @@ class Together(Alone):
             return {}
         return record if isinstance(record, dict) and record.get("digest") == self.digest else {}
 
-    def _finish(self, file: OutputFile, part: Plan, found: CastReport) -> None:
-        checksums = {f"{payload.offset}": payload.crc32 for payload in _payloads(part)}
+    def _finish(self, file: OutputFile, found: CastReport) -> None:
+        """Record a flushed file. What its pass counted goes into the record of the pass's first file."""
+        checksums = {f"{p.offset}": p.crc32 for p in self.conversion.payloads if p.file is file}
         record = {
             "digest": self.digest,
             "checksums": checksums,
@@ -371,28 +379,25 @@ def _files(conversion: Conversion) -> list[OutputFile]:
 
 
 def _shares(conversion: Conversion, count: int) -> list[list[OutputFile]]:
-    """Each rank's files: the largest first, always to the rank that has least."""
+    """Each rank's files: neighbours, which are filled from the same tensors, and about as many bytes."""
     shares: list[list[OutputFile]] = [[] for _ in range(count)]
-    held = [0] * count
-    for file in sorted(_files(conversion), key=lambda file: (-file.size, file.name)):
-        rank = held.index(min(held))
-        shares[rank].append(file)
-        held[rank] += file.size
+    files = _files(conversion)
+    total, before = sum(file.size for file in files), 0
+    for number, file in enumerate(files):
+        middle = (before + file.size / 2) / total if total else number / len(files)
+        shares[min(count - 1, int(middle * count))].append(file)
+        before += file.size
     return shares
 
 
-def _part(plan: Plan, file: OutputFile) -> Plan:
-    """What of a plan goes into one file."""
-    part = Plan()
+def _part(plan: Plan, files: Sequence[OutputFile]) -> Plan:
+    """What of a plan goes into some files."""
+    part, wanted = Plan(), {id(file) for file in files}
     for job in plan.jobs:
-        targets = tuple(target for target in job.targets if target.payload.file is file)
+        targets = tuple(target for target in job.targets if id(target.payload.file) in wanted)
         if targets:
             part.jobs.append(replace(job, targets=targets))
     return part
-
-
-def _payloads(part: Plan) -> list[Payload]:
-    return list({id(t.payload): t.payload for job in part.jobs for t in job.targets}.values())
 
 
 def _casts(record: Mapping[str, Any]) -> CastReport:

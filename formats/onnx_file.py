@@ -183,13 +183,23 @@ def _read(folder: Folder, file: SourceFile, beside: str) -> OnnxFile:
         ir_version=message.ir_version,
         opsets={_text(entry.domain) or "ai.onnx": entry.version for entry in message.opset_import},
         producer=f"{_text(message.producer_name)} {_text(message.producer_version)}".strip(),
-        metadata={_text(entry.key): _text(entry.value) for entry in message.metadata_props},
+        metadata=_metadata(message, file),
         inputs=tuple(_value(entry) for entry in graph.input if entry.name not in initializers),
         outputs=tuple(_value(entry) for entry in graph.output),
         nodes=tuple(nodes),
         initializers=initializers,
         parts={kind: tuple(names) for kind, names in found.names.items()},
     )
+
+
+def _metadata(message: Any, file: SourceFile) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for entry in message.metadata_props:
+        key = _text(entry.key)
+        if key in found:
+            raise CorruptCheckpoint(f"{file.path}: its metadata has the key {key!r} twice")
+        found[key] = _text(entry.value)
+    return found
 
 
 def _parse(data: bytes, file: SourceFile) -> Any:

@@ -18,7 +18,9 @@ from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedForm
 from nemoconv.formats.files import SourceFile
 
 #: what may be left when the payloads are taken out; a graph of 50,000 weights needs 20 MB
-MAX_GRAPH: Final = 128 << 20
+MAX_GRAPH: Final = 64 << 20
+#: nodes, initializers and other parts of a graph
+MAX_FIELDS: Final = 1 << 20
 #: protobuf's own limit: no other reader opens a larger file
 MAX_FILE: Final = (2 << 30) - 1
 _WINDOW: Final = 1 << 20
@@ -60,7 +62,7 @@ class _Walk:
     def __init__(self, file: SourceFile) -> None:
         self._file = file
         self._start, self._window = 0, b""
-        self._kept = 0
+        self._kept = self._count = 0
         self._payloads: list[tuple[str, Run] | None] = []
 
     def model(self) -> Split:
@@ -75,6 +77,9 @@ class _Walk:
     def _graph(self, whole: Run) -> bytearray:
         out = bytearray()
         for number, key, run in self._fields(whole):
+            self._count += 1
+            if self._count > MAX_FIELDS:
+                raise UnsafeCheckpoint(f"{self._file.path}: a graph of more than {MAX_FIELDS:,} parts")
             if number == _INITIALIZER and key & 7 == _BYTES:
                 self._nest(out, key, self._tensor(run))
             else:

@@ -69,6 +69,6 @@ TABLE = Table(
         "bit-equal",
         "logits of transformers' Llama",
         "megatron-core logits",
-        "real NeMo load and save",
+        "real NeMo import",
     ),
 )

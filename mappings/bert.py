@@ -3,6 +3,9 @@
 
 Source: transformers/models/bert, nemo/collections/llm/bert/model/bert.py and base.py. NeMo's model has a
 bias for its output layer even without a head, which nobody reads.
+
+The files of bert-base and bert-large hold all heads, though their config.json says BertForMaskedLM: with
+BertForPreTraining for ``architectures`` they are converted whole.
 """
 
 from collections.abc import Mapping

@@ -8,9 +8,7 @@ Source: transformers/models/llama4, nemo/collections/llm/gpt/model/llama.py and 
 
 from collections.abc import Mapping
 from dataclasses import replace
-from types import MappingProxyType
 
-from nemoconv.formats.fiddle import Symbol
 from nemoconv.mappings.blocks import FC2, GATED_FC1, INV_FREQ, TIED, mlp_norm
 from nemoconv.mappings.config_fields import Dtype, Field, Fixed, Unread, Value
 from nemoconv.mappings.llama4_fields import (
@@ -21,7 +19,7 @@ from nemoconv.mappings.llama4_fields import (
     TemperatureTuning,
     UnscaledRope,
 )
-from nemoconv.mappings.nemo_configs_moe import config_class
+from nemoconv.mappings.nemo_configs_llama4 import LLAMA4_DEFAULTS, SPEC
 from nemoconv.mappings.nemo_fields import Count, NemoClasses, Same, with_rules
 from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
 from nemoconv.mappings.nemo_fields_moe import MOE_DECODER, Repeated
@@ -39,39 +37,6 @@ from nemoconv.mappings.rules_moe import (
     stacked_experts,
 )
 from nemoconv.mappings.table import Table
-
-_LLAMA4 = config_class(
-    num_layers=48,
-    hidden_size=5120,
-    ffn_hidden_size=16384,
-    num_attention_heads=40,
-    num_query_groups=8,
-    vocab_size=202048,
-    seq_length=8192,
-    rotary_base=500_000,
-    rotary_interleaved=True,
-    init_method_std=0.01,
-    nope_layer_interval=4,
-    moe_shared_expert_intermediate_size=8192,
-    moe_ffn_hidden_size=8192,
-    moe_router_topk=1,
-    moe_router_score_function="sigmoid",
-    moe_apply_probs_on_input=True,
-    qk_l2_norm=True,
-    rope_scaling=True,
-    rope_scaling_factor=8.0,
-    attention_chunk_size=8192,
-)
-DEFAULTS = MappingProxyType(
-    {
-        "Llama4Config": _LLAMA4,
-        "Llama4Experts16Config": config_class(_LLAMA4, num_moe_experts=16),
-        "Llama4Experts128Config": config_class(
-            _LLAMA4, num_moe_experts=128, rope_scaling=False, moe_layer_freq=(0, 1) * 24, qk_l2_norm=False
-        ),
-    }
-)
-SPEC = Symbol("nemo.collections.llm.gpt.model.llama4_utils", "get_llama4_layer_spec")
 
 
 def sizes(config: Mapping[str, Value]) -> dict[str, int]:
@@ -95,7 +60,7 @@ TABLE = Table(
         module="nemo.collections.llm.gpt.model.llama",
         model="LlamaModel",
         config="Llama4Config",
-        defaults=DEFAULTS,
+        defaults=LLAMA4_DEFAULTS,
         rules=with_rules(
             MOE_DECODER,
             NemoFixed("rotary_interleaved", True, written=True),

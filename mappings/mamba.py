@@ -102,3 +102,7 @@ TIED = (
 
 def modules(layers: str = "") -> tuple[Module, ...]:
     return tuple(Module(f"{NEMO}mixer.{name}", layers=layers) for name in ("in_proj", "out_proj"))
+
+
+#: after the layers; unlike its models of attention, Megatron's keep an ``_extra_state`` of the output layer
+END = (Module("decoder.final_norm"), Module("output_layer"))

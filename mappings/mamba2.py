@@ -18,7 +18,7 @@ from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
 from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.nemo_fields_moe import Harmless
 from nemoconv.mappings.rules import vocabulary
-from nemoconv.mappings.table import Module, Table
+from nemoconv.mappings.table import Table
 
 
 def layer_sets(config: Mapping[str, Value]) -> dict[str, frozenset[int]]:
@@ -79,10 +79,14 @@ TABLE = Table(
             "output_layer.weight", "lm_head.weight", when=(("share_embeddings_and_output_weights", False),)
         ),
     ),
-    modules=(*mamba.modules("mamba"), Module("decoder.final_norm")),
+    modules=(*mamba.modules("mamba"), *mamba.END),
     sizes=mamba.sizes,
     layer_sets=layer_sets,
     spellings=mamba.SPELLINGS,
     tied=mamba.TIED,
-    verified=("bit-equal", "transformers logits"),
+    verified=(
+        "bit-equal",
+        "transformers logits",
+        "megatron-core logits (torch in place of its CUDA kernels)",
+    ),
 )

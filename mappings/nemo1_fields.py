@@ -288,7 +288,7 @@ _CONTAINER: Final = frozenset(
     target nemo_version tensor_model_parallel_size pipeline_model_parallel_size
     """.split()
 )
-#: never change what the weights compute at inference, beyond rounding
+#: never change what the weights compute at inference, beyond rounding; NeMo-Aligner's trainers' among them
 INERT: Final = frozenset(
     """
     activations_checkpoint_granularity activations_checkpoint_layers_per_pipeline
@@ -297,20 +297,21 @@ INERT: Final = frozenset(
     ddp_bucket_size dist_ckpt_assume_constant_structure dist_ckpt_format dist_ckpt_load_on_device
     dist_ckpt_load_strictness dist_ckpt_parallel_dist_opt dist_ckpt_parallel_load
     dist_ckpt_parallel_save dist_ckpt_parallel_save_within_dp dist_ckpt_torch_dist_multiproc
-    distributed_adam_bucket_merge_size do_layer_norm_weight_decay enable_megatron_timers
+    distributed_adam_bucket_merge_size do_layer_norm_weight_decay dpo enable_megatron_timers
     experimental_rewrite ffn_dropout flash_attention fp8_e4m3 fp8_hybrid fp8_params fsdp
     fsdp_cpu_offload fsdp_grad_reduce_dtype fsdp_sharded_checkpoint fsdp_sharding_strategy
     fsdp_use_orig_params gc_in_validation gc_interval get_attention_mask_from_fusion global_batch_size
     grad_allreduce_chunk_size_mb grad_div_ar_fusion gradient_as_bucket_view hysteresis inductor
-    inference log_token_counts log_train_loss megatron_amp_O2 megatron_timer_kwargs micro_batch_size
-    native_amp_growth_interval native_amp_init_scale nccl_communicator_config_path nsys_profile
-    num_micro_batches_with_partial_activation_checkpoints onnx_safe optim peft persist_layer_norm
-    post_process pre_process pretrained_checkpoint rampup_batch_size reduce_amax reset_lr reset_lr_steps
-    restore_from_ckpt restore_from_path resume_from_checkpoint rotary_fusion save_nemo_on_validation_end
-    seed sharp skip_train sync_batch_comm tensor_model_parallel_world_size torch_distributed_checkpoint
-    transformer_engine ub_tp_comm_bootstrap_backend ub_tp_comm_overlap ub_tp_comm_overlap_cfg use_emha
-    use_flash_attention use_loss_mask use_scaled_init_method use_tp_pp_dp_mapping
-    validation_param_sync_overlap
+    inference knowledge_distillation kto log_token_counts log_train_loss megatron_amp_O2
+    megatron_timer_kwargs micro_batch_size native_amp_growth_interval native_amp_init_scale
+    nccl_communicator_config_path nsys_profile num_micro_batches_with_partial_activation_checkpoints
+    onnx_safe optim overwrite_base_config peft persist_layer_norm post_process ppo pre_process
+    pretrained_checkpoint rampup_batch_size reduce_amax reinforce reset_lr reset_lr_steps
+    restore_from_ckpt restore_from_path resume_from_checkpoint rotary_fusion rs
+    save_nemo_on_validation_end seed sharp skip_train spin steerlm2 sync_batch_comm
+    tensor_model_parallel_world_size torch_distributed_checkpoint transformer_engine
+    ub_tp_comm_bootstrap_backend ub_tp_comm_overlap ub_tp_comm_overlap_cfg use_emha use_flash_attention
+    use_loss_mask use_scaled_init_method use_tp_pp_dp_mapping validation_param_sync_overlap
     """.split()
 )
 #: keys that TransformerConfig has too, or GPTConfig: handed on, and judged there

@@ -113,6 +113,6 @@ TABLE = Table(
         "bit-equal",
         "logits of transformers' Llama layers",
         "megatron-core logits",
-        "real NeMo load and save",
+        "real NeMo import",
     ),
 )

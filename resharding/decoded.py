@@ -13,7 +13,7 @@ from math import prod
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.dtypes import BY_NAME, DType
+from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.resharding.decode import (
@@ -27,8 +27,6 @@ from nemoconv.resharding.decode import (
 
 #: elements decoded at once: their float32 stay in the processor's cache
 BAND = 128 << 10
-#: types that scales come in
-SCALE_TYPES = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
 
 
 class Encoding(ABC):
@@ -200,7 +198,3 @@ def decoded(name: str, encoding: Encoding, dtype: DType, *, transposed: bool = F
         strides = (*strides[:-2], strides[-1], strides[-2])
     extent = Extent(DecodedFile(encoding, dtype), 0, (0,) * len(shape), shape, strides)
     return StoredTensor(name, dtype, shape, (extent,))
-
-
-#: what a quantised tensor is decoded to when nothing else is asked for
-DEFAULT_TYPE = BY_NAME["bfloat16"]

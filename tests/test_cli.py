@@ -103,7 +103,7 @@ def test_inspect_lists_tensors(llama: Path) -> None:
     [
         (["inspect", "{tmp}"], 5, "error: {tmp}: no known checkpoint format; looked for hf (config.json beside "),
         (["inspect", "{tmp}/no"], 5, "error: {tmp}/no: no such file or directory; give a path or a hub "),
-        (["convert", "{llama}", "{tmp}/o", "--to", "gguf"], 2, "error: unknown format 'gguf'; one of: hf, nemo"),
+        (["convert", "{llama}", "{tmp}/o", "--to", "gguf"], 2, "error: unknown format 'gguf'; one of: hf, "),
         (["convert", "{llama}", "{llama}", "--to", "hf"], 6, "error: {llama}: is the source, inside it or "),
         (["convert", "{llama}", "{tmp}", "--to", "hf"], 6, "error: {tmp}: is the source, inside it or around it"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--tp", "3"], 5, "error: cannot cut decoder.layers.*.self_"),

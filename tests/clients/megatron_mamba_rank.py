@@ -141,7 +141,12 @@ def spec() -> ModuleSpec:
                 MLPLayer,
                 submodules=TransformerLayerSubmodules(
                     pre_mlp_layernorm=WrappedTorchNorm,
-                    mlp=ModuleSpec(MLP, submodules=MLPSubmodules(ColumnParallelLinear, RowParallelLinear)),
+                    mlp=ModuleSpec(
+                        MLP,
+                        submodules=MLPSubmodules(
+                            linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
+                        ),
+                    ),
                     mlp_bda=get_bias_dropout_add,
                     sharded_state_dict_keys_map={"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"},
                 ),

@@ -78,7 +78,7 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
     latent = fields.get("multi_latent_attention", False)
     kind = MLATransformerConfig if latent else TransformerConfig
     known = {field.name for field in dataclasses.fields(kind)}
-    told = {name: value for name, value in fields.items() if name in known and value is not None}
+    told = {name: value for name, value in fields.items() if name in known}
     config = kind(
         **rank.LLAMA
         | told
@@ -155,7 +155,8 @@ def compare_moe(
     context = read_context(source)
     source.close()
     table = table_for_nemo(context.config_class, context.fields, "here")
-    fields = {**table.nemo.defaults[context.config_class.name], **context.fields}
+    defaults = table.nemo.defaults[context.config_class.name]
+    fields = {name: value for name, value in defaults.items() if value is not None} | context.fields
     model = build(fields, tp, pp, ep)
     weights = f"{directory}/weights"
     stored = dist_checkpointing.load_tensors_metadata(weights)

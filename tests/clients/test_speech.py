@@ -129,12 +129,17 @@ def test_canarys_prompt_tokens_keep_their_ids(converted):
 def test_canarys_processor_writes_nemos_prompt(converted):
     processor = transformers.AutoProcessor.from_pretrained(converted / "canary")
     audio = numpy.load(SAMPLES / "canary.npz")["audio"][0]
-    for punctuation, token in ((True, 5), (False, 6)):
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(converted / "canary" / "tokenizer.model"))
+    for punctuation, token in ((True, "pnc"), (False, "nopnc")):
         made = processor.apply_transcription_request(
             audio, source_language="en", target_language="de", punctuation=punctuation, sampling_rate=8000
         )
-        # as EncDecMultiTaskModel.prompt of NeMo 3.0.0 encodes these slots
-        assert made["decoder_input_ids"].tolist() == [[7, 4, 14, 15, 16, token, 9, 11, 13]]
+        prompt = "<|startofcontext|><|startoftranscript|><|emo:undefined|><|en|><|de|>"
+        prompt += f"<|{token}|><|noitn|><|notimestamp|><|nodiarize|>"
+        ids = made["decoder_input_ids"].tolist()
+        assert ids == [pieces.encode(prompt)]
+        # what EncDecMultiTaskModel.prompt of NeMo 3.0.0 gives for these slots
+        assert ids == [[53, 7, 4, 14, 15, 16, 5 if punctuation else 6, 9, 11, 13]]
 
 
 @pytest.mark.parametrize("case", ["rnnt", "tdt"])

@@ -1,4 +1,4 @@
-"""State-space models: transformers writes them, we convert them, transformers loads what comes back."""
+"""State-space models: transformers writes them, we convert them, transformers and megatron-core load them."""
 
 from __future__ import annotations
 
@@ -144,6 +144,7 @@ def test_older_configs_mean_the_same(ssm: Ssm, tmp_path: Path, case: str) -> Non
 def mamba_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Processes for Megatron jobs with these architectures."""
     pytest.importorskip("megatron.core", reason="megatron-core is not installed")
+    pytest.importorskip("einops", reason="megatron-core's mixers need it")
     script = Path(__file__).with_name("megatron_mamba_rank.py")
     ranks = World(tmp_path_factory.mktemp("mamba_world") / "stderr", script)
     yield ranks

@@ -240,6 +240,11 @@ def test_a_padded_vocabulary_is_cut_to_the_tokenizer(tmp_path):
     files["model_config.yaml"] = yaml.safe_dump(settings).encode()
     changed = legacy.pack(tmp_path / "x.nemo", files)
     assert inspect(changed)["vocabulary"] == {"true": 104, "rows": 104}
+    settings["make_vocab_size_divisible_by"] = 4
+    settings["tokenizer"]["additional_special_tokens"] = ["<extra>"]
+    files["model_config.yaml"] = yaml.safe_dump(settings).encode()
+    changed = legacy.pack(tmp_path / "y.nemo", files)
+    assert inspect(changed)["vocabulary"] == {"true": 104, "rows": 104}
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -363,6 +368,21 @@ def test_adapters_are_refused_by_name(tmp_path):
     assert "adapter" in inspect(source)["problem"]
     convert(source, tmp_path / "plain", to="safetensors")
     assert "adapter_layer" in " ".join(tiny.load(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("name", ["gpt_sft_model.GPTSFTModel", "megatron_gpt_dpo_model.MegatronGPTDPOModel"])
+def test_models_that_nemo_aligner_trained(tmp_path, name):
+    target = f"nemo_aligner.models.nlp.gpt.{name}"
+    source, arrays = build(
+        tmp_path / "x.nemo", settings={"target": target, "dpo": {"ref_policy_kl_penalty": 0.2}}
+    )
+    convert(source, tmp_path / "hf", to="hf")
+    equal(tmp_path / "hf", arrays)
+    source, _ = build(
+        tmp_path / "y.nemo", settings={"target": target.replace(name, "a.MegatronGPTRewardModel")}
+    )
+    with pytest.raises(UnsupportedArchitecture, match="MegatronGPTRewardModel"):
+        convert(source, tmp_path / "hf2", to="hf")
 
 
 @pytest.mark.parametrize("name", ["bert_model.MegatronBertModel", "megatron_t5_model.MegatronT5Model"])
@@ -523,6 +543,14 @@ def test_every_cut_is_noticed(tmp_path):
 
 
 # zarr inside
+
+
+def test_zarr_that_nemo_wrote(tmp_path):
+    """NeMo 2.4.1 restored an archive of ours, cast it to bfloat16 and saved it with dist_ckpt_format=zarr."""
+    convert(LEGACY / "hf_llama_gqa", tmp_path / "bf16", to="hf", dtype="bfloat16")
+    convert(LEGACY / "llama_mcore_zarr_bf16.nemo", tmp_path / "hf", to="hf", verify=True)
+    equal(tmp_path / "hf", tiny.load(tmp_path / "bf16"))
+    assert verify(LEGACY / "llama_mcore_zarr_bf16.nemo", tmp_path / "bf16").equal
 
 
 def zarr_files(arrays, config, *, chunk=None, dtype="bfloat16", **changes):

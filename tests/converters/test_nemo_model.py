@@ -289,6 +289,9 @@ def test_a_hybrid_gives_the_head_that_is_asked_for(tmp_path):
     assert "2 tensors of the CTC head (choose it with --head) not converted" in report.notes
     assert convert(sample, tmp_path / "ctc", to="hf", head="ctc", verify=True).architecture == "parakeet_ctc"
     assert convert(sample, tmp_path / "t", to="hf", head="transducer").architecture == "parakeet_tdt"
+    for name in ("first", "ctc"):
+        assert verify(sample, tmp_path / name).equal
+        assert verify(tmp_path / name, sample).equal
     convert(sample, tmp_path / "whole", to="safetensors", verify=True)
     assert len(data_of(tmp_path / "whole")) == 67
     with pytest.raises(UsageError, match="one head"):

@@ -435,3 +435,19 @@ def test_names_that_are_not_text(tmp_path):
     data = model(tensor("wwww", raw=bytes(24))).SerializeToString()
     message = refused(tmp_path, data.replace(b"wwww", b"w\xff\xfew"), CorruptCheckpoint, 3)
     assert message == "MODEL/model.onnx: the name b'w\\xff\\xfew' is not UTF-8"
+
+
+def test_metadata_of_two_minds(tmp_path):
+    message = model()
+    for value in "ab":
+        entry = message.metadata_props.add()
+        entry.key, entry.value = "nemoconv.config", value
+    assert "has the key 'nemoconv.config' twice" in refused(tmp_path, message, CorruptCheckpoint, 3)
+
+
+def test_too_many_small_things(tmp_path, monkeypatch):
+    """Millions of empty nodes are a small file and a large heap."""
+    monkeypatch.setattr(onnx_wire, "MAX_FIELDS", 100)
+    save(tmp_path, model(nodes=[helper.make_node("Neg", ["x"], [f"y{n}"]) for n in range(40)]))
+    nodes = [helper.make_node("Neg", ["x"], [f"y{n}"]) for n in range(200)]
+    assert "a graph of more than 100 parts" in refused(tmp_path, model(nodes=nodes), UnsafeCheckpoint, 4)

@@ -28,10 +28,7 @@ def test_every_code_has_its_value(kind: str) -> None:
     bits, bias = (3, 7) if kind == "float8_e4m3fn" else (2, 15)
     for code in range(256):
         exponent, fraction = code >> bits & (1 << 7 - bits) - 1, code & (1 << bits) - 1
-        if kind == "float8_e4m3fn":
-            special = code & 127 == 127
-        else:
-            special = exponent == 31
+        special = code & 127 == 127 if kind == "float8_e4m3fn" else exponent == 31
         if special:
             assert not numpy.isfinite(values[code])
             continue
