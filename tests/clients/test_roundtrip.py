@@ -212,7 +212,7 @@ def test_tp_must_divide_the_query_groups(hf: HF, tmp_path: Path) -> None:
     message = "num_query_groups=3; tensor parallel sizes that divide it: 1, 3"
     refuse(hf(variant("odd-groups")), tmp_path / "out", LayoutError, message, tensor_parallel_size=2)
     message = "num_query_groups=1; tensor parallel sizes that divide it: 1$"
-    refuse(hf(variant("mqa")), tmp_path / "out", LayoutError, message, tensor_parallel_size=4)
+    refuse(hf(variant("mqa")), tmp_path / "out", LayoutError, message, tensor_parallel_size=3)
 
 
 def test_pp_must_divide_the_layers(hf: HF, tmp_path: Path) -> None:
