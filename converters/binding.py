@@ -135,8 +135,7 @@ class Bound:
             hint = "if the config is right, this model has parts that the table does not describe"
             if further and len(further) == len(left):
                 hint = (
-                    "they predict further tokens; to leave them out, pass "
-                    f'"--allow-ignored {FURTHER_LAYERS}"'
+                    f'they predict further tokens; to leave them out, pass "--allow-ignored {FURTHER_LAYERS}"'
                 )
             raise MappingError(
                 f"{self.checkpoint.path}: {len(left)} tensors have no rule in the {table!r} table: "
@@ -282,8 +281,6 @@ class Asker:
         owner = 0 if expert is None else layout.expert_rank(expert, self._sizes["experts"])
         name = instance.nemo
         return [
-            Wanted(
-                Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)), None, start, box
-            )
+            Wanted(Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)), None, start, box)
             for rank, start, box in boxes
         ]

@@ -8,7 +8,7 @@ from typing import Final
 
 from nemoconv.converters import nemo1_config, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
-from nemoconv.converters.nemo2 import NeMo2Writer
+from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.formats import plain_yaml, torch_zip
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.plan import Payload

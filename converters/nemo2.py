@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
-from nemoconv.converters import manifest, nemo2_context, nemo2_layout, nemo2_optimizer, tokenizer_files
+from nemoconv.converters import manifest, nemo2_context, nemo2_layout, nemo2_optimizer
 from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import (
     Checkpoint,
     Converter,
     Model,
-    Request,
     TensorSpec,
     WriteOptions,
     Writer,
@@ -26,11 +25,11 @@ from nemoconv.converters.base import (
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
 from nemoconv.converters.layers import check_alike
 from nemoconv.converters.nemo2_context import NemoContext
+from nemoconv.converters.nemo2_names import EXTRA_STATE, PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
-from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedConfig, UnsupportedFormat
+from nemoconv.converters.nemo2_writer import NeMo2Writer
+from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist, torch_zip
-from nemoconv.formats.dtypes import DType
-from nemoconv.formats.fiddle import Symbol
 from nemoconv.formats.files import MAX_SMALL_FILE, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, StoredTensor
@@ -39,21 +38,10 @@ from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.layout import Layout
-from nemoconv.resharding.plan import Payload
 
-PREFIX: Final = "module."
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 #: keys of config.json that generation_config.json repeats, and NeMo's own config has not
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
-_EXTRA_STATE = "._extra_state"
-#: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
-_COMMON: Final = {
-    "content_metadata": {"distrib_optim_sharding_type": "fully_sharded_model_space"},
-    "epoch": 0,
-    "global_step": 0,
-    "pytorch-lightning_version": "2.4.0",
-    "state_dict": {},
-}
 
 
 class NeMo2Checkpoint(Checkpoint):
@@ -105,7 +93,7 @@ class NeMo2Checkpoint(Checkpoint):
                     raise CorruptCheckpoint(f"{self.path}: {name} is stored twice, stacked and alone")
                 places[name] = (tensor, index)
         for key in self._metadata.objects:
-            self._skip("_extra_state objects" if _EXTRA_STATE in key else "other objects")
+            self._skip("_extra_state objects" if EXTRA_STATE in key else "other objects")
         return places
 
     def _skip(self, what: str) -> None:
@@ -361,152 +349,6 @@ class NeMo2Checkpoint(Checkpoint):
 
     def close(self) -> None:
         self._directory.close()
-
-
-class NeMo2Writer(Writer):
-    """One ``.distcp`` file per rank, then ``.metadata``, ``context/``, and ``metadata.json`` last."""
-
-    side = "nemo"
-    #: what the names of tensors begin with
-    prefix: ClassVar[str] = PREFIX
-
-    def __init__(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> None:
-        self._output, self._model, self._sizes = output, model, sizes
-        # NeMo builds the vocabulary that its config states and pads nothing itself
-        told = {"vocab_size": sizes["vocab"], "tensor_parallel_size": options.layout.tensor_parallel_size}
-        self._config = model.table.nemo.write({**model.config, **told})
-        self.layout = options.layout
-        self._stacked = model.table.stacked(model.config)
-        self._ends: dict[int, int] = {}
-        self._items: list[tuple[Payload, torch_zip.TensorItem]] = []
-        self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
-        self._objects: list[DistObject] = []
-
-    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
-        self._reserve_objects()
-        payloads = [self._reserve(request) for request in requests]
-        self.tensor_count = len(self._tensors)
-        return payloads
-
-    def file_of(self, rank: int) -> str:
-        return self._at(self._file_name(rank))
-
-    def _file_name(self, rank: int) -> str:
-        return f"__{rank}_0.distcp"
-
-    def _reserve(self, request: Request) -> Payload:
-        key = names.stored_key(request.name, stacked=self._stacked)
-        lead: tuple[int, ...] = (self._sizes["layers"],) if self._stacked and ".layers." in key.name else ()
-        lead += (self._sizes["experts"],) if len(key.index) > len(lead) else ()
-        return self._add(
-            self.prefix + key.name,
-            request.dtype,
-            (*lead, *request.shape),
-            (*key.index, *request.start),
-            (*(1,) * len(lead), *request.box),
-            request.rank,
-        )
-
-    def _add(
-        self,
-        name: str,
-        dtype: DType,
-        shape: tuple[int, ...],
-        start: tuple[int, ...],
-        box: tuple[int, ...],
-        rank: int,
-    ) -> Payload:
-        """A place in the rank's file for a chunk of the stored tensor ``name`` of ``shape``."""
-        offset = self._ends.get(rank, 0)
-        item = torch_zip.TensorItem(dtype, box, offset)
-        file = self._output.file(self._at(self._file_name(rank)))
-        payload = Payload(f"{name}{list(start)}", file, item.payload_offset, item.nbytes)
-        self._ends[rank] = file.size = offset + item.length
-        self._items.append((payload, item))
-        known, _, chunks = self._tensors.setdefault(name, (dtype, shape, []))
-        if known is not dtype:
-            raise MappingError(
-                f"{name.removeprefix(self.prefix)}: layers have different dtypes, {known} and {dtype}, "
-                "and cannot be stacked",
-                hint="pass --dtype to bring them to one",
-            )
-        chunks.append(DistChunk(start, box, self._file_name(rank), offset, item.length))
-        return payload
-
-    def _at(self, name: str) -> str:
-        """Where a file of the weights lies in the output."""
-        return f"weights/{name}"
-
-    def _reserve_objects(self) -> None:
-        """``_extra_state`` of every module that TransformerEngine could hold: loaders fail without."""
-        table, layers = self._model.table, self._sizes["layers"]
-        sets = table.layer_sets(self._model.config) if table.layer_sets else {}
-        item = torch_zip.object_item([None])
-        for module in table.modules:
-            if any(self._model.config.get(key) != value for key, value in module.when):
-                continue
-            spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers,)
-            experts = range(self._sizes["experts"]) if "{expert}" in module.name else range(1)
-            for layer, expert in product(sorted(spread), experts):
-                key = names.stored_key(module.name.format(layer=layer, expert=expert), stacked=self._stacked)
-                counts = [layers] if self._stacked and "{layer}" in module.name else []
-                counts += [len(experts)] if "{expert}" in module.name else []
-                shard = ".".join(map(str, key.index)) or "0", ".".join(map(str, counts)) or "1"
-                owner = self.layout.expert_rank(expert, len(experts))
-                rank = self.layout.rank(0, self.layout.stage(layer, layers), owner)
-                offset = self._ends.get(rank, 0)
-                file = self._output.file(self._at(self._file_name(rank)))
-                file.pwrite_later(offset, item)
-                self._ends[rank] = file.size = offset + len(item)
-                name = f"{self.prefix}{key.name}{_EXTRA_STATE}/shard_{'_'.join(shard)}"
-                self._objects.append(DistObject(name, self._file_name(rank), offset, len(item)))
-
-    def finish(self) -> None:
-        output = self._output
-        for file in output.files().values():
-            file.write_pending()
-        for payload, item in self._items:
-            assert payload.crc32 is not None
-            payload.file.pwrite(item.header(payload.crc32), item.offset)
-            payload.file.pwrite(item.trailer(payload.crc32), item.payload_offset + item.nbytes)
-        self._write_context()
-        output.write(self._at(".metadata"), self._metadata())
-        output.write(self._at("metadata.json"), torch_dist.METADATA_JSON)
-
-    def _metadata(self) -> bytes:
-        tensors = [
-            DistTensor(name, dtype, shape, tuple(chunks))
-            for name, (dtype, shape, chunks) in self._tensors.items()
-        ]
-        return torch_dist.emit_metadata(tensors, self._objects)
-
-    def _write_context(self) -> None:
-        model, output = self._model, self._output
-        tokenizer = {name: file for name, file in model.files.items() if name in TOKENIZER_FILES}
-        for name, source in model.files.items():
-            folder = "artifacts" if name == GENERATION_CONFIG else nemo2_context.TOKENIZER_FOLDER
-            data = source if isinstance(source, bytes) else source.pread(source.size, 0)
-            if name == tokenizer_files.CONFIG:
-                data = tokenizer_files.for_transformers_4(data, name)
-            output.write(f"context/{folder}/{name}", data)
-        config_class, fields = self._config
-        nemo = model.table.nemo
-        context = nemo2_context.build_context(
-            Symbol(nemo.module, nemo.model),
-            Symbol(nemo.module, config_class),
-            fields,
-            tensor_parallel_size=self.layout.tensor_parallel_size,
-            pipeline_parallel_size=self.layout.pipeline_parallel_size,
-            expert_parallel_size=self.layout.expert_parallel_size,
-            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
-            has_tokenizer=bool(tokenizer),
-            has_generation_config=GENERATION_CONFIG in model.files,
-        )
-        for name, data in context.items():
-            output.write(f"context/{name}", data)
-        output.write(self._at("common.pt"), torch_zip.object_item(_COMMON))
 
 
 class NeMo2Converter(Converter):

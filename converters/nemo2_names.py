@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+#: what the names of stored tensors begin with in NeMo 2
+PREFIX: Final = "module."
+#: what the names of TransformerEngine's state objects end with
+EXTRA_STATE: Final = "._extra_state"
 #: layers times experts in one key: Kimi K2 has 61 x 384
 MAX_STACKED: Final = 1 << 20
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 
 from nemoconv.converters import manifest, nemo2_layout, nemo2_names, nemo2_optimizer
 from nemoconv.converters.base import Checkpoint, Model, Request, WriteOptions, Writer
-from nemoconv.converters.nemo2 import PREFIX, NeMo2Checkpoint, NeMo2Writer
+from nemoconv.converters.nemo2 import NeMo2Checkpoint
+from nemoconv.converters.nemo2_names import PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
+from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.errors import LayoutError, NemoconvError, some
 from nemoconv.formats import torch_dist, torch_zip
 from nemoconv.formats.files import Folder, SourceFile
