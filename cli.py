@@ -182,6 +182,12 @@ def _nemo1(command: Callable[..., None]) -> Callable[..., None]:
     )(command)  # fmt: skip
 
 
+_device = click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
+    help="Where values are decoded and cast, and short runs gathered; the result is the same.",
+)  # fmt: skip
+
+
 def _conversion(command: Callable[..., None]) -> Callable[..., None]:
     """Arguments and options of every command that converts."""
     command = _output(command)
@@ -194,13 +200,11 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
             "--head", type=click.Choice(["transducer", "ctc"]),
             help="Head of a hybrid speech model to convert.",
         ),
-        click.option(
-            "--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
-            help="Where values are cast and short runs gathered; the result is the same.",
-        ),
+        _device,
         click.option("--exact", is_flag=True, help="With --dtype: refuse if a value would be rounded."),
         click.option(
-            "--dequantize", is_flag=True, help="Accept weights that SRC holds only roughly (ONNX int4, int8).",
+            "--dequantize", is_flag=True,
+            help="Accept weights that SRC holds only roughly (ONNX int4, int8).",
         ),
         click.option(
             "--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64; default: as it is.",
@@ -419,6 +423,7 @@ def plan(**arguments: Any) -> None:
 @click.option("--layers", metavar="A-B", help="Only these layers, as a model of their own: 0-7, or 0-3,8.")
 @click.option("--stage", type=click.IntRange(0), help="Only the layers of this pipeline stage of --pp.")
 @click.option("--drop-optimizer", is_flag=True, help="Leave out optimizer state.")
+@_device
 @_picture
 @_output
 @_source

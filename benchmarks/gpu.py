@@ -3,7 +3,8 @@
     python benchmarks/gpu.py [--size 1.2B] [--work /dev/shm] [--rounds 3] [--json FILE]
 
 Prints GB/s of source bytes for each case, and whether both devices wrote the same files. Pinned copies to
-the device and back and a cp of the source on the same file system are the limits beside them.
+the device and back and a cp of the source on the same file system are the limits beside them. Decoding is
+measured in memory too, in GB/s of codes: pinned H2D is its limit.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ try:
 except ImportError:
     sys.exit("skipped: torch is not installed")
 
+import gpu_decode
 import models
 
 from nemoconv.converters.conversion import convert
@@ -41,6 +43,8 @@ CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("bfloat16 -> float16", "bfloat16", {"dtype": "float16"}),
     ("bfloat16, tp8", "bfloat16", {"tensor_parallel_size": 8}),
     ("bfloat16, tp1", "bfloat16", {}),
+    ("FP8 -> bfloat16, tp8", "FP8", {"tensor_parallel_size": 8}),
+    ("FP8 -> float32", "FP8", {"dtype": "float32"}),
 )
 
 
@@ -106,6 +110,7 @@ def main() -> None:
         "GPU": torch.cuda.get_device_name(),
         "cores": len(os.sched_getaffinity(0)),
         **bus(),
+        **gpu_decode.decoding(),
     }
     with tempfile.TemporaryDirectory(prefix="nemoconv-bench-", dir=arguments.work) as name:
         folder = Path(name)
@@ -113,6 +118,8 @@ def main() -> None:
         for dtype in ("float32", "bfloat16"):
             config = {**models.SIZES[arguments.size], "dtype": dtype}
             nbytes[dtype] = models.write(folder / dtype, config)
+        config = {**models.SIZES[arguments.size], "dtype": "bfloat16"}
+        nbytes["FP8"] = gpu_decode.write_fp8(folder / "FP8", config)
         copy = folder / "copy"
         for dtype, size in nbytes.items():
             spent = seconds(

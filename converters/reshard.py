@@ -22,6 +22,7 @@ from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.errors import OutputError, UsageError
 from nemoconv.formats import plain_yaml
 from nemoconv.formats.output import OutputDirectory
+from nemoconv.resharding.devices import check_device
 from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.layout_file import parse_layout
 from nemoconv.resharding.ranks import spans
@@ -72,6 +73,7 @@ def reshard(
     allow_ignored: Sequence[str] = (),
     config: str | Path | None = None,
     picture: str | Path | None = None,
+    device: str = "cpu",
     resume: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -88,7 +90,8 @@ def reshard(
     final norm and the output layer of the whole; ``stage`` one of the layers that this pipeline rank of the
     layout would hold, on one pipeline rank. UnsupportedConfig where layers are not alike.
 
-    ``picture`` is an .svg or .html file to draw the plan in.
+    ``picture`` is an .svg or .html file to draw the plan in. ``device`` ("cpu" or "cuda") is where short runs
+    are gathered; the result is the same.
 
     Raises the errors of :mod:`nemoconv.errors`; the target is then absent, or what it was before.
     """
@@ -99,6 +102,7 @@ def reshard(
         "expert_parallel_size": expert_parallel_size,
         "expert_tensor_parallel_size": expert_tensor_parallel_size,
     }
+    check_device(device)
     with open_checkpoint(source, config=config) as opened:
         wanted = settle_layout(opened.layout, {k: v for k, v in sizes.items() if v is not None}, layout)
         notes: list[str] = []
@@ -132,7 +136,7 @@ def reshard(
             return replace(conversion.report, notes=[*conversion.report.notes, *notes])
         if shortage and not resume:  # what is resumed has its place already
             raise OutputError(shortage, hint="free space or choose another file system")
-        return run(conversion, verify=verify, resume=resume, progress=progress)
+        return run(conversion, verify=verify, device=device, resume=resume, progress=progress)
 
 
 def plan_reshard(

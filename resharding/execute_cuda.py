@@ -3,9 +3,10 @@
 Files are read into pinned memory, tiles cross to the device, are cast and put into the order in which
 they will be written, come back into pinned memory and are written from there. Every worker has a stream
 and buffers of its own, so reading, both directions of the bus and writing overlap. What moves in long runs
-and keeps its type stays on the host: two crossings could only make it slower.
+and keeps its type stays on the host: two crossings could only make it slower. Of quantised tensors codes and
+scales cross, and are decoded on the device.
 
-A tile with a NaN is cast on the host, since processors disagree on the bits of NaNs that are cast.
+A tile with a NaN is decoded and cast on the host, since processors disagree on the bits of such NaNs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from math import prod
 from typing import TYPE_CHECKING, Final
 
 from nemoconv.formats.tensors import contiguous_strides
+from nemoconv.resharding import decode_cuda
 from nemoconv.resharding import execute as host
 from nemoconv.resharding.boxes import Shape, intersect
 from nemoconv.resharding.execute import Box, CastReport, Limits, Worker, Written
@@ -56,15 +58,21 @@ class CudaWorker(Worker):
         self.tile = self.pinned.numpy()
         self.counts = torch.zeros(3, dtype=torch.int64, pin_memory=True)
         self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.decoder: decode_cuda.Decoder | None = None
 
     def run(self, job: Job, boxes: list[Box], done: Callable[[int], None]) -> list[Written]:
-        if not _gains(job):
+        gains, encoded = _gains(job), _decodes(job)
+        if not gains and not encoded:
             return super().run(job, boxes, done)
         written: list[Written] = []
         for start, shape in boxes:
             before = len(written)
-            self._read(job, start, shape)
-            places = self._cross(job, start, shape)
+            parts = self._read_encoded(job, start, shape) if encoded else None
+            places = self._cross(job, start, shape, parts) if parts else None
+            if places is None:
+                self._read(job, start, shape)
+                if gains and not parts:
+                    places = self._cross(job, start, shape)
             if places is None:
                 self._write(job, start, shape, self._convert(job, prod(shape)), written)
             else:
@@ -72,23 +80,39 @@ class CudaWorker(Worker):
             done(sum(length for _, _, length, _ in written[before:]))
         return host.merge_written(written)
 
-    def _cross(self, job: Job, start: Shape, shape: Shape) -> list[_Place] | None:
-        """Cast and order a tile on the device; where its parts lie in ``back``. None: it holds a NaN."""
+    def _read_encoded(self, job: Job, start: Shape, shape: Shape) -> list[decode_cuda.Part] | None:
+        """Read codes and scales of a tile into ``pinned``; None, with nothing read, if they do not fit."""
+        parts = decode_cuda.parts_of(job, start, shape)
+        if parts is None or sum(part.nbytes for part in parts) > len(self.tile):
+            return None
+        at = 0
+        for part in parts:
+            part.read(self.tile[at : at + part.nbytes], self.scratch)
+            at += part.nbytes
+        return parts
+
+    def _cross(
+        self, job: Job, start: Shape, shape: Shape, parts: list[decode_cuda.Part] | None = None
+    ) -> list[_Place] | None:
+        """Decode, cast and order a tile on the device; where its parts lie in ``back``. None: it holds a NaN
+        whose bits could differ."""
         import torch
 
         casts = job.source_dtype != job.target_dtype
-        count = prod(shape)
-        nbytes = count * job.source_dtype.itemsize
+        held = sum(part.nbytes for part in parts) if parts else prod(shape) * job.source_dtype.itemsize
         places, at = [], 0
         with torch.cuda.stream(self.stream), torch.no_grad():
-            there = self.pinned[:nbytes].to("cuda", non_blocking=True)
-            if casts:
-                values = there.view(getattr(torch, job.source_dtype.name))
-                result = values.to(getattr(torch, job.target_dtype.name))
-                self._count(job, values, result)
+            there = self.pinned[:held].to("cuda", non_blocking=True)
+            source_dtype = getattr(torch, job.source_dtype.name)
+            if parts:
+                self.decoder = self.decoder or decode_cuda.Decoder()
+                values = decode_cuda.assemble(parts, self.decoder, there, (start, shape), source_dtype)
             else:
-                result = there.view(getattr(torch, _BY_SIZE[job.source_dtype.itemsize]))
-            box = result.view(shape)
+                same = source_dtype if casts else getattr(torch, _BY_SIZE[job.source_dtype.itemsize])
+                values = there.view(same).view(shape)
+            box = values.to(getattr(torch, job.target_dtype.name)) if casts else values
+            if casts or parts:
+                self._count(job, values, box)
             for target in job.targets:
                 common = intersect(target.start, target.shape, start, shape)
                 if common is None:
@@ -102,7 +126,7 @@ class CudaWorker(Worker):
                 places.append(place)
                 at += part.numel()
             self.stream.synchronize()
-        if not casts:
+        if not casts and not parts:
             return places
         nans, lost, rounded = self.counts.tolist()
         if nans:
@@ -113,10 +137,14 @@ class CudaWorker(Worker):
         return places
 
     def _count(self, job: Job, values: torch.Tensor, result: torch.Tensor) -> None:
-        """NaNs, finite values that became infinite, and float32 that are no bfloat16."""
+        """Whether there are NaNs, finite values that became infinite, and float32 that are no bfloat16."""
         import torch
 
-        found = [values.isnan().sum(), (result.isinf() & values.isfinite()).sum()]
+        nan = values.isnan().any().to(torch.int64)  # far faster than to count them
+        if job.source_dtype == job.target_dtype:
+            self.counts.copy_(torch.stack([nan, *[torch.zeros_like(nan)] * 2]), non_blocking=True)
+            return
+        found = [nan, (result.isinf() & values.isfinite()).sum()]
         if (job.source_dtype.name, job.target_dtype.name) == ("float32", "bfloat16"):
             found.append((values.view(torch.int32) & 0xFFFF).count_nonzero())
         else:
@@ -154,6 +182,12 @@ def _gains(job: Job) -> bool:
     if source != target:
         return (source.name, target.name) in _CASTS
     return any(_short_runs(job, part) for part in job.targets)
+
+
+def _decodes(job: Job) -> bool:
+    """Whether a job reads quantised tensors that the device decodes, and casts."""
+    source, target = job.source_dtype, job.target_dtype
+    return decode_cuda.decodable(job) and (source == target or (source.name, target.name) in _CASTS)
 
 
 def _short_runs(job: Job, target: Target) -> bool:

@@ -11,6 +11,7 @@ import numpy
 import pytest
 
 from nemoconv.converters.conversion import convert
+from nemoconv.converters.reshard import reshard
 from nemoconv.errors import UsageError
 from nemoconv.resharding import devices
 
@@ -93,10 +94,33 @@ def test_the_device_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "host" not in crossed
 
 
+@needs_cuda
+def test_resharding_writes_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nemoconv.resharding import execute_cuda
+
+    crossed: list[bool] = []
+    real = execute_cuda.CudaWorker._cross
+
+    def cross(worker: Any, *box: Any) -> Any:
+        crossed.append(True)
+        return real(worker, *box)
+
+    monkeypatch.setattr(execute_cuda.CudaWorker, "_cross", cross)
+    arrays = numbers("bfloat16", nan=True)
+    tiny.write(tmp_path / "hf", BIG, dtype="bfloat16", arrays=arrays, torch_dtype="bfloat16")
+    convert(tmp_path / "hf", tmp_path / "one", to="nemo2")
+    for device in ("cpu", "cuda"):
+        reshard(tmp_path / "one", tmp_path / device, tensor_parallel_size=2, device=device)
+    assert files(tmp_path / "cpu") == files(tmp_path / "cuda")
+    assert crossed
+
+
 def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny.write(tmp_path / "hf")
     with pytest.raises(UsageError, match="unknown device 'tpu'"):
         convert(tmp_path / "hf", tmp_path / "out", to="nemo2", device="tpu")
+    with pytest.raises(UsageError, match="unknown device 'tpu'"):
+        reshard(tmp_path / "hf", tmp_path / "out", tensor_parallel_size=2, device="tpu")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UsageError, match="--device cuda needs torch"):
         devices.check_device("cuda")
