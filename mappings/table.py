@@ -24,6 +24,7 @@ from nemoconv.resharding.layout import Layout
 Sizes = Mapping[str, int]
 
 
+@cache
 def holes(template: str) -> tuple[str, ...]:
     """Names of the holes of a template such as ``model.layers.{layer}.mlp``."""
     return tuple(name for _, name, _, _ in string.Formatter().parse(template) if name is not None)
