@@ -14,6 +14,9 @@ from typing import Any
 
 from nemoconv.errors import NemoconvError, UsageError
 
+#: the origin of what this package itself registers
+BUILT_IN = "nemoconv"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -42,7 +45,7 @@ def entries(group: str) -> Mapping[str, Entry]:
 
     Raises UsageError when two packages claim one name.
     """
-    found = {name: Entry(name, "nemoconv", target) for name, target in _BUILT_IN[group].items()}
+    found = {name: Entry(name, BUILT_IN, target) for name, target in _BUILT_IN[group].items()}
     from importlib.metadata import entry_points
 
     for point in entry_points(group=f"nemoconv.{group}"):

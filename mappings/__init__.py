@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemoconv.errors import NemoconvError, UnsupportedArchitecture
+from nemoconv.mappings.nemo_modules import NEMO_MODULES
 from nemoconv.mappings.no_counterpart import NO_COUNTERPART
-from nemoconv.plugins import entries
+from nemoconv.plugins import BUILT_IN, entries
 
 if TYPE_CHECKING:
     from nemoconv.formats.fiddle import Symbol
@@ -63,7 +64,10 @@ def table_for_nemo(
     Where several architectures share it (GLM and ChatGLM), ``architecture`` says which it was once.
     """
     found: list[Table] = []
+    own = NEMO_MODULES.get(config_class.module, ())
     for name in architectures():
+        if name not in own and entries("mappings")[name].origin == BUILT_IN:
+            continue
         try:
             table = load_table(name)
         except NemoconvError:  # a broken plug-in stops nobody else
