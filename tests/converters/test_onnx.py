@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -29,8 +30,13 @@ from nemoconv.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from nemoconv.fixtures import tiny
 from nemoconv.formats import added_files
+
+_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+tiny = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(tiny)
 
 onnx = pytest.importorskip("onnx")
 
