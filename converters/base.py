@@ -245,6 +245,22 @@ class Checkpoint(ABC):
         self.close()
 
 
+class HeldTensors(Checkpoint):
+    """A checkpoint that knows where all its tensors lie from the moment it is open."""
+
+    _tensors: Mapping[str, StoredTensor]
+
+    def keys(self) -> Sequence[str]:
+        return list(self._tensors)
+
+    def spec(self, name: str) -> TensorSpec:
+        tensor = self._tensors[name]
+        return TensorSpec(name, tensor.dtype, tensor.shape)
+
+    def stored(self, name: str) -> StoredTensor:
+        return self._tensors[name]
+
+
 def _box(
     name: str, shape: Shape, index: tuple[slice | int, ...] | None
 ) -> tuple[Shape, Shape, frozenset[int]]:

@@ -9,42 +9,26 @@ from math import prod
 from typing import Any, Final
 
 from nemoconv.converters import nemo2_names as names
+from nemoconv.converters.dist_chunks import DistChunks, count_objects, name_rows
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist, torch_zip
 from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.files import Folder
 from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
-from nemoconv.formats.torch_dist import DistChunk, DistTensor
 
 _MAX_CHUNKS: Final = 1 << 20
 _METADATA: Final = "metadata.json"
-_EXTRA_STATE: Final = "._extra_state"
 
 
 class TorchDistWeights:
     """The tensors of a torch_dist folder, their names without ``prefix``."""
 
     def __init__(self, folder: Folder, under: str, prefix: str) -> None:
-        self._folder, self._under = folder, under
         self._metadata = torch_dist.read_metadata(folder, under)
+        self._chunks = DistChunks(folder, under)
+        self._places = name_rows(self._metadata.tensors.values(), prefix, folder.path)
         self.skipped: dict[str, int] = {}
-        self._places: dict[str, tuple[DistTensor, tuple[int, ...]]] = {}
-        self._chunks: dict[str, dict[tuple[int, ...], list[DistChunk]]] = {}
-        for key, tensor in self._metadata.tensors.items():
-            stored = key.removeprefix(prefix)
-            axes = names.leading_axes(stored)
-            if len(tensor.shape) < axes or prod(tensor.shape[:axes]) > names.MAX_STACKED:
-                raise CorruptCheckpoint(f"{folder.path}: {stored} has shape {list(tensor.shape)}")
-            for index in product(*map(range, tensor.shape[:axes])):
-                self._add(names.logical_name(stored, index), tensor, index)
-        for key in self._metadata.objects:
-            what = "_extra_state objects" if _EXTRA_STATE in key else "other objects"
-            self.skipped[what] = self.skipped.get(what, 0) + 1
-
-    def _add(self, name: str, tensor: DistTensor, index: tuple[int, ...]) -> None:
-        if name in self._places:
-            raise CorruptCheckpoint(f"{self._folder.path}: {name} is stored twice")
-        self._places[name] = (tensor, index)
+        count_objects(self._metadata, self.skipped)
 
     @property
     def writer(self) -> str:
@@ -60,33 +44,11 @@ class TorchDistWeights:
     def stored(self, name: str) -> StoredTensor:
         """The tensor of one layer (and expert), out of the chunks of the one that is stored."""
         tensor, index = self._places[name]
-        axes = len(index)
-        found = []
-        for chunk in self._chunks_at(tensor, axes).get(index, ()):
-            file, offset, start, shape, strides = self._extent(tensor, chunk)
-            offset += sum((a - b) * n for a, b, n in zip(index, start, strides, strict=False))
-            found.append(Extent(file, offset, start[axes:], shape[axes:], strides[axes:]))
-        return StoredTensor(name, tensor.dtype, tensor.shape[axes:], tuple(found))
-
-    def _chunks_at(self, tensor: DistTensor, axes: int) -> dict[tuple[int, ...], list[DistChunk]]:
-        """Chunks of a tensor by the index on its leading axes."""
-        if tensor.name not in self._chunks:
-            places = self._chunks[tensor.name] = {}
-            for chunk in tensor.chunks:
-                lead = zip(chunk.start[:axes], chunk.shape[:axes], strict=True)
-                for index in product(*(range(first, first + count) for first, count in lead)):
-                    places.setdefault(index, []).append(chunk)
-        return self._chunks[tensor.name]
-
-    def _extent(self, tensor: DistTensor, chunk: DistChunk) -> Extent:
-        return torch_dist.read_chunk(self._folder, tensor, chunk, self._under)
+        found = [self._chunks.row(tensor, chunk, index) for chunk in self._chunks.at(tensor, index)]
+        return StoredTensor(name, tensor.dtype, tensor.shape[len(index) :], tuple(found))
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
-        items: list[Any] = [chunk for tensor in self._metadata.tensors.values() for chunk in tensor.chunks]
-        items += self._metadata.objects.values()
-        for item in sorted(items, key=lambda item: (item.file_name, item.offset)):
-            name = f"{self._under}/{item.file_name}"
-            yield name, torch_zip.verify_crc(self._folder.file(name), item.offset, item.length)
+        return self._chunks.verify(self._metadata)
 
 
 class ZarrWeights:

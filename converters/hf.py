@@ -12,6 +12,7 @@ from nemoconv.converters import manifest, quantization
 from nemoconv.converters.base import (
     Checkpoint,
     Converter,
+    HeldTensors,
     Model,
     Request,
     TensorSpec,
@@ -63,7 +64,7 @@ _REFUSED: Final = {
 }
 
 
-class HFCheckpoint(Checkpoint):
+class HFCheckpoint(HeldTensors):
     """An open Hugging Face directory."""
 
     format = "hf"
@@ -121,18 +122,8 @@ class HFCheckpoint(Checkpoint):
             )
         raise CorruptCheckpoint(f"{self.path}: has config.json but no {SINGLE} and no {INDEX}")
 
-    def keys(self) -> Sequence[str]:
-        return list(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape)
-
     def dtype(self, name: str) -> DType:
         return self._tensors[name].dtype
-
-    def stored(self, name: str) -> StoredTensor:
-        return self._tensors[name]
 
     @property
     def config(self) -> Mapping[str, Value]:

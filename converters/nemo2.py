@@ -7,8 +7,6 @@ A layer, and an expert of a layer, is a tensor of its own here, whether the file
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
-from math import prod
 from pathlib import Path
 from typing import Final
 
@@ -22,18 +20,18 @@ from nemoconv.converters.base import (
     WriteOptions,
     Writer,
 )
+from nemoconv.converters.dist_chunks import DistChunks, Places, count_objects, name_rows
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
 from nemoconv.converters.layers import check_alike
 from nemoconv.converters.nemo2_context import NemoContext
-from nemoconv.converters.nemo2_names import EXTRA_STATE, PREFIX
+from nemoconv.converters.nemo2_names import PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
 from nemoconv.converters.nemo2_writer import NeMo2Writer
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat
-from nemoconv.formats import plain_json, torch_dist, torch_zip
+from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
+from nemoconv.formats import plain_json, torch_dist
 from nemoconv.formats.files import MAX_SMALL_FILE, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.formats.tensors import Extent, StoredTensor
-from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
+from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.table import Table
@@ -58,9 +56,8 @@ class NeMo2Checkpoint(Checkpoint):
         self._metadata = torch_dist.read_metadata(self._directory, self._weights)
         self._manifest = manifest.read(self._directory)
         self._skipped: dict[str, int] = {}
+        self._chunks = DistChunks(self._directory, self._weights)
         self._places = self._name_tensors()
-        self._chunks: dict[str, dict[tuple[int, ...], list[DistChunk]]] = {}
-        self._extents: dict[DistChunk, Extent] = {}
         self._hf = read_hf_config(config) if config is not None else None
         #: the layers that are kept (old number -> new number), None for all
         self.layers: dict[int, int] | None = None
@@ -76,28 +73,14 @@ class NeMo2Checkpoint(Checkpoint):
             return nemo2_context.read_context(self._directory)
         return None
 
-    def _name_tensors(self) -> dict[str, tuple[DistTensor, tuple[int, ...]]]:
+    def _name_tensors(self) -> Places:
         """Every model tensor by its logical name, with its index on the stored leading axes."""
-        places: dict[str, tuple[DistTensor, tuple[int, ...]]] = {}
-        for key, tensor in self._metadata.tensors.items():
-            if key.startswith(("optimizer.", "chained_")):
-                self._skip("optimizer state tensors")
-                continue
-            stored = key.removeprefix(PREFIX)
-            axes = names.leading_axes(stored)
-            if len(tensor.shape) < axes or prod(tensor.shape[:axes]) > names.MAX_STACKED:
-                raise CorruptCheckpoint(f"{self.path}: {stored} has shape {list(tensor.shape)}")
-            for index in product(*map(range, tensor.shape[:axes])):
-                name = names.logical_name(stored, index)
-                if name in places:
-                    raise CorruptCheckpoint(f"{self.path}: {name} is stored twice, stacked and alone")
-                places[name] = (tensor, index)
-        for key in self._metadata.objects:
-            self._skip("_extra_state objects" if EXTRA_STATE in key else "other objects")
-        return places
-
-    def _skip(self, what: str) -> None:
-        self._skipped[what] = self._skipped.get(what, 0) + 1
+        stored = self._metadata.tensors
+        weights = [stored[key] for key in stored if not key.startswith(nemo2_optimizer.PREFIXES)]
+        if len(weights) < len(stored):
+            self._skipped["optimizer state tensors"] = len(stored) - len(weights)
+        count_objects(self._metadata, self._skipped)
+        return name_rows(weights, PREFIX, self.path)
 
     def _read_layout(self) -> Layout:
         if self._context is None:
@@ -162,29 +145,8 @@ class NeMo2Checkpoint(Checkpoint):
 
     def stored(self, name: str) -> StoredTensor:
         tensor, index = self._places[name]
-        axes = len(index)
-        found = []
-        for chunk in self._chunks_at(tensor, axes).get(index, ()):
-            file, offset, start, shape, strides = self._extent(tensor, chunk)
-            offset += sum((a - b) * n for a, b, n in zip(index, start, strides, strict=False))
-            found.append(Extent(file, offset, start[axes:], shape[axes:], strides[axes:]))
-        return StoredTensor(name, tensor.dtype, tensor.shape[axes:], tuple(found))
-
-    def _chunks_at(self, tensor: DistTensor, axes: int) -> dict[tuple[int, ...], list[DistChunk]]:
-        """Chunks of a tensor by the index on its leading axes."""
-        if tensor.name not in self._chunks:
-            places: dict[tuple[int, ...], list[DistChunk]] = {}
-            for chunk in tensor.chunks:
-                lead = zip(chunk.start[:axes], chunk.shape[:axes], strict=True)
-                for index in product(*(range(first, first + count) for first, count in lead)):
-                    places.setdefault(index, []).append(chunk)
-            self._chunks[tensor.name] = places
-        return self._chunks[tensor.name]
-
-    def _extent(self, tensor: DistTensor, chunk: DistChunk) -> Extent:
-        if chunk not in self._extents:
-            self._extents[chunk] = torch_dist.read_chunk(self._directory, tensor, chunk, self._weights)
-        return self._extents[chunk]
+        found = [self._chunks.row(tensor, chunk, index) for chunk in self._chunks.at(tensor, index)]
+        return StoredTensor(name, tensor.dtype, tensor.shape[len(index) :], tuple(found))
 
     @property
     def config(self) -> Mapping[str, Value]:
@@ -338,14 +300,7 @@ class NeMo2Checkpoint(Checkpoint):
         return self._directory.opened()
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
-        """The CRC-32 that zip stores beside every record of every item."""
-        items: list[DistChunk | DistObject] = [
-            chunk for tensor in self._metadata.tensors.values() for chunk in tensor.chunks
-        ]
-        items += self._metadata.objects.values()
-        for item in sorted(items, key=lambda item: (item.file_name, item.offset)):
-            name = self._at(item.file_name)
-            yield name, torch_zip.verify_crc(self._directory.file(name), item.offset, item.length)
+        return self._chunks.verify(self._metadata)
 
     def close(self) -> None:
         self._directory.close()

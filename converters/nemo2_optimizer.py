@@ -19,8 +19,8 @@ from pathlib import Path
 
 from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import Checkpoint, Model, TensorSpec
+from nemoconv.converters.dist_chunks import DistChunks
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
-from nemoconv.formats import torch_dist
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.formats.torch_dist import DistChunk, DistMetadata, DistTensor
@@ -99,10 +99,9 @@ class OptimizerState(Checkpoint):
     ) -> None:
         self.path = directory.path
         self.kind = kind
-        self._directory, self._weights = directory, weights
+        self._chunks = DistChunks(directory, weights)
         #: logical name -> stored key of the parameter, the state, and the index on its leading axes
         self.places: dict[str, tuple[str, StateTensor, Shape]] = {}
-        self._chunks: dict[str, dict[Shape, list[DistChunk]]] = {}
         for key, state in stored.items():
             axes = names.leading_axes(key.removeprefix(prefix))
             if len(state.shape) < axes or prod(state.shape[:axes]) > names.MAX_STACKED:
@@ -139,34 +138,19 @@ class OptimizerState(Checkpoint):
         _, state, index = self.places[name]
         axes = len(index)
         extents: list[Extent] = []
-        for chunk in self._chunks_at(state.tensor, axes).get(index, ()):
+        for chunk in self._chunks.at(state.tensor, index):
             if state.block is not None:
                 extents += self._pieces(state, chunk, axes)
-                continue
-            file, offset, start, shape, strides = self._extent(state.tensor, chunk)
-            offset += sum((a - b) * n for a, b, n in zip(index, start, strides, strict=False))
-            extents.append(Extent(file, offset, start[axes:], shape[axes:], strides[axes:]))
+            else:
+                extents.append(self._chunks.row(state.tensor, chunk, index))
         return StoredTensor(name, state.tensor.dtype, state.shape[axes:], tuple(extents))
-
-    def _extent(self, tensor: DistTensor, chunk: DistChunk) -> Extent:
-        return torch_dist.read_chunk(self._directory, tensor, chunk, self._weights)
-
-    def _chunks_at(self, tensor: DistTensor, axes: int) -> Mapping[Shape, list[DistChunk]]:
-        if tensor.name not in self._chunks:
-            places: dict[Shape, list[DistChunk]] = {}
-            for chunk in tensor.chunks:
-                lead = zip(chunk.start[:axes], chunk.shape[:axes], strict=True)
-                for index in product(*(range(first, first + count) for first, count in lead)):
-                    places.setdefault(index, []).append(chunk)
-            self._chunks[tensor.name] = places
-        return self._chunks[tensor.name]
 
     def _pieces(self, state: StateTensor, chunk: DistChunk, axes: int) -> Iterator[Extent]:
         """A run of a flattened piece, as boxes of the parameter."""
         assert state.block is not None
         if any(n != 1 for n in chunk.shape[:-1]):
             raise UnsupportedError(f"{self.path}: {state.tensor.name[:200]}: a chunk of several pieces")
-        file, offset, _, _, strides = self._extent(state.tensor, chunk)
+        file, offset, _, _, strides = self._chunks.extent(state.tensor, chunk)
         first, step = chunk.start[-1], strides[-1]
         steps = contiguous_strides(state.block, step)
         corner = tuple(i * n for i, n in zip(chunk.start[:-1], state.block, strict=True))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nemoconv.converters import nemo_archive, speech_files
-from nemoconv.converters.base import Checkpoint, Model, TensorSpec
+from nemoconv.converters.base import Checkpoint, HeldTensors, Model, TensorSpec
 from nemoconv.errors import (
     NemoconvError,
     UnsupportedArchitecture,
@@ -56,7 +56,7 @@ class ArchiveModel(Model):
     nulls: tuple[str, ...] = ()
 
 
-class NemoModel(Checkpoint):
+class NemoModel(HeldTensors):
     """An open ``.nemo`` of a model that is not a Megatron language model, under NeMo's own names."""
 
     format = "nemo"
@@ -77,16 +77,6 @@ class NemoModel(Checkpoint):
             )
         self._state = read_state_dict(folder.file(nemo_archive.WEIGHTS))
         self._tensors, self.nulls = _sorted_out(self._state, f"{path}: {nemo_archive.WEIGHTS}")
-
-    def keys(self) -> Sequence[str]:
-        return list(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape)
-
-    def stored(self, name: str) -> StoredTensor:
-        return self._tensors[name]
 
     @property
     def config(self) -> Mapping[str, Value]:

@@ -7,18 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemoconv.converters import nemo_archive
-from nemoconv.converters.base import Checkpoint, TensorSpec
+from nemoconv.converters.base import HeldTensors
 from nemoconv.converters.hf import read_shards
 from nemoconv.converters.nemo_model import ARTIFACTS, NULLS, ArchiveModel
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats import plain_json
 from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.identity import identity_table
 
 
-class NemoTensors(Checkpoint):
+class NemoTensors(HeldTensors):
     """An open folder with model_config.yaml and safetensors."""
 
     format = "safetensors"
@@ -43,16 +42,6 @@ class NemoTensors(Checkpoint):
         if len(set(names)) != len(names) or self._tensors.keys() & set(names):
             raise CorruptCheckpoint(f"{self.path / NULLS}: names an entry twice, or a tensor")
         return tuple(names)
-
-    def keys(self) -> Sequence[str]:
-        return list(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape)
-
-    def stored(self, name: str) -> StoredTensor:
-        return self._tensors[name]
 
     @property
     def config(self) -> Mapping[str, Value]:

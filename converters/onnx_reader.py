@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from nemoconv.converters import onnx_names
-from nemoconv.converters.base import Checkpoint, Model, TensorSpec
+from nemoconv.converters.base import HeldTensors, Model
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, read_hf_config
 from nemoconv.errors import (
     CorruptCheckpoint,
@@ -76,7 +76,7 @@ def locate(path: Path) -> tuple[SourceDir, str, str]:
     return SourceDir(root), inner, inner.rpartition("/")[0]
 
 
-class OnnxCheckpoint(Checkpoint):
+class OnnxCheckpoint(HeldTensors):
     """An open ONNX model. ``raw`` are its initializers under their own names.
 
     Tensors have Hugging Face names if the config is known and every name can be proved; if not, they are
@@ -137,10 +137,7 @@ class OnnxCheckpoint(Checkpoint):
             )
         except UnsupportedError as error:
             self._problem = error
-
-    @property
-    def _tensors(self) -> Mapping[str, StoredTensor]:
-        return self._named.tensors if self._named is not None else self.raw
+        self._tensors = self._named.tensors if self._named is not None else self.raw
 
     def dequantize(self) -> None:
         self._approximate = True
@@ -166,16 +163,6 @@ class OnnxCheckpoint(Checkpoint):
         if named.left:
             notes.append(f"{len(named.left)} constants of the graph are not weights: {some(named.left, 3)}")
         return notes
-
-    def keys(self) -> Sequence[str]:
-        return list(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape)
-
-    def stored(self, name: str) -> StoredTensor:
-        return self._tensors[name]
 
     @property
     def config(self) -> Mapping[str, Value]:

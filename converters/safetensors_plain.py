@@ -14,7 +14,15 @@ from typing import Final
 
 from nemoconv import __version__
 from nemoconv.converters import manifest, nemo_archive
-from nemoconv.converters.base import Checkpoint, Converter, Model, Request, TensorSpec, WriteOptions, Writer
+from nemoconv.converters.base import (
+    Checkpoint,
+    Converter,
+    HeldTensors,
+    Model,
+    Request,
+    WriteOptions,
+    Writer,
+)
 from nemoconv.converters.hf import INDEX, SINGLE, ShardWriter, read_shards
 from nemoconv.converters.nemo_tensors import NemoTensors
 from nemoconv.converters.planning import Conversion, Report, make_limits, resident_nbytes
@@ -23,7 +31,7 @@ from nemoconv.formats.copy import copy_all
 from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import read_header
-from nemoconv.formats.tensors import StoredTensor, contiguous_strides
+from nemoconv.formats.tensors import contiguous_strides
 from nemoconv.mappings.config_fields import Value
 from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Job, Plan, Target
@@ -32,7 +40,7 @@ from nemoconv.resharding.plan import Job, Plan, Target
 _RESERVED: Final = "__metadata__"
 
 
-class PlainCheckpoint(Checkpoint):
+class PlainCheckpoint(HeldTensors):
     """A .safetensors file, or a directory that this module wrote."""
 
     format = "safetensors"
@@ -46,16 +54,6 @@ class PlainCheckpoint(Checkpoint):
             self._tensors = read_header(self._folder.file(path.name))[0]
         else:
             self._tensors = read_shards(self._folder)
-
-    def keys(self) -> Sequence[str]:
-        return list(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape)
-
-    def stored(self, name: str) -> StoredTensor:
-        return self._tensors[name]
 
     @property
     def config(self) -> Mapping[str, Value]:
