@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import struct
-from pathlib import Path
 
 import numpy
 import pytest
+import tiny
 
 import nemoconv
 from nemoconv.converters.conversion import convert
@@ -23,10 +22,6 @@ from nemoconv.errors import (
     UnsupportedConfig,
     UnsupportedFormat,
 )
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-{:05d}-of-00003.safetensors"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+import tiny
 
 import nemoconv
 from nemoconv import samples
@@ -17,10 +17,6 @@ from nemoconv.converters.reshard import reshard
 from nemoconv.errors import UnsupportedConfig, UsageError
 from nemoconv.formats import torch_dist
 from nemoconv.formats.files import SourceDir
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import tiny
 
 from nemoconv.converters import layout_picture
 from nemoconv.converters.conversion import convert
@@ -16,10 +15,6 @@ from nemoconv.converters.reshard import plan_reshard
 from nemoconv.errors import OutputError, UsageError
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.layout import Layout
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 SVG = "{http://www.w3.org/2000/svg}"
 

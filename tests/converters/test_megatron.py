@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 from pathlib import Path
 
 import pytest
+import tiny
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
@@ -23,10 +23,6 @@ from nemoconv.errors import (
 from nemoconv.resharding.layout import Layout
 
 torch = pytest.importorskip("torch")
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import random
@@ -10,8 +9,10 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import legacy_nemo as legacy
 import numpy
 import pytest
+import tiny
 import yaml
 from click.testing import CliRunner
 
@@ -36,15 +37,6 @@ torch = pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
 LEGACY = ROOT / "fixtures" / "legacy"
 
-
-def _load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "fixtures" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny, legacy, hostile = _load("tiny"), _load("legacy_nemo"), _load("hostile")
 CONFIG = {**tiny.CONFIG, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import os
 import random
 import tarfile
 from pathlib import Path
 
+import hostile
 import numpy
 import pytest
 
@@ -36,9 +36,6 @@ from nemoconv.testing import data_of
 
 ROOT = Path(__file__).parents[2] / "fixtures"
 SAMPLES = ROOT / "speech"
-_SPEC = importlib.util.spec_from_file_location("hostile", ROOT / "hostile.py")
-hostile = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(hostile)
 
 SPEAKER = {
     "target": "nemo.collections.asr.models.label_models.EncDecSpeakerLabelModel",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy
 import pytest
+import tiny
 
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
@@ -31,12 +31,6 @@ from nemoconv.errors import (
     UsageError,
 )
 from nemoconv.formats import added_files
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 onnx = pytest.importorskip("onnx")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import tarfile
 from pathlib import Path
 
 import pytest
+import tiny
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
@@ -16,9 +16,6 @@ from nemoconv.errors import LayoutError
 
 torch = pytest.importorskip("torch")
 
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 REAL = Path(__file__).parents[2] / "fixtures" / "legacy"
 TP1, TP2_PP2 = REAL / "llama_legacy_tp1.nemo", REAL / "llama_legacy_tp2_pp2.nemo"

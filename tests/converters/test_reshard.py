@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,10 +23,6 @@ from nemoconv.errors import CorruptCheckpoint, LayoutError, OutputError, Unsuppo
 from nemoconv.formats import torch_dist
 from nemoconv.formats.files import SourceDir
 from nemoconv.resharding.layout import Layout
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 OPTIMIZER = REAL / "mcore0140_optim_dp2"

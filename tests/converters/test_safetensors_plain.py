@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy
 import pytest
+import tiny
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import open_checkpoint, recognize
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, LayoutError, UnsupportedArchitecture, UnsupportedError
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 STRANGE = {
     "scalar": tiny.bits((), "bfloat16", 0),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,15 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.reshard import reshard
 from nemoconv.converters.together import Ranks, ranks_of
 from nemoconv.errors import UsageError
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 LLAMA = {**tiny.CONFIG, "num_hidden_layers": 4, "num_key_value_heads": 4}
 #: an end in the middle: after so many files of its own, the process is gone, without a word or with one

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import json
 import os
 import random
@@ -14,19 +13,15 @@ import signal
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
+import tiny
 
 import nemoconv
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import NemoconvError, OutputError, UsageError
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding import strided
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="module")

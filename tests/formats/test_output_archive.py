@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import tarfile
 import threading
-from pathlib import Path
 
 import pytest
+import tiny
 
 from nemoconv.errors import NemoconvError, OutputError, UsageError
 from nemoconv.formats import output as output_module
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 
 def stage_of(target):

@@ -6,12 +6,11 @@ import argparse
 import collections
 import contextlib
 import enum
-import importlib.util
 import math
 import pickle
 import time
-from pathlib import Path
 
+import hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,12 +18,6 @@ from hypothesis import strategies as st
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint
 from nemoconv.formats.pickle_writer import PickleWriter, integer
 from nemoconv.formats.pickles import Constant, PickledDict, Stub, check_bounded, loads
-
-_SPEC = importlib.util.spec_from_file_location(
-    "hostile", Path(__file__).parents[2] / "fixtures" / "hostile.py"
-)
-hostile = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(hostile)
 
 KNOWN = {
     ("argparse", "Namespace"): Stub,

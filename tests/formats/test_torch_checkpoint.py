@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
 from math import prod
-from pathlib import Path
 
+import hostile
 import numpy
 import pytest
 
@@ -31,11 +30,6 @@ from nemoconv.resharding.read import read_box
 
 torch = pytest.importorskip("torch")
 
-_SPEC = importlib.util.spec_from_file_location(
-    "hostile", Path(__file__).parents[2] / "fixtures" / "hostile.py"
-)
-hostile = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(hostile)
 
 #: float32 and bfloat16 patterns that arithmetic would change: NaN with payload, -0.0, subnormals
 SPECIAL = bytes.fromhex("0100c07f0000008001000000010080ffffff7f000080c17f")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import pickle
@@ -11,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,12 +27,6 @@ from nemoconv.formats import torch_dist, torch_zip
 from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceDir
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
-
-_SPEC = importlib.util.spec_from_file_location(
-    "hostile", Path(__file__).parents[2] / "fixtures" / "hostile.py"
-)
-hostile = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(hostile)
 
 NEMO2 = Path(__file__).parents[2] / "fixtures" / "nemo2"
 BF16, F32 = BY_NAME["bfloat16"], BY_NAME["float32"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import itertools
 import random
@@ -11,6 +10,7 @@ import zipfile
 from math import prod
 from pathlib import Path
 
+import hostile
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,11 +30,6 @@ from nemoconv.formats.pickles import Stub
 
 torch = pytest.importorskip("torch")
 
-_SPEC = importlib.util.spec_from_file_location(
-    "hostile", Path(__file__).parents[2] / "fixtures" / "hostile.py"
-)
-hostile = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(hostile)
 
 NEMO2 = Path(__file__).parents[2] / "fixtures" / "nemo2"
 SHAPES = [(), (0,), (5,), (3, 0, 2), (3, 4), (2, 3, 4), (2, 1, 3, 2)]

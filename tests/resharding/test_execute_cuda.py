@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
+import tiny
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import UsageError
 from nemoconv.resharding import devices
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 
 def _has_cuda() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import pickle
 import selectors
@@ -14,6 +13,7 @@ from typing import Any
 
 import numpy
 import pytest
+import tiny
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
@@ -23,10 +23,6 @@ from nemoconv.mappings.config_fields import read_config
 from nemoconv.resharding import Layout, placements, plan_reshard
 from nemoconv.resharding.live import model_config
 from nemoconv.resharding.live_schedule import schedule
-
-_SPEC = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[2] / "fixtures" / "tiny.py")
-tiny = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(tiny)
 
 LLAMA = {
     **tiny.CONFIG,
