@@ -10,7 +10,7 @@ from nemoconv.converters.base import Model, WriteOptions
 from nemoconv.converters.rank_writer import Rank, RankWriter, empty_entries
 from nemoconv.errors import LayoutError, UnsupportedError, UnsupportedFormat, some
 from nemoconv.formats import pickle_writer as opcodes
-from nemoconv.formats import torch_zip
+from nemoconv.formats import torch_items
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.pickle_writer import PickleWriter
@@ -147,7 +147,7 @@ class MegatronResharder(RankWriter):
                     continue
                 writer.text(rest)
                 if isinstance(entry, tuple):
-                    torch_zip.put_tensor(writer, *entry, numbers[key])
+                    torch_items.put_tensor(writer, *entry, numbers[key])
                 else:
                     writer.raw(opcodes.NONE)
             writer.raw(opcodes.SETITEMS)

@@ -9,7 +9,7 @@ from typing import Final
 from nemoconv.converters import nemo1_config, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.nemo2_writer import NeMo2Writer
-from nemoconv.formats import plain_yaml, torch_zip
+from nemoconv.formats import plain_yaml, torch_items
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.plan import Payload
 
@@ -46,4 +46,4 @@ class NeMo1Writer(NeMo2Writer):
         return super().reserve(requests)
 
     def _write_context(self) -> None:
-        self._output.write(self._at("common.pt"), torch_zip.object_item({}))
+        self._output.write(self._at("common.pt"), torch_items.object_item({}))

@@ -18,7 +18,7 @@ from nemoconv.converters.nemo2_names import PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
 from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.errors import LayoutError, NemoconvError, some
-from nemoconv.formats import torch_dist, torch_zip
+from nemoconv.formats import torch_dist_writer, torch_zip
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.torch_dist import DistObject, DistTensor
@@ -192,7 +192,7 @@ class NeMo2Resharder(NeMo2Writer):
             DistTensor(name, dtype, shape, tuple(chunks))
             for name, (dtype, shape, chunks) in self._tensors.items()
         ]
-        return torch_dist.emit_metadata(tensors, self._objects, self._flattened)
+        return torch_dist_writer.emit_metadata(tensors, self._objects, self._flattened)
 
     def _write_context(self) -> None:
         """Every file of the source that is no tensor; in the context, the layout changed."""

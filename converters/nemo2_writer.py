@@ -12,7 +12,7 @@ from nemoconv.converters.base import Model, Request, WriteOptions, Writer
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES
 from nemoconv.converters.nemo2_names import EXTRA_STATE, PREFIX
 from nemoconv.errors import MappingError
-from nemoconv.formats import torch_dist, torch_zip
+from nemoconv.formats import torch_dist, torch_dist_writer, torch_items
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.formats.output import OutputDirectory
@@ -46,7 +46,7 @@ class NeMo2Writer(Writer):
         self.layout = options.layout
         self._stacked = model.table.stacked(model.config)
         self._ends: dict[int, int] = {}
-        self._items: list[tuple[Payload, torch_zip.TensorItem]] = []
+        self._items: list[tuple[Payload, torch_items.TensorItem]] = []
         self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
         self._objects: list[DistObject] = []
 
@@ -86,7 +86,7 @@ class NeMo2Writer(Writer):
     ) -> Payload:
         """A place in the rank's file for a chunk of the stored tensor ``name`` of ``shape``."""
         offset = self._ends.get(rank, 0)
-        item = torch_zip.TensorItem(dtype, box, offset)
+        item = torch_items.TensorItem(dtype, box, offset)
         file = self._output.file(self._at(self._file_name(rank)))
         payload = Payload(f"{name}{list(start)}", file, item.payload_offset, item.nbytes)
         self._ends[rank] = file.size = offset + item.length
@@ -109,7 +109,7 @@ class NeMo2Writer(Writer):
         """``_extra_state`` of every module that TransformerEngine could hold: loaders fail without."""
         table, layers = self._model.table, self._sizes["layers"]
         sets = table.layer_sets(self._model.config) if table.layer_sets else {}
-        item = torch_zip.object_item([None])
+        item = torch_items.object_item([None])
         for module in table.modules:
             if any(self._model.config.get(key) != value for key, value in module.when):
                 continue
@@ -146,7 +146,7 @@ class NeMo2Writer(Writer):
             DistTensor(name, dtype, shape, tuple(chunks))
             for name, (dtype, shape, chunks) in self._tensors.items()
         ]
-        return torch_dist.emit_metadata(tensors, self._objects)
+        return torch_dist_writer.emit_metadata(tensors, self._objects)
 
     def _write_context(self) -> None:
         model, output = self._model, self._output
@@ -172,4 +172,4 @@ class NeMo2Writer(Writer):
         )
         for name, data in context.items():
             output.write(f"context/{name}", data)
-        output.write(self._at("common.pt"), torch_zip.object_item(_COMMON))
+        output.write(self._at("common.pt"), torch_items.object_item(_COMMON))

@@ -14,7 +14,7 @@ from math import prod
 from typing import Any, Final, Protocol
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
-from nemoconv.formats import checksum, torch_legacy, torch_zip
+from nemoconv.formats import checksum, torch_items, torch_legacy, torch_zip, zip_records
 from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceFile
@@ -214,7 +214,7 @@ class StateDictItem:
         offsets: list[int] = []
         for number, nbytes in enumerate(self.nbytes):
             name = self._name(number)
-            bare = at + len(torch_zip.local_header(name, nbytes, 0)) + 4
+            bare = at + len(zip_records.local_header(name, nbytes, 0)) + 4
             padding = -(offset + bare) % alignment
             self._headers.append(at)
             self._extras.append(struct.pack("<2sH", _PADDING, padding) + b"Z" * padding)
@@ -232,7 +232,7 @@ class StateDictItem:
         record = Record(name, len(self._front), len(data), checksum.crc32(data), 0)
         self._fixed.append(record)
         full = self._root + name.encode()
-        self._front += torch_zip.local_header(full, len(data), record.crc32) + data
+        self._front += zip_records.local_header(full, len(data), record.crc32) + data
 
     def _directory(self, crc32s: Sequence[int]) -> bytes:
         entries = [(self._root + r.name.encode(), r.nbytes, r.crc32, r.header) for r in self._fixed]
@@ -242,14 +242,14 @@ class StateDictItem:
                 zip(self.nbytes, crc32s, self._headers, strict=True)
             )
         ]
-        return torch_zip.central_directory(entries, self._end)
+        return zip_records.central_directory(entries, self._end)
 
     def frames(self, crc32s: Sequence[int]) -> Iterator[tuple[int, bytes]]:
         """(offset in the file, bytes) of all that is not tensors; ``crc32s`` are those of the tensors."""
         yield self.offset, bytes(self._front)
         rows = zip(self.nbytes, crc32s, self._headers, self._extras, strict=True)
         for number, (nbytes, crc32, header, extra) in enumerate(rows):
-            yield self.offset + header, torch_zip.local_header(self._name(number), nbytes, crc32, extra)
+            yield self.offset + header, zip_records.local_header(self._name(number), nbytes, crc32, extra)
         yield self.offset + self._end, self._directory(crc32s)
 
 
@@ -265,7 +265,7 @@ def _pickle(entries: Mapping[str, Entry]) -> bytes:
         first = entry if isinstance(entry, str) else name
         described = entries[first]
         if isinstance(described, tuple):
-            torch_zip.put_tensor(writer, *described, numbers[first])
+            torch_items.put_tensor(writer, *described, numbers[first])
         else:
             writer.raw(opcodes.NONE)
     writer.raw(opcodes.SETITEMS)

@@ -10,7 +10,7 @@ megatron/core/dist_checkpointing/strategies/torch.py of 0.9 to 0.16.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod
@@ -23,17 +23,15 @@ from nemoconv.errors import (
     UnsupportedFormat,
     some,
 )
-from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats import plain_json, torch_zip
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder
-from nemoconv.formats.pickle_writer import PickleWriter
 from nemoconv.formats.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
 from nemoconv.formats.tensors import Extent
 
-_METADATA: Final = "torch.distributed.checkpoint.metadata"
+METADATA: Final = "torch.distributed.checkpoint.metadata"
 _OLD_METADATA: Final = "torch.distributed._shard.sharded_tensor.metadata"
-_FILESYSTEM: Final = "torch.distributed.checkpoint.filesystem"
+FILESYSTEM: Final = "torch.distributed.checkpoint.filesystem"
 _PLANNER: Final = "torch.distributed.checkpoint.planner"
 _MCORE: Final = "megatron.core.dist_checkpointing.strategies.torch"
 
@@ -56,18 +54,18 @@ _KNOWN: Final[Known] = {
     **torch_zip.DTYPES_KNOWN,
     **dict.fromkeys(
         [
-            (_METADATA, "Metadata"),
-            (_METADATA, "MetadataIndex"),
-            (_METADATA, "TensorStorageMetadata"),
-            (_METADATA, "BytesStorageMetadata"),
-            (_METADATA, "ChunkStorageMetadata"),
-            (_METADATA, "TensorProperties"),
-            (_METADATA, "StorageMeta"),
-            (_METADATA, "_MEM_FORMAT_ENCODING"),
+            (METADATA, "Metadata"),
+            (METADATA, "MetadataIndex"),
+            (METADATA, "TensorStorageMetadata"),
+            (METADATA, "BytesStorageMetadata"),
+            (METADATA, "ChunkStorageMetadata"),
+            (METADATA, "TensorProperties"),
+            (METADATA, "StorageMeta"),
+            (METADATA, "_MEM_FORMAT_ENCODING"),
             (_OLD_METADATA, "TensorProperties"),
             (_OLD_METADATA, "MEM_FORMAT_ENCODING"),
-            (_FILESYSTEM, "_StorageInfo"),
-            (_FILESYSTEM, "_StoragePrefix"),
+            (FILESYSTEM, "_StorageInfo"),
+            (FILESYSTEM, "_StoragePrefix"),
             (_PLANNER, "SavePlan"),
             (_PLANNER, "WriteItem"),
             (_PLANNER, "WriteItemType"),
@@ -201,7 +199,7 @@ class _Reader:
         return CorruptCheckpoint(f"{self.where}: {what}")
 
     def read(self, root: object) -> DistMetadata:
-        if _kind(root) not in ((_METADATA, "Metadata"), (_MCORE, "MCoreMetadata")):
+        if _kind(root) not in ((METADATA, "Metadata"), (_MCORE, "MCoreMetadata")):
             raise self.corrupt("does not hold the metadata of a distributed checkpoint")
         assert isinstance(root, Stub)
         entries, storage = root.get("state_dict_metadata"), root.get("storage_data")
@@ -214,9 +212,9 @@ class _Reader:
             if type(name) is not str:
                 raise self.corrupt("a tensor whose name is not text")
             kind = _kind(entry)
-            if kind == (_METADATA, "TensorStorageMetadata"):
+            if kind == (METADATA, "TensorStorageMetadata"):
                 tensors[name] = self.tensor(name, entry, places)
-            elif kind == (_METADATA, "BytesStorageMetadata"):
+            elif kind == (METADATA, "BytesStorageMetadata"):
                 objects[name] = DistObject(name, *self.place(places, name, None))
             else:
                 raise self.corrupt(f"{name[:200]}: neither a tensor nor an object")
@@ -229,9 +227,9 @@ class _Reader:
         """(name, start or None) -> file name, offset, length."""
         places: dict[Any, tuple[str, int, int]] = {}
         for index, info in storage.items():
-            if _kind(index) != (_METADATA, "MetadataIndex"):
+            if _kind(index) != (METADATA, "MetadataIndex"):
                 raise self.corrupt("a place in a file that belongs to no tensor name")
-            if _kind(info) != (_FILESYSTEM, "_StorageInfo"):
+            if _kind(info) != (FILESYSTEM, "_StorageInfo"):
                 raise self.corrupt("a place in a file of an unknown kind")
             name, start = index.get("fqn"), index.get("offset")
             file_name, offset, length = (
@@ -286,7 +284,7 @@ class _Reader:
             raise self.corrupt(f"{name[:200]}: no list of chunks")
         chunks = []
         for part in listed:
-            if _kind(part) != (_METADATA, "ChunkStorageMetadata"):
+            if _kind(part) != (METADATA, "ChunkStorageMetadata"):
                 raise self.corrupt(f"{name[:200]}: a chunk of an unknown kind")
             start = self.sizes(name, part.get("offsets"))
             size = self.sizes(name, part.get("sizes"))
@@ -301,7 +299,7 @@ class _Reader:
 
     def dtype(self, name: str, properties: object) -> DType:
         if _kind(properties) not in (
-            (_METADATA, "TensorProperties"),
+            (METADATA, "TensorProperties"),
             (_OLD_METADATA, "TensorProperties"),
         ):
             raise self.corrupt(f"{name[:200]}: no tensor properties")
@@ -514,96 +512,3 @@ def read_chunk(directory: Folder, tensor: DistTensor, chunk: DistChunk, under: s
     itemsize = stored.dtype.itemsize
     strides = tuple(step * itemsize for step in stored.strides)
     return Extent(file, stored.offset, chunk.start, chunk.shape, strides)
-
-
-# Writing .metadata
-
-
-def emit_metadata(
-    tensors: Iterable[DistTensor],
-    objects: Iterable[DistObject] = (),
-    flattened: Mapping[str, tuple[int, ...]] | None = None,
-) -> bytes:
-    """The bytes of a ``.metadata`` file; the same input gives the same bytes.
-
-    A plain torch ``Metadata`` with no Megatron class, storage_meta or planner_data: what torch and
-    every megatron-core since 0.9 can read, and it names no path of the writer. ``flattened`` gives the
-    true shapes of tensors whose last axis is a flattened chunk, which go into ``mcore_data``.
-    """
-    tensors, objects = tuple(tensors), tuple(objects)
-    writer = PickleWriter()
-    raw, fetch, text, name = writer.raw, writer.fetch, writer.text, writer.name
-    mark, build = opcodes.MARK, opcodes.SETITEMS + opcodes.BUILD
-    new = opcodes.NEW + opcodes.EMPTY_DICT + opcodes.MARK
-    integer = opcodes.integer
-
-    def size(values: tuple[int, ...]) -> bytes:
-        return fetch(("torch", "Size")) + opcodes.integers(values) + opcodes.TUPLE1 + opcodes.REDUCE
-
-    name(_METADATA, "Metadata")
-    raw(new)
-    text("state_dict_metadata")
-    raw(opcodes.EMPTY_DICT + mark)
-    for tensor in tensors:
-        text(tensor.name)
-        name(_METADATA, "TensorStorageMetadata")
-        raw(new)
-        text("properties")
-        name(_METADATA, "TensorProperties")
-        raw(opcodes.NEW + mark)
-        name("torch", tensor.dtype.name)
-        name("torch.serialization", "_get_layout")
-        text("torch.strided")
-        raw(opcodes.TUPLE1 + opcodes.REDUCE + opcodes.FALSE)
-        name(_METADATA, "_MEM_FORMAT_ENCODING")
-        raw(integer(0) + opcodes.TUPLE1 + opcodes.REDUCE + opcodes.FALSE)
-        raw(opcodes.TUPLE + opcodes.BUILD)
-        text("size")
-        raw(size(tensor.shape))
-        text("chunks")
-        raw(opcodes.EMPTY_LIST + mark)
-        for chunk in tensor.chunks:
-            raw(fetch((_METADATA, "ChunkStorageMetadata")) + new)
-            raw(fetch("offsets") + size(chunk.start))
-            raw(fetch("sizes") + size(chunk.shape) + build)
-        raw(opcodes.APPENDS + build)
-    for blob in objects:
-        text(blob.name)
-        name(_METADATA, "BytesStorageMetadata")
-        raw(opcodes.NEW)
-    raw(opcodes.SETITEMS)
-    text("planner_data")
-    raw(opcodes.NONE)
-    text("storage_data")
-    raw(opcodes.EMPTY_DICT + mark)
-
-    def place(item_name: str, start: tuple[int, ...] | None, item: DistChunk | DistObject) -> None:
-        raw(fetch((_METADATA, "MetadataIndex")) + new)
-        raw(fetch("fqn") + fetch(item_name))
-        raw(fetch("offset") + (opcodes.NONE if start is None else size(start)))
-        raw(fetch("index") + opcodes.NONE + build)
-        raw(fetch((_FILESYSTEM, "_StorageInfo")) + new)
-        raw(fetch("relative_path") + fetch(item.file_name))
-        raw(fetch("offset") + integer(item.offset))
-        raw(fetch("length") + integer(item.length) + build)
-
-    for tensor in tensors:
-        for chunk in tensor.chunks:
-            place(tensor.name, chunk.start, chunk)
-    for blob in objects:
-        place(blob.name, None, blob)
-    raw(opcodes.SETITEMS)
-    text("storage_meta")
-    raw(opcodes.NONE)
-    if flattened:
-        text("mcore_data")
-        raw(opcodes.EMPTY_DICT + mark)
-        for key, shape in flattened.items():
-            text(key)
-            raw(opcodes.EMPTY_DICT + mark)
-            text("nd_reformulated_orig_global_shape")
-            raw(opcodes.integers(shape) + opcodes.SETITEMS)
-        raw(opcodes.SETITEMS)
-    text("version")
-    raw(opcodes.NONE + build)
-    return writer.finish()

@@ -1,18 +1,16 @@
-"""The zip archives of ``torch.save``, byte for byte, without torch.
+"""Reading the zip archives of ``torch.save`` in place, without torch; :mod:`.torch_items` writes them.
 
 An archive holds ``<root>/data.pkl`` (a pickle of the object, protocol 2), ``<root>/byteorder``,
 ``<root>/version`` and one record ``<root>/data/<key>`` a storage, all of them stored, never
 compressed. Sources: torch/serialization.py (``_save``, ``_load``), torch/_utils.py
 (``_rebuild_*``), caffe2/serialize/inline_container.cc (padding, zip64), and PKWARE's APPNOTE.TXT.
 
-In a ``.distcp`` file many archives follow one another; so every function here takes a place in a
-file, and writes no more than headers and trailers around bytes that others move.
+In a ``.distcp`` file many archives follow one another; so every function here takes a place in a file.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -23,13 +21,10 @@ from nemoconv.errors import (
     NemoconvError,
     UnsafeCheckpoint,
     UnsupportedError,
-    UsageError,
 )
 from nemoconv.formats import checksum
-from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats.dtypes import BY_NAME, BY_STORAGE, DType
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.pickle_writer import PickleWriter
 from nemoconv.formats.pickles import (
     MAX_BYTES,
     Constant,
@@ -40,6 +35,7 @@ from nemoconv.formats.pickles import (
     check_bounded,
     loads,
 )
+from nemoconv.formats.zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
 
 #: more axes than any tensor has; it bounds the work a shape can cause
 MAX_AXES: Final = 64
@@ -48,14 +44,6 @@ MAX_ELEMENTS: Final = 1 << 48
 #: a legacy .ckpt holds one record a tensor; no model comes near this
 MAX_RECORDS: Final = 200_000
 
-_LOCAL = struct.Struct("<IHHHHHIIIHH")
-_CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
-_ENTRY = struct.Struct("<I4xHH4xIIIHHH8xI")  # what of _CENTRAL is read
-_END = struct.Struct("<IHHHHIIH")
-_END64 = struct.Struct("<IQHHIIQQQQ")
-_LOCATOR64 = struct.Struct("<IIQI")
-_FULL16: Final = 0xFFFF
-_FULL32: Final = 0xFFFFFFFF
 _BLOCK: Final = 1 << 20
 #: torch 2.13 puts the first 704 bytes before the payload and 800 to 900 after it
 _HEAD: Final = 1024
@@ -347,7 +335,7 @@ class Archive:
         self._source = source
         self.offset = offset
         self.length = length
-        if length < _END.size:
+        if length < END.size:
             raise self._corrupt(f"{length} bytes are no torch.save archive")
         if length <= _HEAD + _TAIL:
             self._head = self._tail = source.pread(length, offset)
@@ -376,23 +364,23 @@ class Archive:
         return self._source.pread(size, self.offset + start)
 
     def _directory(self, max_records: int) -> dict[str, Record]:
-        end = self.length - _END.size
-        magic, disk, disk2, count2, count, size, start, comment = _END.unpack(self.read(_END.size, end))
+        end = self.length - END.size
+        magic, disk, disk2, count2, count, size, start, comment = END.unpack(self.read(END.size, end))
         if magic != 0x06054B50 or comment or disk or disk2 or count != count2:
             raise self._corrupt("no zip directory at its end, so this is not a torch.save archive")
-        locator = end - _LOCATOR64.size
+        locator = end - LOCATOR64.size
         if locator >= 0 and self.read(4, locator) == b"PK\x06\x07":
-            end = _LOCATOR64.unpack(self.read(_LOCATOR64.size, locator))[2]
-            if end + _END64.size > locator:
+            end = LOCATOR64.unpack(self.read(LOCATOR64.size, locator))[2]
+            if end + END64.size > locator:
                 raise self._corrupt("the zip64 directory lies outside the archive")
-            magic, _, _, _, disk, disk2, count2, count64, size64, start64 = _END64.unpack(
-                self.read(_END64.size, end)
+            magic, _, _, _, disk, disk2, count2, count64, size64, start64 = END64.unpack(
+                self.read(END64.size, end)
             )
-            narrow = ((count, count64, _FULL16), (size, size64, _FULL32), (start, start64, _FULL32))
+            narrow = ((count, count64, FULL16), (size, size64, FULL32), (start, start64, FULL32))
             if magic != 0x06064B50 or any(a not in (b, full) for a, b, full in narrow):
                 raise self._corrupt("its two zip directories contradict each other")
             count, size, start = count64, size64, start64
-        if start + size > end or count * _CENTRAL.size > size:
+        if start + size > end or count * CENTRAL.size > size:
             raise self._corrupt("the zip directory lies outside the archive")
         if count > max_records:
             raise UnsafeCheckpoint(f"{self.where}: {count:,} records, more than the {max_records:,} allowed")
@@ -405,12 +393,12 @@ class Archive:
         ordered = True
         covered = 0
         for _ in range(count):
-            if at + _CENTRAL.size > len(raw):
+            if at + CENTRAL.size > len(raw):
                 raise self._corrupt("the zip directory is cut short")
             magic, flags, method, crc, packed, nbytes, name_size, extra_size, notes, header = (
-                _ENTRY.unpack_from(raw, at)
+                ENTRY.unpack_from(raw, at)
             )
-            at += _CENTRAL.size
+            at += CENTRAL.size
             after = at + name_size + extra_size + notes
             if magic != 0x02014B50 or after > len(raw):
                 raise self._corrupt("the zip directory is damaged")
@@ -418,7 +406,7 @@ class Archive:
                 full = raw[at : at + name_size].decode("utf-8")
             except UnicodeDecodeError:
                 raise self._corrupt("a record whose name is not UTF-8") from None
-            if _FULL32 in (nbytes, packed, header):
+            if FULL32 in (nbytes, packed, header):
                 extra = raw[at + name_size : at + name_size + extra_size]
                 nbytes, packed, header = self._wide(extra, nbytes, packed, header)
             at = after
@@ -435,10 +423,10 @@ class Archive:
                 )
             if name in records:
                 raise UnsafeCheckpoint(f"{self.where}: two records are named {name[:100]!r}")
-            if header + _LOCAL.size + name_size + nbytes > limit:
+            if header + LOCAL.size + name_size + nbytes > limit:
                 raise self._corrupt(f"record {name[:100]!r} reaches beyond the zip directory")
             ordered = ordered and header >= covered
-            covered = header + _LOCAL.size + name_size + nbytes
+            covered = header + LOCAL.size + name_size + nbytes
             records[name] = Record(name, header, nbytes, crc, flags)
         if not ordered:
             self._check_overlap(records, len(root))
@@ -450,11 +438,11 @@ class Archive:
         while at + 4 <= len(extra):
             tag, count = struct.unpack_from("<HH", extra, at)
             if tag == 1:
-                missing = sum(size == _FULL32 for size in sizes)
+                missing = sum(size == FULL32 for size in sizes)
                 if count < 8 * missing or at + 4 + count > len(extra):
                     break
                 wide = iter(struct.unpack_from(f"<{missing}Q", extra, at + 4))
-                return [next(wide) if size == _FULL32 else size for size in sizes]
+                return [next(wide) if size == FULL32 else size for size in sizes]
             at += 4 + count
         raise self._corrupt("a record of 4 GiB or more without its zip64 sizes")
 
@@ -464,7 +452,7 @@ class Archive:
             if record.header < covered:
                 raise UnsafeCheckpoint(f"{self.where}: record {record.name[:100]!r} overlaps another one")
             name_size = root + len(record.name.encode())
-            covered = record.header + _LOCAL.size + name_size + record.nbytes
+            covered = record.header + LOCAL.size + name_size + record.nbytes
 
     def record(self, name: str) -> Record:
         found = self.records.get(name)
@@ -474,18 +462,18 @@ class Archive:
 
     def start(self, record: Record) -> int:
         """Where the bytes of ``record`` start in the archive, from its local header."""
-        magic, _, flags, method, _, _, crc, packed, nbytes, name_size, extra_size = _LOCAL.unpack(
-            self.read(_LOCAL.size, record.header)
+        magic, _, flags, method, _, _, crc, packed, nbytes, name_size, extra_size = LOCAL.unpack(
+            self.read(LOCAL.size, record.header)
         )
-        start: int = record.header + _LOCAL.size + name_size + extra_size
-        raw = self.read(name_size, record.header + _LOCAL.size)
+        start: int = record.header + LOCAL.size + name_size + extra_size
+        raw = self.read(name_size, record.header + LOCAL.size)
         if magic != 0x04034B50 or method or raw.partition(b"/")[2] != record.name.encode():
             raise self._corrupt(f"record {record.name[:100]!r} has a damaged header")
         # bit 3: torch 2 writes sizes and checksum behind the data, and again in the directory
         if not flags & 8 and (
             crc != record.crc32
-            or packed not in (record.nbytes, _FULL32)
-            or nbytes not in (record.nbytes, _FULL32)
+            or packed not in (record.nbytes, FULL32)
+            or nbytes not in (record.nbytes, FULL32)
         ):
             raise self._corrupt(
                 f"record {record.name[:100]!r} is described in two ways that contradict each other"
@@ -609,146 +597,3 @@ def verify_crc(file: SourceFile, offset: int, length: int) -> int:
             )
         total += record.nbytes
     return total
-
-
-# Writing
-
-_ROOT: Final = b"archive/"
-_PADDING: Final = b"FB"  # the extra field that torch pads with
-
-
-def local_header(name: bytes, nbytes: int, crc: int, extra: bytes = b"") -> bytes:
-    """What stands before the bytes of a record."""
-    narrow, version = nbytes, 20
-    if nbytes >= _FULL32:
-        extra = struct.pack("<HHQQ", 1, 16, nbytes, nbytes) + extra
-        narrow, version = _FULL32, 45
-    return (
-        _LOCAL.pack(*(0x04034B50, version, 0, 0, 0, 0, crc, narrow, narrow, len(name), len(extra)))
-        + name
-        + extra
-    )
-
-
-def central_directory(entries: Iterable[tuple[bytes, int, int, int]], end: int) -> bytes:
-    """The directory of (name, size, checksum, header offset), which stands at ``end`` of its archive."""
-    out = bytearray()
-    count = 0
-    for name, nbytes, crc, header in entries:
-        wide = [size for size in (nbytes, nbytes) if size >= _FULL32]
-        wide += [header] if header >= _FULL32 else []
-        extra = struct.pack(f"<HH{len(wide)}Q", 1, 8 * len(wide), *wide) if wide else b""
-        version = 45 if wide else 20
-        narrow = min(nbytes, _FULL32)
-        out += _CENTRAL.pack(
-            *(0x02014B50, version, version, 0, 0, 0, 0, crc, narrow, narrow),
-            *(len(name), len(extra), 0, 0, 0, 0, min(header, _FULL32)),
-        )
-        out += name + extra
-        count += 1
-    size = len(out)
-    if end >= _FULL32 or count >= _FULL16:
-        out += _END64.pack(0x06064B50, 44, 45, 45, 0, 0, count, count, size, end)
-        out += _LOCATOR64.pack(0x07064B50, 0, end + size, 1)
-    few = min(count, _FULL16)
-    out += _END.pack(0x06054B50, 0, 0, few, few, size, min(end, _FULL32), 0)
-    return bytes(out)
-
-
-@lru_cache(maxsize=1024)
-def _small_records(data_pkl: bytes) -> tuple[bytes, tuple[tuple[bytes, int, int, int], ...]]:
-    """The records of every archive but the payload, and their directory entries. All layers and experts
-    share them."""
-    out = bytearray()
-    entries = []
-    for key, data in (("data.pkl", data_pkl), ("byteorder", b"little"), ("version", b"3\n")):
-        name, crc = _ROOT + key.encode(), checksum.crc32(data)
-        entries.append((name, len(data), crc, len(out)))
-        out += local_header(name, len(data), crc) + data
-    return bytes(out), tuple(entries)
-
-
-@lru_cache(maxsize=1024)
-def _tensor_pickle(dtype: DType, shape: tuple[int, ...]) -> bytes:
-    """data.pkl as torch.save writes it for a contiguous tensor on the CPU."""
-    writer = PickleWriter()
-    put_tensor(writer, dtype, shape, "0")
-    return writer.finish()
-
-
-def put_tensor(writer: PickleWriter, dtype: DType, shape: tuple[int, ...], key: str) -> None:
-    """Append a contiguous tensor on the CPU, whose bytes are the record ``data/<key>``."""
-    count = prod(shape)
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    raw = writer.raw
-    writer.name("torch._utils", "_rebuild_tensor_v2" if dtype.storage else "_rebuild_tensor_v3")
-    raw(opcodes.MARK + opcodes.MARK)
-    writer.text("storage")
-    if dtype.storage:
-        writer.name("torch", dtype.storage)
-    else:
-        writer.name("torch.storage", "UntypedStorage")
-        count *= dtype.itemsize
-    writer.text(key)
-    writer.text("cpu")
-    raw(opcodes.integer(count) + opcodes.TUPLE + opcodes.PERSISTENT + opcodes.integer(0))
-    raw(opcodes.integers(shape) + opcodes.integers(strides[::-1]) + opcodes.FALSE)
-    writer.name("collections", "OrderedDict")
-    raw(opcodes.EMPTY_TUPLE + opcodes.REDUCE)
-    if not dtype.storage:
-        writer.name("torch", dtype.name)
-    raw(opcodes.TUPLE + opcodes.REDUCE)
-
-
-@lru_cache(maxsize=4096)
-def _trailer_nbytes(entries: tuple[tuple[bytes, int, int, int], ...], nbytes: int, wide: bool) -> int:
-    """How long a directory is that ends beyond what 32 bits can say (``wide``) or before."""
-    return len(central_directory([*entries, (_ROOT + b"data/0", nbytes, 0, 0)], _FULL32 if wide else 0))
-
-
-#: of a payload's header, without padding: of one that 32 bits can count, and of a larger one
-_HEADER_NBYTES: Final = tuple(len(local_header(_ROOT + b"data/0", nbytes, 0)) for nbytes in (0, _FULL32))
-
-
-class TensorItem:
-    """The archive of one contiguous tensor, to stand at byte ``offset`` of a file.
-
-    Write ``header(crc32)`` at ``offset``, the ``nbytes`` of the tensor at ``payload_offset`` (a
-    multiple of ``alignment`` in the file) and ``trailer(crc32)`` behind them, where ``crc32`` is
-    that of the tensor's bytes. Both may be written after the payload: their lengths are fixed.
-    """
-
-    __slots__ = ("_entries", "_extra", "_front", "length", "nbytes", "offset", "payload_offset")
-
-    def __init__(self, dtype: DType, shape: tuple[int, ...], offset: int, alignment: int = 64) -> None:
-        if not 0 < alignment <= 1 << 15 or alignment & (alignment - 1):
-            raise UsageError(f"alignment {alignment} is not a power of two up to 32768")
-        self.offset = offset
-        self.nbytes = prod(shape) * dtype.itemsize
-        self._front, self._entries = _small_records(_tensor_pickle(dtype, shape))
-        fixed = len(self._front) + _HEADER_NBYTES[self.nbytes >= _FULL32] + 4
-        padding = -(offset + fixed) % alignment
-        self._extra = struct.pack("<2sH", _PADDING, padding) + b"Z" * padding
-        #: absolute
-        self.payload_offset = offset + fixed + padding
-        #: of the whole archive
-        end = fixed + padding + self.nbytes
-        self.length = end + _trailer_nbytes(self._entries, self.nbytes, end >= _FULL32)
-
-    def header(self, crc32: int) -> bytes:
-        return self._front + local_header(_ROOT + b"data/0", self.nbytes, crc32, self._extra)
-
-    def trailer(self, crc32: int) -> bytes:
-        payload = (_ROOT + b"data/0", self.nbytes, crc32, len(self._front))
-        return central_directory([*self._entries, payload], self.payload_offset - self.offset + self.nbytes)
-
-
-def object_item(value: object) -> bytes:
-    """A whole torch.save archive of plain values; the same value gives the same bytes."""
-    writer = PickleWriter()
-    writer.value(value)
-    front, entries = _small_records(writer.finish())
-    return front + central_directory(list(entries), len(front))

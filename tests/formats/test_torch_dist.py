@@ -23,7 +23,7 @@ from nemoconv.errors import (
     UnsupportedError,
     UnsupportedFormat,
 )
-from nemoconv.formats import torch_dist, torch_zip
+from nemoconv.formats import torch_dist, torch_dist_writer, torch_items, torch_zip
 from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceDir
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
@@ -89,20 +89,20 @@ def write(path, values, objects=()):
     tensors, blobs = [], []
     with (path / "__0_0.distcp").open("wb") as out:
         for name, value in objects:
-            data = torch_zip.object_item(value)
+            data = torch_items.object_item(value)
             blobs.append(DistObject(name, "__0_0.distcp", out.tell(), len(data)))
             out.write(data)
         for name, (dtype, shape, parts) in values.items():
             chunks = []
             for start, size, raw in parts:
-                item = torch_zip.TensorItem(dtype, size, out.tell())
+                item = torch_items.TensorItem(dtype, size, out.tell())
                 chunks.append(DistChunk(start, size, "__0_0.distcp", item.offset, item.length))
                 crc = zlib_ng.crc32(raw)
                 out.write(item.header(crc) + raw + item.trailer(crc))
             tensors.append(DistTensor(name, dtype, shape, tuple(chunks)))
     (path / "metadata.json").write_bytes(torch_dist.METADATA_JSON)
-    (path / "common.pt").write_bytes(torch_zip.object_item({}))
-    (path / ".metadata").write_bytes(torch_dist.emit_metadata(tensors, blobs))
+    (path / "common.pt").write_bytes(torch_items.object_item({}))
+    (path / ".metadata").write_bytes(torch_dist_writer.emit_metadata(tensors, blobs))
     return tensors, blobs
 
 
@@ -130,8 +130,8 @@ def test_what_is_written_is_read(tmp_path):
     assert list(metadata.tensors.values()) == tensors
     assert list(metadata.objects.values()) == blobs
     assert (metadata.writer, metadata.notes) == ("torch (Metadata)", ())
-    assert torch_dist.emit_metadata(tensors, blobs) == torch_dist.emit_metadata(tensors, blobs)
-    assert torch_dist.emit_metadata(tensors) != torch_dist.emit_metadata(tensors, blobs)
+    assert torch_dist_writer.emit_metadata(tensors, blobs) == torch_dist_writer.emit_metadata(tensors, blobs)
+    assert torch_dist_writer.emit_metadata(tensors) != torch_dist_writer.emit_metadata(tensors, blobs)
 
 
 def test_torch_loads_it(tmp_path):
@@ -203,7 +203,7 @@ def place(start, size, at=0, file_name="__0_0.distcp", length=100):
 
 
 def lie(*chunks, dtype=BF16, shape=(4, 6), objects=(), name="t"):
-    return torch_dist.emit_metadata([DistTensor(name, dtype, shape, chunks)], objects)
+    return torch_dist_writer.emit_metadata([DistTensor(name, dtype, shape, chunks)], objects)
 
 
 WHOLE = place((0, 0), (4, 6))
@@ -537,7 +537,7 @@ def test_speed(tmp_path):
     ]
     tensors = [DistTensor(f"t{i}", BF16, (layers, 8), part) for i, part in enumerate(chunks)]
     start = time.process_time()
-    (tmp_path / ".metadata").write_bytes(torch_dist.emit_metadata(tensors))
+    (tmp_path / ".metadata").write_bytes(torch_dist_writer.emit_metadata(tensors))
     assert time.process_time() - start < 1
     for n in range(4):
         with (tmp_path / f"__{n}_0.distcp").open("wb") as out:

@@ -23,7 +23,7 @@ from nemoconv.errors import (
     UnsupportedError,
     UsageError,
 )
-from nemoconv.formats import torch_zip
+from nemoconv.formats import torch_items, torch_zip
 from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.pickles import Stub
@@ -49,7 +49,7 @@ def bits(tensor):
 
 
 def emit(dtype, shape, offset=0, alignment=64):
-    item = torch_zip.TensorItem(dtype, shape, offset, alignment)
+    item = torch_items.TensorItem(dtype, shape, offset, alignment)
     raw = payload(dtype, shape)
     crc = zlib_ng.crc32(raw)
     data = item.header(crc) + raw + item.trailer(crc)
@@ -175,24 +175,24 @@ def test_common_with_tensors_and_objects(tmp_path):
 
 def test_objects():
     value = {"a": [None, 1, 1 << 40, -1, 1.5, True, "x", ("y", 2)], "b": {}}
-    data = torch_zip.object_item(value)
-    assert data == torch_zip.object_item(value)
+    data = torch_items.object_item(value)
+    assert data == torch_items.object_item(value)
     assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
     for weights_only in (True, False):
         assert torch.load(io.BytesIO(data), weights_only=weights_only) == value
     assert torch_zip.read_object(data, where="x") == value
     with pytest.raises(UnsupportedError, match="a value of type set cannot be written"):
-        torch_zip.object_item({1})
+        torch_items.object_item({1})
 
 
 def test_alignment():
     with pytest.raises(UsageError, match="alignment 48 is not a power of two up to 32768"):
-        torch_zip.TensorItem(BY_NAME["int8"], (1,), 0, 48)
+        torch_items.TensorItem(BY_NAME["int8"], (1,), 0, 48)
 
 
 def test_zip64(tmp_path):
     """A sparse item of 5 GiB: only its header and trailer are written."""
-    item = torch_zip.TensorItem(BY_NAME["uint8"], (5 << 30,), 100)
+    item = torch_items.TensorItem(BY_NAME["uint8"], (5 << 30,), 100)
     path = tmp_path / "big"
     with path.open("wb") as out:
         out.seek(100)
@@ -259,7 +259,7 @@ HOSTILE = {
         *(hostile.archive(hostile.tensor_pickle(), ()), CorruptCheckpoint),
         "item at byte 777: record 'data/0' is missing",
     ),
-    "no tensor": (torch_zip.object_item([1]), CorruptCheckpoint, "data.pkl: holds no tensor"),
+    "no tensor": (torch_items.object_item([1]), CorruptCheckpoint, "data.pkl: holds no tensor"),
     "short record": (
         *(tensor(count=7), CorruptCheckpoint),
         "record 'data/0' has 24 bytes, but data.pkl says 28",
