@@ -19,11 +19,12 @@ from nemoconv.converters.base import (
 from nemoconv.converters.hf import GENERATION_CONFIG, HFWriter, json_bytes
 from nemoconv.errors import UsageError
 from nemoconv.formats import plain_json
+from nemoconv.formats.onnx_types import require_onnx
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph import architectures, decoder, encoder, genai
 from nemoconv.onnx_graph.attention import FLAVORS
-from nemoconv.onnx_graph.builder import Weight, require_onnx
+from nemoconv.onnx_graph.builder import Weight
 from nemoconv.resharding.plan import Payload
 
 MODEL: Final = "model.onnx"
@@ -40,7 +41,7 @@ class GraphFiles:
         flavor = flavor or DEFAULT_FLAVOR
         if flavor not in FLAVORS:
             raise UsageError(f"unknown flavor {flavor!r}", hint=f"one of {', '.join(FLAVORS)}")
-        require_onnx()
+        require_onnx("writing ONNX")
         self._model, self._flavor, self._config = model, flavor, config
         self._kind = architectures.find(model.table.architecture)
         if not self._kind.generates and flavor != DEFAULT_FLAVOR:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint, UnsupportedError, some
+from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.memory_file import MemoryFile
-from nemoconv.formats.onnx_types import TYPES, OnnxType
+from nemoconv.formats.onnx_types import TYPES, OnnxType, require_onnx
 from nemoconv.formats.onnx_wire import PAYLOADS, Run, split
 from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 
@@ -203,13 +203,9 @@ def _metadata(message: Any, file: SourceFile) -> dict[str, str]:
 
 
 def _parse(data: bytes, file: SourceFile) -> Any:
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError
-    except ImportError:
-        raise NemoconvError(
-            f"{file.path}: to read ONNX, the package onnx is needed", hint="pip install 'nemoconv[onnx]'"
-        ) from None
+    onnx = require_onnx(f"{file.path}: reading ONNX")
+    from google.protobuf.message import DecodeError  # comes with onnx
+
     message = onnx.ModelProto()
     try:
         message.ParseFromString(data)

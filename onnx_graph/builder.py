@@ -5,7 +5,6 @@ Source: onnx.proto; docs/ExternalData.md of the ONNX repository.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 import numpy
 
-from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsupportedError, some
+from nemoconv.errors import CorruptCheckpoint, UnsupportedError, some
 from nemoconv.formats.dtypes import BY_NAME, DType
-from nemoconv.formats.onnx_types import TYPES
+from nemoconv.formats.onnx_types import TYPES, require_onnx
 
 #: the first opset with Attention, RMSNormalization and RotaryEmbedding
 OPSET: Final = 23
@@ -42,16 +41,6 @@ class Weight:
     shape: tuple[int, ...]
 
 
-def require_onnx() -> Any:
-    """The ``onnx`` package. Raises NemoconvError, naming the extra, where it is not installed."""
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise NemoconvError(
-            "to write ONNX, the package onnx is needed", hint="pip install 'nemoconv[onnx]'"
-        ) from None
-
-
 class Graph:
     """A graph under construction. Values are names; what computes them is appended in order.
 
@@ -60,7 +49,7 @@ class Graph:
     """
 
     def __init__(self, weights: Mapping[str, Weight]) -> None:
-        self._onnx = require_onnx()
+        self._onnx = require_onnx("writing ONNX")
         self._weights = weights
         self.compute = BY_NAME[_compute_type(weights)]
         # filled in place: a large mixture of experts has 200,000 nodes, and helpers that join parts copy

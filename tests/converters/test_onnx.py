@@ -254,7 +254,9 @@ def test_without_the_package_the_extra_is_named(
     hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(NemoconvError, match=r"package onnx is needed; pip install 'nemoconv\[onnx\]'"):
+    with pytest.raises(
+        UsageError, match=r"writing ONNX needs the package onnx; pip install 'nemoconv\[onnx\]'"
+    ):
         convert(hf, tmp_path / "onnx", to="onnx")
     assert not (tmp_path / "onnx").exists()
 

@@ -15,6 +15,7 @@ from nemoconv.errors import (
     UnsafeCheckpoint,
     UnsupportedError,
     UnsupportedFormat,
+    UsageError,
 )
 from nemoconv.formats import onnx_wire
 from nemoconv.formats.files import SourceDir, SourceFile
@@ -426,7 +427,7 @@ def test_onnx_is_not_installed(tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(NemoconvError) as caught:
+    with pytest.raises(UsageError) as caught:
         save(tmp_path, model())
     assert caught.value.hint == "pip install 'nemoconv[onnx]'"
 
