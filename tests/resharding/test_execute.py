@@ -23,7 +23,7 @@ from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
 from nemoconv.formats.tensors import Extent, contiguous_strides
-from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, execute, tiles
+from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, Worker, execute, tiles
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 
 BY_SIZE = {1: "uint8", 2: "bfloat16", 4: "float32", 8: "float64"}
@@ -435,6 +435,30 @@ def test_limits_keep_the_promise_or_refuse():
         Limits.within(40 << 20, 0)
     assert caught.value.message == "--max-memory 40 MiB is too little for this conversion"
     assert caught.value.hint == "it needs at least 41 MiB"
+
+
+@pytest.mark.parametrize(
+    ("cores", "rows", "target", "expected"),
+    [
+        (3, 4000, "float32", 2),  # long runs: one core is left to the kernel
+        (8, 4000, "float32", 3),  # there is a core left anyway
+        (3, 4000, "bfloat16", 3),  # casts take the processor's time
+        (3, 100, "float32", 3),  # so do short runs
+    ],
+)
+def test_copying_long_runs_leaves_a_core_to_the_kernel(tmp_path, monkeypatch, cores, rows, target, expected):
+    monkeypatch.setattr("nemoconv.resharding.execute._usable_cores", lambda: cores)
+    plan, file, output = simple(tmp_path, numpy.zeros((rows, 8), numpy.uint32), "float32", target)
+    begun = []
+
+    def worker(tile_nbytes, report):
+        begun.append(threading.current_thread().name)
+        return Worker(tile_nbytes, report)
+
+    execute(plan, Limits(3, 64 << 10), make_worker=worker)
+    file.close()
+    output.close()
+    assert len(begun) == expected
 
 
 _CHILD = """
