@@ -14,7 +14,7 @@ from nemoconv.converters.binding import Bound, members
 from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.resharding.boxes import Shape, intersect
-from nemoconv.resharding.execute import tiles
+from nemoconv.resharding.tiles import tiles
 from nemoconv.resharding.read import read_box
 
 _TILE_NBYTES = 4 << 20

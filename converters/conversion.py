@@ -19,7 +19,7 @@ from nemoconv.resharding.devices import check_device
 from nemoconv.resharding.layout import Layout
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.execute import CastReport
+    from nemoconv.resharding.worker import CastReport
     from nemoconv.resharding.plan import Job, Plan
 
 #: (phase, bytes done, bytes in all); phases are "write", "verify", "flush"

@@ -28,7 +28,7 @@ from nemoconv.errors import MappingError, OutputError, UsageError, printable
 from nemoconv.formats.checksum import crc32
 from nemoconv.formats.output import OutputFile, reported
 from nemoconv.resharding.devices import Execute
-from nemoconv.resharding.execute import CastReport
+from nemoconv.resharding.worker import CastReport
 from nemoconv.resharding.plan import Payload, Plan
 
 #: seconds without a sign of life after which a rank counts as dead; NEMOCONV_RANK_TIMEOUT changes it

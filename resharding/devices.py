@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from nemoconv.errors import UsageError
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.execute import CastReport, Limits
+    from nemoconv.resharding.execute import Limits
     from nemoconv.resharding.plan import Plan
+    from nemoconv.resharding.worker import CastReport
 
 Execute = Callable[["Plan", "Limits", Callable[[int], None]], "CastReport"]
 

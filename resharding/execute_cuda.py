@@ -19,9 +19,11 @@ from nemoconv.formats.tensors import contiguous_strides
 from nemoconv.resharding import decode_cuda
 from nemoconv.resharding import execute as host
 from nemoconv.resharding.boxes import Shape, intersect
-from nemoconv.resharding.execute import Box, CastReport, Limits, Worker, Written
+from nemoconv.resharding.execute import Limits
 from nemoconv.resharding.plan import Job, Plan, Target
 from nemoconv.resharding.strided import DIRECT_RUN, gather_runs, loops, split_run
+from nemoconv.resharding.tiles import Box
+from nemoconv.resharding.worker import CastReport, Worker, Written, merge_written, write_views
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +80,7 @@ class CudaWorker(Worker):
             else:
                 self._write_back(job, places, written)
             done(sum(length for _, _, length, _ in written[before:]))
-        return host.merge_written(written)
+        return merge_written(written)
 
     def _read_encoded(self, job: Job, start: Shape, shape: Shape) -> list[decode_cuda.Part] | None:
         """Read codes and scales of a tile into ``pinned``; None, with nothing read, if they do not fit."""
@@ -160,7 +162,7 @@ class CudaWorker(Worker):
             axes = loops(size, tuple(strides), contiguous_strides(size, itemsize))
             offset = place.offset
             for run, views in gather_runs(axes, itemsize, data[place.at :], self.scratch):
-                written.append(host.write_views(place.target.payload, offset + run, views))
+                written.append(write_views(place.target.payload, offset + run, views))
 
 
 class _Place:

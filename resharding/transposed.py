@@ -20,7 +20,7 @@ RUN = 8192
 def turns_in_target(job: Job) -> bool:
     """Whether the target's bytes vary fastest along another factor than the job's last, unlike the source's.
 
-    The other way round, where the source is turned, is :func:`nemoconv.resharding.execute.tile_groups`'.
+    The other way round, where the source is turned, is :func:`nemoconv.resharding.tiles.tile_groups`'.
     """
     if not job.sources or not job.targets or 0 in job.shape:
         return False

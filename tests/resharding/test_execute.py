@@ -23,8 +23,10 @@ from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
 from nemoconv.formats.tensors import Extent, contiguous_strides
-from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, Worker, execute, tiles
+from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
+from nemoconv.resharding.tiles import tiles
+from nemoconv.resharding.worker import Worker
 
 BY_SIZE = {1: "uint8", 2: "bfloat16", 4: "float32", 8: "float64"}
 SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=4).map(tuple)
@@ -282,7 +284,7 @@ def test_an_error_of_one_worker_stops_the_others(tmp_path):
 def test_a_worker_without_memory_is_an_error(tmp_path, monkeypatch):
     plan, file, output = simple(tmp_path, numpy.zeros((4, 8), numpy.uint32), "float32", "float32")
     monkeypatch.setattr(
-        "nemoconv.resharding.execute.Worker.__init__", lambda *_: (_ for _ in ()).throw(MemoryError())
+        "nemoconv.resharding.worker.Worker.__init__", lambda *_: (_ for _ in ()).throw(MemoryError())
     )
     with pytest.raises(MemoryError):
         execute(plan, Limits(2, 64))

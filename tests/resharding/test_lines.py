@@ -15,9 +15,10 @@ from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.resharding import strided
-from nemoconv.resharding.execute import Limits, execute, tile_groups
+from nemoconv.resharding.execute import Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.read import read_box
+from nemoconv.resharding.tiles import tile_groups
 
 
 class Counted(SourceFile):

@@ -12,7 +12,7 @@ from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
 from nemoconv.formats.tensors import Extent, contiguous_strides
-from nemoconv.resharding import execute
+from nemoconv.resharding import execute, worker
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.transposed import RUN, square_tiles, turns_in_target
 
@@ -65,9 +65,9 @@ def test_what_is_written_is_the_turned_matrix(tmp_path: Path, monkeypatch: pytes
     output.size = values.nbytes
     payload = Payload("x", output, 0, values.nbytes)
     writes = []
-    whole = execute.write_views
+    whole = worker.write_views
     monkeypatch.setattr(
-        execute, "write_views", lambda *args: writes.append(sum(map(len, args[2]))) or whole(*args)
+        worker, "write_views", lambda *args: writes.append(sum(map(len, args[2]))) or whole(*args)
     )
     plan = Plan([interleaved(SourceFile(tmp_path / "in"), payload)])
     plan.check()
