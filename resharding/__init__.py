@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemoconv.resharding.layout import Layout
-    from nemoconv.resharding.live import LiveReshard, placements, reshard_state_dict
-    from nemoconv.resharding.live_plan import LivePlan, Placement, plan_reshard
+    from nemoconv.resharding.live import placements, reshard_state_dict
+    from nemoconv.resharding.live_placement import Placement
+    from nemoconv.resharding.live_plan import LivePlan, plan_reshard
+    from nemoconv.resharding.live_reshard import LiveReshard
 
 _LAZY = {
     "Layout": "layout",
     "LivePlan": "live_plan",
-    "LiveReshard": "live",
-    "Placement": "live_plan",
+    "LiveReshard": "live_reshard",
+    "Placement": "live_placement",
     "placements": "live",
     "plan_reshard": "live_plan",
     "reshard_state_dict": "live",

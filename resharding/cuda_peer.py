@@ -1,14 +1,18 @@
 """Another process's memory on a GPU of the same host, and copies out of it by the copy engines.
 
-A thin layer over the CUDA runtime as NVIDIA's ``cuda.bindings`` offers it, which torch for CUDA brings
-along: torch itself runs copies between devices as kernels on the other device, where they wait for turns
-with the kernels of the process that owns it.
+A thin layer over a few functions of the CUDA driver, whose library every CUDA program has loaded:
+importing NVIDIA's ``cuda.bindings`` for them takes three times as long as all else of a first step. Not
+torch's own copies either: between devices it runs those as kernels on the other device, where they wait
+for turns with the kernels of the process that owns it. Names and layouts are those of cuda.h (CUDA 12).
+
+The calls need a current CUDA context in the thread, which any work of torch on the device makes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib import import_module
+import ctypes
+from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemoconv.errors import UnsupportedError, UsageError
@@ -19,6 +23,42 @@ if TYPE_CHECKING:
 
 #: shorter rows than this take the copy engines longer than staging and sending them
 SMALLEST_RUN = 64
+#: bytes between rows that a copy of rows may have (CU_DEVICE_ATTRIBUTE_MAX_PITCH of every GPU so far)
+MAX_PITCH = (1 << 31) - 1
+
+_LIBRARY = "libcuda.so.1"
+_LAZY_ENABLE_PEER_ACCESS = 1
+_UNIFIED = 4  # CU_MEMORYTYPE_UNIFIED: the address says where it is
+_HANDLE_NBYTES = 64
+
+
+class _Handle(ctypes.Structure):
+    """CUipcMemHandle."""
+
+    _fields_ = (("reserved", ctypes.c_ubyte * _HANDLE_NBYTES),)
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("srcXInBytes", ctypes.c_size_t),
+        ("srcY", ctypes.c_size_t),
+        ("srcMemoryType", ctypes.c_uint),
+        ("srcHost", ctypes.c_void_p),
+        ("srcDevice", ctypes.c_uint64),
+        ("srcArray", ctypes.c_void_p),
+        ("srcPitch", ctypes.c_size_t),
+        ("dstXInBytes", ctypes.c_size_t),
+        ("dstY", ctypes.c_size_t),
+        ("dstMemoryType", ctypes.c_uint),
+        ("dstHost", ctypes.c_void_p),
+        ("dstDevice", ctypes.c_uint64),
+        ("dstArray", ctypes.c_void_p),
+        ("dstPitch", ctypes.c_size_t),
+        ("WidthInBytes", ctypes.c_size_t),
+        ("Height", ctypes.c_size_t),
+    )
 
 
 class Shared(NamedTuple):
@@ -39,31 +79,50 @@ class Region(NamedTuple):
     height: int
 
 
-def _bindings() -> tuple[Any, Any]:
+@cache
+def _driver() -> Any:
+    """The driver's library, with the types of what is called. Raises UsageError where there is none."""
     try:
-        driver, runtime = (import_module(f"cuda.bindings.{name}") for name in ("driver", "runtime"))
-    except ImportError:
-        raise UsageError(
-            'transport="peer" needs cuda-bindings', hint='pip install cuda-bindings, or use transport="p2p"'
-        ) from None
-    return driver, runtime
+        driver = ctypes.CDLL(_LIBRARY)
+    except OSError:
+        raise UsageError(f'transport="peer" needs {_LIBRARY}', hint='use transport="p2p"') from None
+    pointer, size, stream = ctypes.c_uint64, ctypes.c_size_t, ctypes.c_void_p
+    to = ctypes.POINTER
+    for name, types in {
+        "cuGetErrorName": (ctypes.c_int, to(ctypes.c_char_p)),
+        "cuMemGetAddressRange_v2": (to(pointer), to(size), pointer),
+        "cuIpcGetMemHandle": (to(_Handle), pointer),
+        "cuIpcOpenMemHandle_v2": (to(pointer), _Handle, ctypes.c_uint),
+        "cuIpcCloseMemHandle": (pointer,),
+        "cuMemcpyAsync": (pointer, pointer, size, stream),
+        "cuMemcpy2DAsync_v2": (to(_Copy2D), stream),
+    }.items():
+        getattr(driver, name).argtypes = types
+    return driver
 
 
-def _checked(result: tuple[Any, ...], what: str) -> Any:
-    """The value of a call of the CUDA API. Raises UnsupportedError."""
-    if int(result[0]):
-        raise UnsupportedError(f"{what}: {result[0].name}")
-    return result[1] if len(result) > 1 else None
+def _check(result: int, what: str) -> None:
+    """Raise UnsupportedError unless a call of the driver succeeded."""
+    if result:
+        name = ctypes.c_char_p()
+        _driver().cuGetErrorName(result, name)
+        raise UnsupportedError(f"{what}: {(name.value or b'error').decode()} ({result})")
 
 
-def share(tensor: torch.Tensor) -> Shared:
-    """How another process finds the bytes of ``tensor``. Raises UnsupportedError for memory that CUDA IPC
+def share(tensors: Iterable[torch.Tensor]) -> list[Shared]:
+    """How another process finds the bytes of each tensor. Raises UnsupportedError for memory that CUDA IPC
     cannot share (torch's expandable segments)."""
-    driver, runtime = _bindings()
-    found = driver.cuMemGetAddressRange(tensor.data_ptr())
-    base = int(_checked(found, "its memory cannot be found"))
-    handle = _checked(runtime.cudaIpcGetMemHandle(base), "its memory cannot be shared")
-    return Shared(bytes(handle.reserved), tensor.data_ptr() - base)
+    driver, handles = _driver(), dict[int, bytes]()
+    found = []
+    for tensor in tensors:
+        base, size, address = ctypes.c_uint64(), ctypes.c_size_t(), tensor.data_ptr()
+        _check(driver.cuMemGetAddressRange_v2(base, size, address), "its memory cannot be found")
+        if base.value not in handles:
+            handle = _Handle()
+            _check(driver.cuIpcGetMemHandle(handle, base.value), "its memory cannot be shared")
+            handles[base.value] = bytes(handle.reserved)
+        found.append(Shared(handles[base.value], address - base.value))
+    return found
 
 
 class Window:
@@ -74,21 +133,17 @@ class Window:
 
     def address(self, shared: Shared) -> int:
         """Where those bytes are for this process. Raises UnsupportedError."""
-        _, runtime = _bindings()
         base = self._bases.get(shared.handle)
         if base is None:
-            handle = runtime.cudaIpcMemHandle_t()
-            handle.reserved = shared.handle
-            opened = runtime.cudaIpcOpenMemHandle(handle, runtime.cudaIpcMemLazyEnablePeerAccess)
-            base = self._bases[shared.handle] = int(
-                _checked(opened, "another rank's memory cannot be opened")
-            )
+            opened, handle = ctypes.c_uint64(), _Handle.from_buffer_copy(shared.handle)
+            result = _driver().cuIpcOpenMemHandle_v2(opened, handle, _LAZY_ENABLE_PEER_ACCESS)
+            _check(result, "another rank's memory cannot be opened")
+            base = self._bases[shared.handle] = opened.value
         return base + shared.offset
 
     def close(self) -> None:
-        _, runtime = _bindings()
         for base in self._bases.values():
-            runtime.cudaIpcCloseMemHandle(base)
+            _driver().cuIpcCloseMemHandle(base)
         self._bases.clear()
 
 
@@ -102,8 +157,8 @@ def regions(target: int, source: int, axes: Sequence[Loop], itemsize: int) -> li
         run = outer.pop()[0] * itemsize
     if outer and run < SMALLEST_RUN:
         raise UnsupportedError(f"a copy in runs of {run} bytes", hint='use transport="p2p"')
-    if not outer:
-        return [Region(target, run, source, run, run, 1)]
+    if not outer or max(outer[-1][1:]) > MAX_PITCH:
+        return [Region(target + q, run, source + p, run, run, 1) for p, q in positions(outer)]
     count, a, b = outer[-1]
     return [Region(target + q, b, source + p, a, run, count) for p, q in positions(outer[:-1])]
 
@@ -111,12 +166,32 @@ def regions(target: int, source: int, axes: Sequence[Loop], itemsize: int) -> li
 class Copies:
     """Regions to be copied, as often as asked for, on a stream of the device that reads."""
 
-    def __init__(self, found: Sequence[Region]) -> None:
-        self._regions = list(found)
-        self._runtime = _bindings()[1]
-        self._kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
+    def __init__(self, found: Iterable[Region]) -> None:
+        self._runs: list[tuple[int, int, int]] = []
+        self._rows: list[_Copy2D] = []
+        for region in found:
+            if region.height == 1:
+                self._runs.append((region.target, region.source, region.width))
+            else:
+                self._rows.append(_rows(region))
 
     def start(self, stream: int) -> None:
-        copy, kind = self._runtime.cudaMemcpy2DAsync, self._kind
-        for region in self._regions:
-            _checked(copy(*region, kind, stream), "a copy from another GPU failed")
+        """Ask for all copies. Raises UnsupportedError."""
+        driver, what = _driver(), "a copy from another GPU failed"
+        for rows in self._rows:
+            _check(driver.cuMemcpy2DAsync_v2(rows, stream), what)
+        for target, source, nbytes in self._runs:
+            _check(driver.cuMemcpyAsync(target, source, nbytes, stream), what)
+
+
+def _rows(region: Region) -> _Copy2D:
+    return _Copy2D(
+        srcMemoryType=_UNIFIED,
+        srcDevice=region.source,
+        srcPitch=region.source_pitch,
+        dstMemoryType=_UNIFIED,
+        dstDevice=region.target,
+        dstPitch=region.target_pitch,
+        WidthInBytes=region.width,
+        Height=region.height,
+    )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nemoconv.errors import MappingError, some
-from nemoconv.resharding.live_plan import LivePlan, Local
+from nemoconv.errors import MappingError, UnsupportedError, some
+from nemoconv.resharding.live_placement import Local
+from nemoconv.resharding.live_plan import LivePlan
 
 if TYPE_CHECKING:
     import torch
@@ -20,25 +21,37 @@ READY, CHANGED, WRONG = 0, 1, 2
 Key = tuple[int, str]
 
 
+class Memory(NamedTuple):
+    """Where ranks of the same host find this one's tensors: (handle of an allocation, offset in it).
+
+    ``problem``: why they cannot be found.
+    """
+
+    host: str
+    places: dict[Key, tuple[bytes, int]]
+    problem: str = ""
+
+
 @dataclass(slots=True)
 class Offer:
     """What a rank says of itself: what is wrong, and the element types of what it gives and fills.
 
-    Types have torch's names.
+    Types have torch's names. ``memory``: where ranks read one another's.
     """
 
     digest: int
     problems: list[str] = field(default_factory=list)
     given: dict[Key, str] = field(default_factory=dict)
     filled: dict[Key, str] = field(default_factory=dict)
+    memory: Memory | None = None
 
-    def packed(self) -> tuple[int, list[str], Any, Any]:
-        return self.digest, self.problems, _pack(self.given), _pack(self.filled)
+    def packed(self) -> tuple[Any, ...]:
+        return self.digest, self.problems, _pack(self.given), _pack(self.filled), self.memory
 
     @classmethod
-    def of(cls, packed: tuple[int, list[str], Any, Any]) -> Offer:
-        digest, problems, given, filled = packed
-        return cls(digest, problems, _unpack(given), _unpack(filled))
+    def of(cls, packed: tuple[Any, ...]) -> Offer:
+        digest, problems, given, filled, memory = packed
+        return cls(digest, problems, _unpack(given), _unpack(filled), memory)
 
 
 def _pack(types: Mapping[Key, str]) -> dict[str, list[Key]]:
@@ -82,6 +95,26 @@ def agree(
             hint="pass the same layouts, table, config and ranks everywhere",
         )
     return offers
+
+
+def agree_on_memory(problems: Sequence[str]) -> None:
+    """Raise UnsupportedError where some rank, by number, has a problem with others' memory."""
+    said = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem]
+    if said:
+        raise UnsupportedError(some(said), hint='use transport="p2p"')
+
+
+def agree_on_success(problem: str, *, device: torch.device, group: ProcessGroup | None) -> None:
+    """Raise UnsupportedError on all ranks if one of them has a problem. One small all-reduce if none has."""
+    import torch
+    import torch.distributed as dist
+
+    said = torch.tensor([bool(problem)], dtype=torch.int64, device=device)
+    dist.all_reduce(said, dist.ReduceOp.MAX, group=group)
+    if said.item():
+        problems: list[Any] = [None] * dist.get_world_size(group)
+        dist.all_gather_object(problems, problem, group=group)
+        agree_on_memory(problems)
 
 
 def settle_types(plan: LivePlan, offers: list[Offer]) -> dict[str, str]:

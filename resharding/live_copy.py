@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from nemoconv.errors import UsageError
-from nemoconv.resharding.live_schedule import Message, Move, aligned
+from nemoconv.resharding.live_moves import Message, Move, aligned
 from nemoconv.resharding.strided import Loop
 
 if TYPE_CHECKING:

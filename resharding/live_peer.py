@@ -1,19 +1,22 @@
 """Between GPUs of one host that reach each other's memory: every rank reads what it needs; nothing is sent.
 
-Sources are shared by CUDA IPC handles, once for the same tensors; a step is then one copy for each move,
-strided ones too, by the copy engines and with no staging buffer at all. The all-reduce in which ranks agree
-on a step comes after whatever wrote the sources; one more at the end tells that everybody has read.
+Sources are shared by CUDA IPC handles, once for the same tensors, in the message in which ranks agree on a
+step; the step is then one copy for each move, strided ones too, by the copy engines and with no staging
+buffer at all. The all-reduce in which ranks agree comes after whatever wrote the sources; one more at the
+end tells that everybody has read.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from nemoconv.errors import NemoconvError, UnsupportedError, some
+from nemoconv.errors import NemoconvError, UnsupportedError
 from nemoconv.resharding import live_copy
 from nemoconv.resharding.cuda_peer import Copies, Region, Shared, Window, regions, share
+from nemoconv.resharding.live_agree import Memory, agree_on_memory, agree_on_success
+from nemoconv.resharding.live_plan import LivePlan
 from nemoconv.resharding.live_state import Held
 from nemoconv.resharding.live_step import LiveReport, Prepared, copy_all
 from nemoconv.resharding.live_transport import new_stream
@@ -25,24 +28,51 @@ if TYPE_CHECKING:
 Key = tuple[int, str]
 
 
+def memory(plan: LivePlan, rank: int, given: Held, device: torch.device) -> Memory:
+    """Where the other ranks find those of this rank's tensors that they may read."""
+    import torch
+
+    wanted: dict[Key, None] = {}
+    for transfer in plan.transfers:
+        for i, j, _, _ in transfer.overlaps:
+            source = transfer.sources[i]
+            if rank in source.ranks and not set(transfer.targets[j].ranks) <= set(source.ranks):
+                wanted[source.local.key] = None
+    keys = [key for key in wanted if key in given.tensors]
+    try:
+        with torch.cuda.device(device):
+            torch.cuda.current_stream().query()  # makes the device's context this thread's
+            places = share(given.tensors[key] for key in keys)
+    except NemoconvError as error:
+        return Memory(socket.gethostname(), {}, error.message)
+    return Memory(socket.gethostname(), dict(zip(keys, map(tuple, places), strict=True)))  # type: ignore[arg-type]
+
+
 class PeerStep:
     """A step that reads the other ranks' tensors; it can run as often as the tensors stay where they are."""
 
     repeatable = True
 
     def __init__(
-        self, prepared: Prepared, given: Held, out: Held, device: torch.device, group: ProcessGroup | None
+        self,
+        prepared: Prepared,
+        given: Held,
+        out: Held,
+        device: torch.device,
+        group: ProcessGroup | None,
+        memories: Sequence[Memory],
     ) -> None:
-        """Share and open memory; every rank does it at the same time. Raises UnsupportedError on all ranks
-        where one cannot reach what it needs."""
+        """Open the ``memories`` of all ranks; every rank does it at the same time. Raises UnsupportedError on
+        all ranks where one cannot reach what it needs."""
         import torch
 
+        agree_on_memory([found.problem for found in memories])
         self.prepared, self.given, self.out, self.device, self.group = prepared, given, out, device, group
         self._flat = {key: live_copy.as_bytes(tensor) for key, tensor in given.tensors.items()}
         into = {key: live_copy.as_bytes(tensor) for key, tensor in out.tensors.items()}
         self._window = Window()
         with torch.cuda.device(device):
-            self._reads = self._open(into)
+            self._reads = self._open(into, memories)
         self._local = [
             live_copy.local(move, self._flat[move.source.key], into[move.target.key])
             for round_ in prepared.schedule.rounds
@@ -51,39 +81,23 @@ class PeerStep:
         self._streams = new_stream(device), new_stream(device)
         self._done = torch.zeros(1, device=device)
 
-    def _open(self, into: Mapping[Key, torch.Tensor]) -> Copies:
+    def _open(self, into: Mapping[Key, torch.Tensor], memories: Sequence[Memory]) -> Copies:
         """What to copy from the other ranks' memory."""
-        import torch.distributed as dist
-
-        rounds = self.prepared.schedule.rounds
-        sent = {move.source.key for r in rounds for message in r.sends for move in message.moves}
-        handles: dict[Key, Shared] = {}
-        problem = ""
-        try:
-            handles = {key: share(self._flat[key]) for key in sent}
-        except NemoconvError as error:
-            problem = str(error)
-        said: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(said, (socket.gethostname(), handles), group=self.group)
         found: list[Region] = []
+        problem = ""
+        host = socket.gethostname()
         try:
-            for message in (message for r in rounds for message in r.receives):
-                host, shared = said[message.peer]
-                if host != socket.gethostname():
+            for message in (m for round_ in self.prepared.schedule.rounds for m in round_.receives):
+                theirs = memories[message.peer]
+                if theirs.host != host:
                     raise UnsupportedError(f"rank {message.peer} is on another host")
                 (move,) = message.moves
-                if move.source.key not in shared:
-                    break  # the other rank says why
-                source = self._window.address(shared[move.source.key]) + move.source_offset
+                source = self._window.address(Shared(*theirs.places[move.source.key])) + move.source_offset
                 target = into[move.target.key].data_ptr() + move.target_offset
                 found += regions(target, source, move.axes, move.itemsize)
         except NemoconvError as error:
-            problem = problem or str(error)
-        problems: list[Any] = [None] * len(said)
-        dist.all_gather_object(problems, problem, group=self.group)
-        if any(problems):
-            what = [f"rank {rank}: {text}" for rank, text in enumerate(problems) if text]
-            raise UnsupportedError(some(what), hint='use transport="p2p"')
+            problem = error.message
+        agree_on_success(problem, device=self.device, group=self.group)
         return Copies(found)
 
     def run(self) -> Iterator[tuple[int, str, torch.Tensor]]:

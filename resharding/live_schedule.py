@@ -4,19 +4,30 @@ A move is a strided copy between two local tensors. What travels between two ran
 large move by itself, small ones together. Bytes of a message are the elements of its moves in the C
 order of their boxes, so an end whose bytes lie in that order already needs no staging buffer. Rounds
 bound what is staged: all ranks go through the same rounds, in each of which a rank stages at most a
-quarter of two buckets for sending and as much for receiving, twice, as two rounds overlap.
+quarter of two buckets for sending and as much for receiving, twice, as two rounds overlap; half of that
+where sources are released, whose order and rounds :mod:`nemoconv.resharding.live_release` decides on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
 from nemoconv.resharding.boxes import Shape
-from nemoconv.resharding.live_plan import LivePlan, Local, Piece
-from nemoconv.resharding.strided import Loop, loops
+from nemoconv.resharding.live_moves import (
+    Message,
+    Move,
+    Round,
+    Schedule,
+    aligned,
+    is_whole,
+    move_between,
+    split,
+)
+from nemoconv.resharding.live_placement import Local, Piece
+from nemoconv.resharding.live_plan import LivePlan, Transfer
+from nemoconv.resharding.live_release import Levels, groups, ordered
 
 #: moves up to this size share a message
 SMALL_NBYTES = 1 << 20
@@ -24,92 +35,6 @@ SMALL_NBYTES = 1 << 20
 _WIRE_BUCKETS = 4
 #: staged messages of one round at least, so that a rank may hear from several others
 _MESSAGES = 4
-
-
-class Move(NamedTuple):
-    """A strided copy: loops are (count, byte stride in the source, byte stride in the target)."""
-
-    source: Local
-    target: Local
-    source_offset: int
-    target_offset: int
-    axes: tuple[Loop, ...]
-    itemsize: int
-    nbytes: int
-
-    @property
-    def source_is_run(self) -> bool:
-        """Whether the source's bytes lie in the order in which they travel, without gaps."""
-        return _is_run([(count, step) for count, step, _ in self.axes], self.itemsize)
-
-    @property
-    def target_is_run(self) -> bool:
-        return _is_run([(count, step) for count, _, step in self.axes], self.itemsize)
-
-
-def _is_run(axes: list[tuple[int, int]], itemsize: int) -> bool:
-    expected = itemsize
-    for count, step in reversed(axes):
-        if step != expected:
-            return False
-        expected *= count
-    return True
-
-
-@dataclass(slots=True)
-class Message:
-    """Moves between this rank and ``peer`` that travel together. ``direct``: this end needs no staging."""
-
-    peer: int
-    nbytes: int
-    direct: bool
-    moves: list[Move] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Round:
-    """What this rank does between two waits."""
-
-    sends: list[Message] = field(default_factory=list)
-    receives: list[Message] = field(default_factory=list)
-    local: list[Move] = field(default_factory=list)
-
-    @property
-    def send_nbytes(self) -> int:
-        """Bytes of the staging buffer for what is sent."""
-        return sum(aligned(message.nbytes) for message in self.sends if not message.direct)
-
-    @property
-    def receive_nbytes(self) -> int:
-        return sum(aligned(message.nbytes) for message in self.receives if not message.direct)
-
-
-def aligned(nbytes: int) -> int:
-    """Messages begin at multiples of 512 bytes, so that copies may use wide elements."""
-    return -(-nbytes // 512) * 512
-
-
-@dataclass(slots=True)
-class Schedule:
-    """The rounds of one rank. Every rank has as many, some of them empty.
-
-    ``kept`` are local tensors that are the same before and after on this rank: (source, target).
-    """
-
-    rounds: list[Round]
-    kept: list[tuple[Local, Local]] = field(default_factory=list)
-
-    @property
-    def sent_nbytes(self) -> int:
-        return sum(message.nbytes for round_ in self.rounds for message in round_.sends)
-
-    @property
-    def received_nbytes(self) -> int:
-        return sum(message.nbytes for round_ in self.rounds for message in round_.receives)
-
-    @property
-    def local_nbytes(self) -> int:
-        return sum(move.nbytes for round_ in self.rounds for move in round_.local)
 
 
 class _Loads:
@@ -164,9 +89,9 @@ def schedule(
 ) -> Schedule:
     """The part of ``rank`` in a plan whose transfers have elements of these sizes (in bytes).
 
-    ``direct=False`` stages every message, as an all-to-all needs it. ``release``: sources are given up,
-    so copies on a rank wait for the round that touches their tensors anyway: targets do not all exist
-    before sources go. ``keep``: what stays whole on its rank is handed over instead of copied.
+    ``direct=False`` stages every message, as an all-to-all needs it. ``release``: sources are given up on
+    the way, so what makes targets waits until there is room for them. ``keep``: what stays whole on its
+    rank is handed over instead of copied.
     ``staging=False``: every move is a message of one round, for ranks that read each other's memory.
     """
     options = _Options(direct, release, keep, staging)
@@ -186,8 +111,9 @@ class _Scheduler:
     def __init__(self, plan: LivePlan, rank: int, bucket_nbytes: int, options: _Options) -> None:
         self.plan, self.rank = plan, rank
         self.direct, self.release, self.keep, self.staging = options
-        self.staged_limit = bucket_nbytes // 2
-        # sources go and targets come by rounds: small ones where memory is to stay level
+        self.bucket_nbytes = bucket_nbytes
+        # where sources go, half of two buckets is room for targets that come before as much has gone
+        self.staged_limit = bucket_nbytes // 4 if options.release else bucket_nbytes // 2
         self.wire_limit = bucket_nbytes if options.release else _WIRE_BUCKETS * bucket_nbytes
         self.message_limit = max(512, self.staged_limit // _MESSAGES)
         self.sending, self.receiving = (
@@ -200,17 +126,40 @@ class _Scheduler:
         self.first_round: dict[tuple[str, tuple[int, str]], int] = {}
         self.kept: list[tuple[Local, Local]] = []
         self.last = 0
+        #: of the group that is being placed: the first round it may use, and the last that it does
+        self.floor = self.group_last = 0
+        self.together = True
 
     def run(self, itemsizes: Mapping[str, int]) -> Schedule:
-        for transfer in self.plan.transfers:
-            itemsize = itemsizes[transfer.name]
-            for i, j, low, shape in transfer.overlaps:
-                self._overlap(transfer.sources[i], transfer.targets[j], low, shape, itemsize)
+        if self.release:
+            self._run_level(itemsizes)
+        for transfer in () if self.release else self.plan.transfers:
+            self._transfer(transfer, itemsizes)
         for source, target in self.pairs:
             self._flush(source, target)
         self._place_locals()
         self._extend(self.last)
         return Schedule(self.rounds, self.kept)
+
+    def _transfer(self, transfer: Transfer, itemsizes: Mapping[str, int]) -> None:
+        itemsize = itemsizes[transfer.name]
+        for i, j, low, shape in transfer.overlaps:
+            self._overlap(transfer.sources[i], transfer.targets[j], low, shape, itemsize)
+
+    def _run_level(self, itemsizes: Mapping[str, int]) -> None:
+        """All transfers, each where memory has room for it."""
+        found = groups(self.plan, itemsizes, keep=self.keep)
+        room = 2 * self.bucket_nbytes - 4 * self.staged_limit
+        levels = Levels(found, room)
+        for group in ordered(found, room):
+            busy = max((self.receiving[rank].first for rank in group.made), default=0)
+            self.floor = self.group_last = levels.start(group, busy, self.last)
+            sizes = [prod(o[3]) * itemsizes[t.name] for t in group.transfers for o in t.overlaps]
+            self.together = max(sizes) <= SMALL_NBYTES  # else a small move would hold up a large tensor
+            for transfer in group.transfers:
+                self._transfer(transfer, itemsizes)
+            levels.add(group, self.floor, self.group_last)
+            self.last = max(self.last, self.floor)
 
     def _overlap(self, source: Piece, target: Piece, low: Shape, shape: Shape, itemsize: int) -> None:
         nbytes = prod(shape) * itemsize
@@ -218,20 +167,20 @@ class _Scheduler:
         for receiver in target.ranks:
             if receiver in source.ranks:
                 if receiver == self.rank:
-                    move = move or _move(source, target, low, shape, itemsize)
+                    move = move or move_between(source, target, low, shape, itemsize)
                     self._stay(source, target, move)
                 continue
             sender = min(source.ranks, key=self.sent.__getitem__)
             self.sent[sender] += nbytes
             if move is None:
-                move = _move(source, target, low, shape, itemsize)
+                move = move_between(source, target, low, shape, itemsize)
             self._send(sender, receiver, move)
 
     def _stay(self, source: Piece, target: Piece, move: Move) -> None:
-        if self.keep and _is_whole(move):
+        if self.keep and is_whole(move):
             self.kept.append((source.local, target.local))
             return
-        self.locals.append((move, max(self.sending[self.rank].first, self.receiving[self.rank].first)))
+        self.locals.append((move, self.floor))
 
     def _send(self, source: int, target: int, move: Move) -> None:
         if not self.staging:
@@ -240,7 +189,7 @@ class _Scheduler:
             if target == self.rank:
                 self.rounds[0].receives.append(Message(source, move.nbytes, True, [move]))
             return
-        if move.nbytes > SMALL_NBYTES:
+        if move.nbytes > SMALL_NBYTES or not self.together:
             self._alone(source, target, move)
             return
         pair = self.pairs.setdefault((source, target), _Pair())
@@ -269,12 +218,13 @@ class _Scheduler:
         out, into = self.sending[source], self.receiving[target]
         staged_out = 0 if sends_direct else aligned(nbytes)
         staged_in = 0 if takes_direct else aligned(nbytes)
-        number = max(out.first, into.first)
+        number = max(out.first, into.first, self.floor)
         while not (out.fits(number, staged_out, nbytes) and into.fits(number, staged_in, nbytes)):
             number += 1
         out.add(number, staged_out, nbytes)
         into.add(number, staged_in, nbytes)
         self.last = max(self.last, number)
+        self.group_last = max(self.group_last, number)
         if source == self.rank:
             self._extend(number)
             self.rounds[number].sends.append(Message(target, nbytes, sends_direct, moves))
@@ -304,48 +254,3 @@ class _Scheduler:
             self._extend(number)
             self.rounds[number].local.append(move)
             self.last = max(self.last, number)
-
-
-def _move(source: Piece, target: Piece, low: Shape, shape: Shape, itemsize: int) -> Move:
-    axes = loops(
-        shape,
-        tuple(step * itemsize for step in source.strides),
-        tuple(step * itemsize for step in target.strides),
-    )
-    return Move(
-        source.local,
-        target.local,
-        source.at(low) * itemsize,
-        target.at(low) * itemsize,
-        tuple(axes),
-        itemsize,
-        prod(shape) * itemsize,
-    )
-
-
-def _is_whole(move: Move) -> bool:
-    """Whether a move makes one local tensor of another just like it."""
-    same = move.source.shape == move.target.shape and move.source_offset == move.target_offset == 0
-    whole = move.nbytes == prod(move.source.shape) * move.itemsize
-    return same and whole and move.source_is_run and move.target_is_run
-
-
-def split(move: Move, limit: int) -> list[Move]:
-    """The move cut along its outer loops into moves of at most ``limit`` bytes each."""
-    if move.nbytes <= limit:
-        return [move]
-    count, a, b = move.axes[0]
-    inner = move.nbytes // count
-    step = max(1, limit // inner)
-    parts = []
-    for first in range(0, count, step):
-        n = min(step, count - first)
-        axes = ((n, a, b), *move.axes[1:]) if n > 1 else move.axes[1:]
-        part = move._replace(
-            source_offset=move.source_offset + first * a,
-            target_offset=move.target_offset + first * b,
-            axes=axes,
-            nbytes=n * inner,
-        )
-        parts += split(part, limit)
-    return parts

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nemoconv.resharding import live_copy
-from nemoconv.resharding.live_plan import Local
-from nemoconv.resharding.live_schedule import Message, Round, Schedule
+from nemoconv.resharding.live_moves import Message, Round, Schedule
+from nemoconv.resharding.live_placement import Local
 from nemoconv.resharding.live_state import Held
 from nemoconv.resharding.live_transport import Queues, Transport
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.resharding.live_schedule import Message, Round, aligned
+from nemoconv.resharding.live_moves import Message, Round, aligned
 
 if TYPE_CHECKING:
     import torch
@@ -193,3 +193,13 @@ class AllToAll(Transport):
 
 #: of "peer", see :mod:`nemoconv.resharding.live_peer`
 TRANSPORTS: dict[str, type[Transport]] = {"p2p": PointToPoint, "all_to_all": AllToAll, "peer": PointToPoint}
+
+
+def backend_device(group: ProcessGroup | None) -> torch.device:
+    """The device that the backend of a group works on."""
+    import torch
+    import torch.distributed as dist
+
+    if "nccl" in dist.get_backend(group):
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

@@ -1,7 +1,8 @@
-"""Ranks for tests of live resharding: ``python live_ranks.py`` forks a gloo world for each line of JSON.
+"""Ranks for tests of live resharding: ``python live_ranks.py`` forks a world for each line of JSON.
 
 The shards that ranks give and expect come from checkpoints on disk, cut by the caller; where a rank's
-layers and experts lie is worked out here, by hand, for any layout of the tests.
+layers and experts lie is worked out here, by hand, for any layout of the tests. Ranks are CPUs joined by
+gloo, or, when a job says so, a GPU each joined by NCCL.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import tempfile
 import time
 import traceback
 import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,7 @@ def shard(job: dict[str, Any], side: str, rank: int) -> list[Tensors] | None:
     sizes, ranks = job[side], job[f"{side}_ranks"]
     tp, pp, ep, vpp = (sizes.get(key, 1) for key in ("tp", "pp", "ep", "vpp"))
     etp = sizes.get("etp", tp)
+    device = "cuda" if job.get("gpus") else "cpu"
     if rank not in ranks:
         return None
     at = ranks.index(rank)
@@ -70,7 +74,7 @@ def shard(job: dict[str, Any], side: str, rank: int) -> list[Tensors] | None:
             for name in arrays.files
             if not (found := re.search(r"\.experts\.(\d+)\.", name)) or int(found[1]) // share == mine
         ]
-        return [{name: as_tensor(name, arrays[name], job["mixed"]) for name in names}]
+        return [{name: as_tensor(name, arrays[name], job["mixed"]).to(device) for name in names}]
     dense = numpy.load(data / f"nemo-{tp}-{within % tp}.npz")
     routed = numpy.load(data / f"nemo-{etp}-{within % etp}.npz")
     mine = within // etp % ep
@@ -94,7 +98,7 @@ def shard(job: dict[str, Any], side: str, rank: int) -> list[Tensors] | None:
             places.append((pp * vpp - 1, "output_layer.weight"))
         for which, called in places:
             if which % pp == stage:
-                held[which // pp][called] = as_tensor(name, bits, job["mixed"])
+                held[which // pp][called] = as_tensor(name, bits, job["mixed"]).to(device)
     return held
 
 
@@ -150,6 +154,61 @@ def once(job: dict[str, Any], rank: int) -> dict[str, Any]:
     return {"different": differences(got, shard(job, "target", rank)), "tensors": sum(map(len, got))}
 
 
+def in_new_thread(what: Callable[..., None], *args: Any) -> None:
+    """Run it where nothing has made the rank's device current yet. What it raises is raised here."""
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+    with ThreadPoolExecutor(1) as threads:
+        if device is not None:
+            threads.submit(torch.cuda.set_device, device).result()
+        threads.submit(what, *args).result()
+
+
+def unsharable(job: dict[str, Any], rank: int) -> dict[str, Any]:
+    """One rank's memory cannot be read by others; the same tensors then go as messages."""
+    if rank == job["culprit"]:
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+    state = chunked(shard(job, "source", rank), job, "source")
+    out = chunked(shard(job, "target", rank), job, "target")
+    sides = {key: layout(job[key]) for key in ("source", "target")}
+    error = ""
+    try:
+        reshard_state_dict(state, **sides, config=job["config"], out=out, transport="peer")
+    except ValueError as raised:
+        error = f"{type(raised).__name__}: {raised}"
+    for tensor in out.values():
+        tensor.view(torch.uint8).fill_(0x7F)
+    reshard_state_dict(state, **sides, config=job["config"], out=out)
+    return {"error": error, "different": differences([out], shard(job, "target", rank))}
+
+
+def transports(job: dict[str, Any], rank: int) -> dict[str, Any]:
+    """One job by every transport, twice, into tensors full of other bits, and once into new tensors."""
+    found: list[str] = []
+    wanted = shard(job, "target", rank)
+
+    def run(out: list[Tensors], transport: str) -> None:
+        reshard_state_dict(
+            chunked(shard(job, "source", rank), job, "source"),
+            source=layout(job["source"]),
+            target=layout(job["target"]),
+            config=job["config"],
+            out=chunked(out, job, "target") if out else None,
+            transport=transport,
+            bucket_nbytes=64 << 10,
+            **common(job),
+        )
+
+    for transport in job["transports"]:
+        out = [{name: torch.empty_like(t) for name, t in chunk.items()} for chunk in wanted or []]
+        for fill in (0x7F, 0x55):
+            for tensor in (t for chunk in out for t in chunk.values()):
+                tensor.view(torch.uint8).fill_(fill)
+            in_new_thread(run, out, transport)
+            found += [f"{transport}: {what}" for what in differences(out or [{}], wanted)]
+    answer = once(job, rank)
+    return {"different": found + answer["different"], "tensors": answer["tensors"]}
+
+
 def steps(job: dict[str, Any], rank: int) -> dict[str, Any]:
     """A kept plan: several steps, new data in each, into given tensors under a wrapped model's names; then
     with sources released, and as a stream."""
@@ -200,15 +259,14 @@ def released(job: dict[str, Any], rank: int) -> dict[str, Any]:
     plan = plan_reshard(table, config, *sides, world_size=dist.get_world_size())
     runner = LiveReshard(plan, **job["options"])
     state = shard(job, "source", rank)
-    sizes = [sum(t.nbytes for chunk in side or [] for t in chunk.values()) for side in (state, None)]
+    given = [t.nbytes for chunk in state or [] for t in chunk.values()]
     got = runner.run(chunked(state, job, "source"), release_source=True)
     got = got if isinstance(got, list) else [got]
-    sizes[1] = sum(t.nbytes for chunk in got for t in chunk.values())
-    largest = max((t.nbytes for chunk in got for t in chunk.values()), default=0)
+    taken = [t.nbytes for chunk in got for t in chunk.values()]
     return {
         "different": differences(got, shard(job, "target", rank)),
-        "sizes": sizes,
-        "largest": largest,
+        "sizes": [sum(given), sum(taken)],
+        "largest": max(given + taken),
         "peak": runner.report.peak_nbytes,
         "rounds": runner.report.rounds,
     }
@@ -274,6 +332,8 @@ def failing_arguments(job: dict[str, Any], rank: int) -> dict[str, Any]:
 
 JOBS = {
     "once": once,
+    "transports": transports,
+    "unsharable": unsharable,
     "steps": steps,
     "released": released,
     "failing": failing,
@@ -284,8 +344,12 @@ JOBS = {
 def play(job: dict[str, Any], rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     try:
-        world = job["world"]
-        dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+        place = {"init_method": f"file://{folder}/store", "rank": rank, "world_size": job["world"]}
+        if job.get("gpus"):
+            torch.cuda.set_device(rank)
+            dist.init_process_group("nccl", device_id=torch.device("cuda", rank), **place)
+        else:
+            dist.init_process_group("gloo", **place)
         answer = JOBS[job["do"]](job, rank)
         dist.barrier()
         dist.destroy_process_group()

@@ -2,88 +2,41 @@
 
 from __future__ import annotations
 
-import json
 import pickle
-import selectors
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import numpy
 import pytest
-import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.registry import open_checkpoint
-from nemoconv.errors import LayoutError, UsageError
-from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.errors import LayoutError, UnsupportedError, UsageError
 from nemoconv.resharding import Layout, placements, plan_reshard
 from nemoconv.resharding.live import model_config
 from nemoconv.resharding.live_schedule import schedule
 
-LLAMA = {
-    **tiny.CONFIG,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 4,
-    "vocab_size": 38,
+from .live_world import (
+    HF_SOURCE,
+    HF_TARGET,
+    LLAMA,
+    MOE,
+    P2,
+    P4,
+    T1,
+    T2,
+    T2P2,
+    T4,
+    Ranks,
+    Run,
+    equal,
+    job_of,
+    prepare,
+)
+
+MODELS = {
+    "llama": LLAMA,
+    "tied": {**LLAMA, "tie_word_embeddings": True},
+    "moe": MOE,
+    "wide": {**LLAMA, "hidden_size": 128, "head_dim": 16, "intermediate_size": 256},
 }
-TIED = {**LLAMA, "tie_word_embeddings": True}
-MOE = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 4,
-    "hidden_size": 16,
-    "moe_intermediate_size": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "vocab_size": 36,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-MODELS = {"llama": LLAMA, "tied": TIED, "moe": MOE}
-Run = Callable[..., list[dict[str, Any]]]
-
-
-class Ranks:
-    """The process that forks worlds of ranks: torch is imported once."""
-
-    def __init__(self, log: Path) -> None:
-        self._log = log
-        with open(log, "w") as errors:
-            script = str(Path(__file__).with_name("live_ranks.py"))
-            self._process = subprocess.Popen(
-                [sys.executable, script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    def run(self, **job: Any) -> list[dict[str, Any]]:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        with selectors.DefaultSelector() as waiting:
-            waiting.register(self._process.stdout, selectors.EVENT_READ)  # type: ignore[arg-type]
-            assert waiting.select(120), f"no answer: {self._log.read_text()[-2000:]}"
-        line = self._process.stdout.readline()  # type: ignore[union-attr]
-        assert line, self._log.read_text()[-2000:]
-        answers = json.loads(line)
-        failed = [f"rank {rank}: {a['failed']}" for rank, a in enumerate(answers) if "failed" in a]
-        assert not failed, "\n".join(failed)
-        return answers
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -92,64 +45,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
     world = Ranks(tmp_path_factory.mktemp("ranks") / "log")
     yield world
     world.close()
-
-
-def hf_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    table = load_table(config["model_type"])
-    model, _ = read_config(table.fields, config)
-    sizes = table.sizes(model)
-    return {
-        part.hf.format(**instance.index): part.shape(sizes)
-        for instance in table.instances(model, sizes)
-        for part in instance.rule.parts
-        if instance.in_hf
-    }
-
-
-def hf_shard(name: str, array: numpy.ndarray, tp: int, rank: int) -> numpy.ndarray:
-    """How inference engines cut a Hugging Face tensor: rows of q, k, v, gate, up; columns of o and down."""
-    if "norm" in name or "mlp.gate.weight" in name:
-        return array
-    if "embed" in name or "lm_head" in name:
-        rows = -(-array.shape[0] // (2 * tp)) * 2  # Megatron pads this vocabulary to a multiple of 2 * tp
-        rows = array.shape[0] // tp if array.shape[0] % tp == 0 else rows
-        return array[rank * rows : (rank + 1) * rows]
-    return numpy.split(array, tp, axis="o_proj" in name or "down_proj" in name)[rank]
-
-
-def rank_tensors(folder: Path, tp: int) -> list[dict[str, numpy.ndarray]]:
-    """What each tensor-parallel rank's file of a NeMo 2 directory holds, as in that rank's memory."""
-    held: list[dict[str, numpy.ndarray]] = [{} for _ in range(tp)]
-    with open_checkpoint(folder) as checkpoint:
-        for name in list(checkpoint.keys()):
-            boxes: dict[int, list[tuple[tuple[int, ...], numpy.ndarray]]] = {}
-            for extent in checkpoint.stored(name).extents:
-                rank = int(Path(extent.file.name).name.split("_")[2])
-                index = tuple(slice(a, a + n) for a, n in zip(extent.start, extent.shape, strict=True))
-                array = checkpoint.read(name, index)
-                boxes.setdefault(rank, []).append((extent.start, array.view("u2")))
-            for rank in range(tp):
-                mine = sorted(boxes[rank if len(boxes) > 1 else 0], key=lambda box: box[0])
-                starts = numpy.array([start for start, _ in mine])
-                axis = int(numpy.argmax((starts != starts[0]).any(0))) if len(mine) > 1 else 0
-                held[rank][name] = numpy.concatenate([array for _, array in mine], axis)
-    return held
-
-
-def prepare(folder: Path, config: dict[str, Any], seed: int) -> str:
-    """The shards of one model on disk: nemo-<tp>-<rank>.npz and hf-<tp>-<rank>.npz, as 16-bit numbers."""
-    arrays = {
-        name: tiny.bits(shape, "bfloat16", seed + number)
-        for number, (name, shape) in enumerate(hf_names(config).items())
-    }
-    tiny.write(folder / "hf", config, arrays=arrays)
-    for tp in (1, 2, 4):
-        convert(folder / "hf", folder / f"tp{tp}", to="nemo2", tensor_parallel_size=tp)
-        for rank, tensors in enumerate(rank_tensors(folder / f"tp{tp}", tp)):
-            numpy.savez(folder / f"nemo-{tp}-{rank}.npz", **tensors)
-            shards = {name: hf_shard(name, array, tp, rank) for name, array in arrays.items()}
-            numpy.savez(folder / f"hf-{tp}-{rank}.npz", **shards)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -161,44 +56,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def run(ranks: Ranks, data: dict[str, str]) -> Run:
-    def go(do: str, model: str, source: dict[str, Any], target: dict[str, Any], **job: Any) -> Any:
-        config = MODELS[model]
-        world = job.pop("world", None) or max(size(source), size(target))
-        everyone = list(range(world))
-        return ranks.run(
-            do=do,
-            world=world,
-            data=data[model],
-            steps=[data["llama again"], data["llama"]],
-            config=config,
-            layers=config["num_hidden_layers"],
-            experts=config.get("num_experts", 0),
-            tied=config["tie_word_embeddings"],
-            source=source,
-            target=target,
-            mixed=job.pop("mixed", False),
-            source_ranks=job.pop("source_ranks", everyone),
-            target_ranks=job.pop("target_ranks", everyone),
-            options=job.pop("options", {}),
-            **job,
-        )
+    def go(do: str, model: str, source: dict[str, Any], target: dict[str, Any], **given: Any) -> Any:
+        steps = [data["llama again"], data["llama"]]
+        return ranks.run(**job_of(do, MODELS[model], data[model], source, target, steps=steps, **given))
 
     return go
-
-
-def size(sizes: dict[str, Any]) -> int:
-    experts = sizes.get("etp", sizes.get("tp", 1)) * sizes.get("ep", 1)
-    return max(sizes.get("tp", 1), experts) * sizes.get("pp", 1)
-
-
-def equal(answers: list[dict[str, Any]]) -> bool:
-    assert [answer["different"] for answer in answers] == [[]] * len(answers)
-    return True
-
-
-T1, T2, T4 = {"tp": 1}, {"tp": 2}, {"tp": 4}
-P2, P4, T2P2 = {"pp": 2}, {"pp": 4}, {"tp": 2, "pp": 2}
-HF_TARGET, HF_SOURCE = {"target_names": "hf"}, {"source_names": "hf"}
 
 
 @pytest.mark.parametrize(
@@ -251,11 +113,13 @@ def test_small_buckets_cut_messages(run: Run) -> None:
     assert equal(answers)
 
 
-def test_released_sources_bound_the_peak(run: Run) -> None:
+@pytest.mark.parametrize(("source", "target"), [(T2, P2), (P2, T2), (T4, {"pp": 2, "vpp": 2})], ids=str)
+def test_released_sources_bound_the_peak(run: Run, source: dict[str, Any], target: dict[str, Any]) -> None:
     bucket = 64 << 10
-    for answer in run("released", "llama", T2, P2, options={"bucket_nbytes": bucket}):
+    for answer in run("released", "wide", source, target, options={"bucket_nbytes": bucket}):
         assert answer["different"] == []
-        assert answer["peak"] <= max(answer["sizes"]) + 2 * bucket + answer["largest"]
+        assert answer["peak"] <= max(answer["sizes"]) + bucket + max(bucket, answer["largest"])
+        assert answer["largest"] > bucket
 
 
 @pytest.mark.parametrize(
@@ -323,6 +187,24 @@ def test_replicas_share_the_sending() -> None:
     sizes = {transfer.name: 2 for transfer in plan.transfers}
     sent = [schedule(plan, r, sizes, bucket_nbytes=1 << 20).sent_nbytes for r in range(4)]
     assert max(sent) - min(sent) < 0.05 * sum(sent)
+
+
+def test_rows_that_the_other_side_would_not_divide_by_their_lengths() -> None:
+    baichuan2 = {
+        "model_type": "baichuan",
+        "vocab_size": 125_696,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "model_max_length": 64,
+        "max_position_embeddings": 64,
+    }
+    table, config = model_config(None, baichuan2)
+    with pytest.raises(UnsupportedError, match="lm_head.weight: its rows are divided by their lengths"):
+        plan_reshard(table, config, *placements(Layout(), Layout(2), 2, source_names="hf"), world_size=2)
+    same = placements(Layout(2), Layout(1, 2), 2)
+    assert plan_reshard(table, config, *same, world_size=2).transfers
 
 
 @pytest.mark.parametrize(
