@@ -28,8 +28,8 @@ from nemoconv.errors import MappingError, OutputError, UsageError, printable
 from nemoconv.formats.checksum import crc32
 from nemoconv.formats.output import OutputFile, reported
 from nemoconv.resharding.devices import Execute
-from nemoconv.resharding.worker import CastReport
 from nemoconv.resharding.plan import Payload, Plan
+from nemoconv.resharding.worker import CastReport
 
 #: seconds without a sign of life after which a rank counts as dead; NEMOCONV_RANK_TIMEOUT changes it
 _SILENCE = 60.0
@@ -59,6 +59,19 @@ def ranks_of(environment: Mapping[str, str] = os.environ) -> Ranks | None:
         said = " ".join(f"{name}={environment[name]!r}" for name in ("RANK", "WORLD_SIZE"))
         raise UsageError(f"{said} is not one of several ranks")
     return Ranks(rank, count)
+
+
+def _timeout(said: str | None) -> float:
+    """Seconds of silence after which a rank counts as dead. Raises UsageError for what is no such number."""
+    if said is None:
+        return _SILENCE
+    try:
+        seconds = float(said)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"NEMOCONV_RANK_TIMEOUT={said!r} is no number of seconds")
+    return seconds
 
 
 class Alone:
@@ -98,7 +111,7 @@ class Together(Alone):
         target = conversion.output.target
         self.folder = target.parent / f".{target.name}.ranks"
         self.digest = _digest(conversion)
-        self._silence = float(os.environ.get("NEMOCONV_RANK_TIMEOUT", _SILENCE))
+        self._silence = _timeout(os.environ.get("NEMOCONV_RANK_TIMEOUT"))
         self._heard: dict[int, tuple[str, float]] = {}
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="nemoconv-beat", daemon=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nemoconv.errors import OutputError
-from nemoconv.formats.output import _FOLDER, _swap, _sync_folder, reported
+from nemoconv.formats.output import _FOLDER, OutputDirectory, _swap, _sync_folder, reported
 
 
 def check_absent(directory: Path, names: Mapping[str, bytes], *, overwrite: bool) -> None:
@@ -26,13 +26,18 @@ def check_absent(directory: Path, names: Mapping[str, bytes], *, overwrite: bool
 def add_files(directory: Path, files: Mapping[str, bytes], *, overwrite: bool = False) -> None:
     """Write ``files`` into ``directory``, the last one last, and flush them to the disk.
 
-    When that fails, the directory is what it was before. Raises OutputError.
+    When that fails, the directory is what it was before. They are staged in a folder named after the last
+    one: a graph that a killed run leaves there does not find its weights. Raises OutputError.
     """
     with reported(directory), _locked(directory):
         check_absent(directory, files, overwrite=overwrite)
-        staged = {name: directory / f".{name}.incomplete" for name in files}
+        stage = directory / f".{list(files)[-1]}.incomplete"
+        staged = {name: stage / name for name in files}
         placed: list[str] = []
         try:
+            if os.path.lexists(stage):  # of a run that was killed
+                OutputDirectory._remove(stage)
+            stage.mkdir()
             for name, data in files.items():
                 _write(staged[name], data)
             for name, path in staged.items():
@@ -45,9 +50,8 @@ def add_files(directory: Path, files: Mapping[str, bytes], *, overwrite: bool = 
                     _put(directory / name, staged[name])
             raise
         finally:
-            for path in staged.values():  # what failed, or what was replaced
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+            with suppress(OSError):  # what failed, or what was replaced
+                OutputDirectory._remove(stage)
 
 
 @contextmanager
@@ -66,7 +70,6 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # of a run that was killed
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(path, flags, 0o666), "wb") as file:
         file.write(data)

@@ -13,8 +13,12 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
+
+if TYPE_CHECKING:
+    from nemoconv.formats.record_checks import RecordChecks
 
 #: no configuration or tokenizer file that we hold in memory is larger (Llama 4's tokenizer.json: 28 MB)
 MAX_SMALL_FILE = 256 << 20
@@ -23,7 +27,7 @@ MAX_SMALL_FILE = 256 << 20
 class SourceFile:
     """One regular file of a checkpoint, read by offset."""
 
-    __slots__ = ("_fd", "mtime_ns", "name", "path", "size")
+    __slots__ = ("_checks", "_fd", "mtime_ns", "name", "path", "size")
 
     #: where byte 0 lies in the file that ``fd`` is; more than 0 for a member of an archive
     base = 0
@@ -34,6 +38,7 @@ class SourceFile:
         self.path = os.fspath(path)
         self.name = name if name is not None else os.path.basename(self.path)
         self._fd: int | None = None
+        self._checks: RecordChecks | None = None
         status = os.stat(self.fd)
         if not stat.S_ISREG(status.st_mode):
             self.close()
@@ -77,6 +82,18 @@ class SourceFile:
                     hint="was the file changed by another process?",
                 )
             done += got
+        if self._checks is not None and (wrong := self._checks.seen(offset, buffer)):
+            raise CorruptCheckpoint(
+                f"{self.path}: {wrong}", hint="it changed after it was written; copy the file again"
+            )
+
+    def expect(self, offset: int, nbytes: int, checksum: int, name: str) -> None:
+        """Whoever reads these bytes, in whatever pieces, is to have CorruptCheckpoint for another CRC-32."""
+        if self._checks is None:
+            from nemoconv.formats.record_checks import RecordChecks
+
+            self._checks = RecordChecks()
+        self._checks.expect(offset, nbytes, checksum, name)
 
     def position(self, offset: int) -> tuple[str, int]:
         """A key that sorts reads as they lie on the disk."""
@@ -124,6 +141,7 @@ class FilePart(SourceFile):
 
     def __init__(self, whole: SourceFile, name: str, offset: int, size: int) -> None:
         self._whole, self.base, self.name, self.size = whole, whole.base + offset, name, size
+        self._checks = None
         self.path = f"{whole.path}:{name}"
 
     @property
@@ -152,6 +170,17 @@ def _open(path: str) -> int:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return os.open(path, flags)
+
+
+def is_there(path: str | Path) -> bool:
+    """Whether something has that name, be it a broken link. CorruptCheckpoint where we may not look."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError as error:
+        raise CorruptCheckpoint(f"{path}: cannot be read ({error.strerror})") from None
+    return True
 
 
 def plain_parts(name: str, where: object) -> list[str]:

@@ -148,6 +148,22 @@ def read_onnx(folder: Folder, name: str, beside: str = "") -> OnnxFile:
         raise CorruptCheckpoint(f"{file.path}: the name {error} is not UTF-8") from None
 
 
+def external_files(file: SourceFile) -> list[str]:
+    """The files that hold elements of a model.onnx, as it names them: they are not opened, and any of the
+    names may be hostile. Raises CorruptCheckpoint, NemoconvError where ``onnx`` is not installed."""
+    graph = _parse(split(file).message, file).graph
+    try:
+        found = {
+            _text(entry.value)
+            for tensor in graph.initializer
+            for entry in tensor.external_data
+            if entry.key == "location"
+        }
+    except _NotText as error:
+        raise CorruptCheckpoint(f"{file.path}: the name {error} is not UTF-8") from None
+    return sorted(found)
+
+
 class _NotText(ValueError):
     """A string of the file that is none; protobuf gives its bytes then."""
 

@@ -1,9 +1,9 @@
 """An output directory that appears whole or not at all.
 
-Everything is written to ``.<name>.incomplete`` beside the target, on the same file system, under a
-lock. :meth:`OutputDirectory.commit` flushes files and folders to the disk and then renames. The files
-that make a checkpoint loadable are written last, so what a killed run leaves behind loads nowhere,
-and the next run removes it.
+Everything is written to ``.<name>.incomplete/<name>`` beside the target, on the same file system, under
+a lock. :meth:`OutputDirectory.commit` flushes files and folders to the disk and then moves it up. One
+folder deeper, so that what a killed run leaves beside the target is no checkpoint, not even in the
+moment between the last file and the rename; the next run removes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _WHOLE = ctypes.c_int64(0)
 _SYNC_FILE_RANGE_WRITE = 2
 _IOV_MAX = 1024
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_AT_FDCWD, _RENAME_NOREPLACE, _RENAME_EXCHANGE = -100, 1, 2
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -170,7 +170,7 @@ class OutputDirectory:
     @property
     def staged(self) -> Path:
         """What becomes the target: a checkpoint by itself once everything is written."""
-        return self.stage
+        return self.stage / self.target.name
 
     @staticmethod
     def _is_of_kind(path: Path) -> bool:
@@ -193,12 +193,20 @@ class OutputDirectory:
                 )
             if not self.overwrite:
                 raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
+        folder = self._existing_folder()
+        if not folder.is_dir():
+            raise OutputError(f"{folder}: is not a directory", hint="choose another output")
+
+    def _existing_folder(self) -> Path:
+        """The innermost thing above the target that is there."""
+        folder = self.target.parent
+        while not os.path.lexists(folder) and folder != folder.parent:
+            folder = folder.parent
+        return folder
 
     def free_bytes(self) -> int:
         """Free bytes for us on the target's file system."""
-        folder = self.target.parent
-        while not folder.exists():
-            folder = folder.parent
+        folder = self._existing_folder()
         with reported(folder):
             status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize
@@ -225,7 +233,7 @@ class OutputDirectory:
                 made = True
             try:
                 lock = os.open(self.stage, _FOLDER)
-            except FileNotFoundError:  # its owner has just renamed it
+            except FileNotFoundError:  # its owner has just removed it
                 continue
             except OSError:
                 if made:
@@ -243,7 +251,7 @@ class OutputDirectory:
                 if made:
                     self.stage.rmdir()
                 raise
-            # between our open and our lock its owner may have renamed or removed it
+            # between our open and our lock its owner may have removed it
             with suppress(FileNotFoundError):
                 if os.stat(self.stage).st_ino == os.fstat(lock).st_ino:
                     self._lock = lock
@@ -253,7 +261,7 @@ class OutputDirectory:
     def file(self, name: str) -> OutputFile:
         """The staged file ``name``, created with its folder at its first write."""
         if name not in self._files:
-            self._files[name] = OutputFile(str(self.stage / name), name)
+            self._files[name] = OutputFile(str(self.staged / name), name)
         return self._files[name]
 
     def write(self, name: str, data: bytes) -> None:
@@ -290,57 +298,43 @@ class OutputDirectory:
         self.sync()
         self.close_files()
         old: Path | None = None
-        old_lock: int | None = None
         with reported(self.target):
-            if os.path.lexists(self.target):
-                if not self.overwrite:  # it appeared while we worked
-                    raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
-                old_lock = self._lock_old()
-                try:
-                    old = _swap(self.staged, self.target)
-                except BaseException:
-                    if old_lock is not None:
-                        os.close(old_lock)
-                    raise
-            else:
+            if not os.path.lexists(self.target):
                 self._appear()
-        try:
-            self._finish_commit(old)
-        finally:
-            if old_lock is not None:
-                os.close(old_lock)
-
-    def _lock_old(self) -> int | None:
-        """The old target will lie where the stage was: nobody may take it for theirs until it is removed."""
-        lock = os.open(self.target, _FOLDER)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(lock)
-            raise
-        return lock
-
-    def _appear(self) -> None:
-        """Give what is staged the target's name, which nothing has."""
-        os.rename(self.staged, self.target)
-
-    def _finish_commit(self, old: Path | None) -> None:
+            elif self.overwrite:
+                old = _swap(self.staged, self.target)
+            else:  # it appeared while we worked
+                raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
         try:
             _sync_folder(self.target.parent)
         except BaseException:
             with suppress(OSError):  # nobody knows what the disk has: the old name is the safe one
-                if old is None:
-                    os.rename(self.target, self.staged)
-                elif old == self.staged:
-                    _swap(old, self.target)
-                else:
-                    os.rename(self.target, self.staged)
-                    os.rename(old, self.target)
+                self._disappear(old)
             raise
         if old is not None:
             with suppress(OSError):  # what is left of it, the next run removes
                 self._remove(old)
-        self._release()
+        self.keep = False
+        self._discard()
+
+    def _appear(self) -> None:
+        """Give what is staged the target's name, which nothing may have."""
+        if hasattr(_LIBC, "renameat2"):
+            places = (_AT_FDCWD, os.fsencode(self.staged), _AT_FDCWD, os.fsencode(self.target))
+            if _LIBC.renameat2(*places, _RENAME_NOREPLACE) == 0:
+                return
+            if ctypes.get_errno() == errno.EEXIST:  # it appeared this moment
+                raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
+        os.rename(self.staged, self.target)  # a file system without it
+
+    def _disappear(self, old: Path | None) -> None:
+        """Undo :meth:`_appear`, or the swap that put the target's former holder at ``old``."""
+        if old == self.staged:
+            _swap(old, self.target)
+            return
+        os.rename(self.target, self.staged)
+        if old is not None:
+            os.rename(old, self.target)
 
     def __exit__(
         self,
@@ -353,7 +347,7 @@ class OutputDirectory:
 
     def _discard(self) -> None:
         """Remove the stage if it is still ours. What cannot be removed, the next run removes."""
-        if self._lock is not None:  # not committed
+        if self._lock is not None:
             with suppress(OSError):
                 if not self.keep:
                     self._remove(self.stage)

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from nemoconv.errors import NemoconvError, OutputError
+from nemoconv.errors import NemoconvError
 from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.tar import BLOCK, END, member_header
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 class OutputMember(OutputFile):
@@ -74,7 +67,7 @@ class _Whole(OutputFile):
     __slots__ = ("_archive",)
 
     def __init__(self, archive: OutputArchive) -> None:
-        super().__init__(str(archive.stage / archive.target.name), archive.target.name)
+        super().__init__(str(archive.staged), archive.target.name)
         self._archive = archive
 
     def allocate(self) -> None:
@@ -99,10 +92,6 @@ class OutputArchive(OutputDirectory):
         self._members: dict[str, OutputMember] = {}
         self._folders: set[str] = set()
         self._ended = False
-
-    @property
-    def staged(self) -> Path:
-        return self.stage / self.target.name
 
     @staticmethod
     def _is_of_kind(path: Path) -> bool:
@@ -155,25 +144,6 @@ class OutputArchive(OutputDirectory):
     def commit(self) -> None:
         self.complete()
         super().commit()
-
-    def _lock_old(self) -> None:
-        """Nothing to do: the old file will lie inside the stage, which is ours until it is removed."""
-
-    def _appear(self) -> None:
-        if hasattr(_LIBC, "renameat2"):
-            places = (_AT_FDCWD, os.fsencode(self.staged), _AT_FDCWD, os.fsencode(self.target))
-            if _LIBC.renameat2(*places, _RENAME_NOREPLACE) == 0:
-                return
-            if ctypes.get_errno() == errno.EEXIST:  # it appeared while we worked
-                raise OutputError(f"{self.target}: exists already", hint="pass --overwrite to replace it")
-        os.rename(self.staged, self.target)  # a file system without it
-
-    def _release(self) -> None:
-        """Called when nothing is left to fail: the stage goes with its lock."""
-        if self._lock is not None:
-            with suppress(OSError):  # what cannot be removed, the next run removes
-                self._remove(self.stage)
-        super()._release()
 
 
 def _folders(name: str) -> list[str]:

@@ -48,7 +48,7 @@ def loads(
         )
     except json.JSONDecodeError as error:
         raise CorruptCheckpoint(
-            f"{where}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+            f"{where}: not JSON: {error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
         ) from None
     except CorruptCheckpoint:
         raise

@@ -71,7 +71,7 @@ class _Plain(_DUMPER):  # type: ignore[misc]  # yaml has no types
 
 
 def _explain(error: yaml.YAMLError) -> str:
-    problem = getattr(error, "problem", None) or str(error)
+    problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
     mark = getattr(error, "problem_mark", None)
     return f"{problem} at line {mark.line + 1}, column {mark.column + 1}" if mark else problem
 

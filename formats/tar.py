@@ -243,7 +243,7 @@ class _Scratch(SourceFile):
     __slots__ = ("_original",)
 
     def __init__(self, fd: int, size: int, original: SourceFile) -> None:
-        self._fd, self.size, self._original = fd, size, original
+        self._fd, self.size, self._original, self._checks = fd, size, original, None
         self.path, self.name, self.mtime_ns = original.path, original.name, original.mtime_ns
 
     def check_unchanged(self) -> None:

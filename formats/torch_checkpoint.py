@@ -69,11 +69,16 @@ class _Zip:
     """The zip layout at [offset, offset + length) of a file."""
 
     def __init__(self, file: SourceFile, offset: int, length: int, known: Known) -> None:
+        self._file = file
         self._archive = Archive(file, offset, length, file.path)
         self.value = self._archive.load(known)
 
     def place(self, tensor: TensorRef) -> int:
-        return self._archive.payload(tensor).offset
+        stored = self._archive.payload(tensor)
+        if self._archive.has_checksums:
+            name = f"record data/{tensor.storage.key}"
+            self._file.expect(stored.record_offset, stored.record_nbytes, stored.crc32, name)
+        return stored.offset
 
 
 class TorchFile:

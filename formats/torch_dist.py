@@ -498,7 +498,7 @@ def read_chunk(directory: Folder, tensor: DistTensor, chunk: DistChunk, under: s
     name = _join(under, chunk.file_name)
     file = directory.file(name)
     try:
-        stored = torch_zip.locate(file, chunk.offset, chunk.length)
+        stored = torch_zip.locate(file, chunk.offset, chunk.length, tensor.name[:200])
     except CorruptCheckpoint:
         refuse_safetensors(directory, name)
         raise

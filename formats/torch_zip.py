@@ -460,6 +460,11 @@ class Archive:
             raise self._corrupt(f"record {name[:100]!r} is missing")
         return found
 
+    @property
+    def has_checksums(self) -> bool:
+        """False for what torch wrote after ``set_crc32_options(False)``: zeros take their place."""
+        return any(record.crc32 for record in self.records.values())
+
     def start(self, record: Record) -> int:
         """Where the bytes of ``record`` start in the archive, from its local header."""
         magic, _, flags, method, _, _, crc, packed, nbytes, name_size, extra_size = LOCAL.unpack(
@@ -555,13 +560,17 @@ def _archive(file: SourceFile, offset: int, length: int) -> Archive:
     return Archive(file, offset, length, f"{file.path}: item at byte {offset:,}")
 
 
-def locate(file: SourceFile, offset: int, length: int) -> StoredPayload:
-    """Where the tensor of the torch.save archive at [offset, offset + length) has its bytes.
+def locate(file: SourceFile, offset: int, length: int, name: str = "the tensor") -> StoredPayload:
+    """Where the tensor ``name`` of the torch.save archive at [offset, offset + length) has its bytes.
 
-    Reads the head and the tail of the archive, not the payload.
+    Reads the head and the tail of the archive, not the payload. Who then reads the payload with ``file``
+    has it compared with the checksum that is stored with it.
     """
     archive = _archive(file, offset, length)
-    return archive.payload(archive.load_tensor())
+    stored = archive.payload(archive.load_tensor())
+    if archive.has_checksums:
+        file.expect(stored.record_offset, stored.record_nbytes, stored.crc32, name)
+    return stored
 
 
 def read_object(data: bytes, *, known: Known = COMMON_KNOWN, where: str) -> Any:
@@ -572,7 +581,7 @@ def read_object(data: bytes, *, known: Known = COMMON_KNOWN, where: str) -> Any:
 
 
 def verify_crc(file: SourceFile, offset: int, length: int) -> int:
-    """Compare the checksum of every record of an archive; the number of bytes that were read.
+    """Compare the checksum of every record of an archive that has them; the number of bytes that were read.
 
     torch never compares them, so a flipped bit in a weight goes unnoticed there. Raises
     CorruptCheckpoint with the name of the damaged record.
@@ -580,7 +589,7 @@ def verify_crc(file: SourceFile, offset: int, length: int) -> int:
     archive = _archive(file, offset, length)
     buffer = memoryview(bytearray(_BLOCK))
     total = 0
-    for record in archive.records.values():
+    for record in archive.records.values() if archive.has_checksums else ():
         at = offset + archive.start(record)
         crc, left = 0, record.nbytes
         while left:

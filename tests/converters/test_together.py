@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,7 +110,7 @@ def test_a_rank_that_dies_fails_the_run_and_resume_goes_on(
     assert says in errors[0]
     assert "--resume" in errors[0]
     assert not (tmp_path / "out").exists()
-    stage = tmp_path / ".out.incomplete" / "weights"
+    stage = tmp_path / ".out.incomplete" / "out" / "weights"
     finished = {p.name: p.stat().st_ino for p in stage.glob("*.distcp")}
     records = len(list((tmp_path / ".out.ranks").glob("file-*.json")))
     assert 1 <= records < 4
@@ -127,7 +129,7 @@ def test_resume_checks_what_it_finds(hf: Path, tmp_path: Path) -> None:
     """A finished file whose bytes changed since is written again."""
     arguments = ("convert", hf, tmp_path / "out", "--to", "nemo2", "--tp", 4)
     finish([start(0, 2, *arguments), start(1, 2, *arguments, script=DIES, dies=("2", "loud"))])
-    for path in (tmp_path / ".out.incomplete/weights").glob("*.distcp"):
+    for path in (tmp_path / ".out.incomplete/out/weights").glob("*.distcp"):
         with open(path, "r+b") as file:
             file.seek(path.stat().st_size // 2)
             file.write(b"\xa5" * 64)
@@ -156,6 +158,28 @@ def test_what_launchers_say() -> None:
     assert ranks_of({"RANK": "3", "WORLD_SIZE": "4"}) == Ranks(3, 4)
     with pytest.raises(UsageError, match="RANK='4' WORLD_SIZE='4'"):
         ranks_of({"RANK": "4", "WORLD_SIZE": "4"})
+
+
+@pytest.mark.parametrize("said", ["soon", "0", "-1", "nan", "inf"])
+def test_a_timeout_that_is_none(hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "NEMOCONV_RANK_TIMEOUT": said}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=f"NEMOCONV_RANK_TIMEOUT='{said}' is no number of seconds"):
+        convert(hf, tmp_path / "out", to="nemo2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_to_a_rank_keeps_what_is_finished(hf: Path, tmp_path: Path) -> None:
+    """As torchrun ends the others when one dies."""
+    waiting = start(0, 2, "convert", hf, tmp_path / "out", "--to", "nemo2")
+    while not (tmp_path / ".out.ranks").exists():
+        assert waiting.poll() is None
+        time.sleep(0.02)
+    waiting.terminate()
+    codes, _, errors = finish([waiting])
+    assert codes == [128 + signal.SIGTERM]
+    assert errors == ["stopped by SIGTERM; what is finished stays for --resume\n"]
+    assert not (tmp_path / "out").exists()
 
 
 def test_resume_is_for_several_ranks(hf: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_directory_appears_whole(tmp_path):
         output.write("a", b"1")
         output.write("deep/er/b", b"22")
         assert not (tmp_path / "new" / "out").exists()
-        assert output.stage == tmp_path / "new" / ".out.incomplete"
+        assert tree(tmp_path / "new").keys() == {".out.incomplete/out/a", ".out.incomplete/out/deep/er/b"}
         output.commit()
     assert tree(tmp_path) == {"new/out/a": b"1", "new/out/deep/er/b": b"22"}
 
@@ -150,6 +150,33 @@ def test_an_output_that_appears_meanwhile(tmp_path):
     error = refused(write_one, tmp_path / "out", "a", b"1", before=appear)
     assert error.message == f"{tmp_path}/out: exists already"
     assert tree(tmp_path) == {"out/theirs": b"x"}
+
+
+@pytest.mark.parametrize("theirs", [True, False], ids=["full", "empty"])
+def test_an_output_that_appears_at_the_last_moment(tmp_path, monkeypatch, theirs):
+    """Between the look and the rename: the rename itself replaces nothing, not even an empty directory."""
+    appear = OutputDirectory._appear
+
+    def late(output):
+        (tmp_path / "out").mkdir()
+        if theirs:
+            (tmp_path / "out" / "theirs").write_text("x")
+        appear(output)
+
+    monkeypatch.setattr(OutputDirectory, "_appear", late)
+    error = refused(write_one, tmp_path / "out", "a", b"1")
+    assert error.message == f"{tmp_path}/out: exists already"
+    assert tree(tmp_path) == ({"out/theirs": b"x"} if theirs else {})
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_none(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nothing")
+    for name in ("file", "link"):
+        error = refused(OutputDirectory(tmp_path / name / "deep" / "out").check)
+        assert error.message == f"{tmp_path}/{name}: is not a directory"
+    OutputDirectory(tmp_path / "new" / "deep" / "out").check()
 
 
 def test_overwrite_replaces_at_the_end_only(tmp_path):
@@ -250,7 +277,8 @@ def test_no_file_leaves_the_stage(tmp_path):
     """A link in the stage is not written through."""
     (tmp_path / "victim").write_text("victim")
     with OutputDirectory(tmp_path / "out") as output:
-        (output.stage / "a").symlink_to(tmp_path / "victim")
+        output.staged.mkdir()
+        (output.staged / "a").symlink_to(tmp_path / "victim")
         refused(output.write, "a", b"1")
     assert tree(tmp_path) == {"victim": b"victim"}
 
@@ -275,7 +303,7 @@ with OutputDirectory({str(tmp_path / "out")!r}) as output:
         error = refused(OutputDirectory(tmp_path / "out").__enter__)
         assert error.message == f"{tmp_path}/out: another run is writing it"
         assert error.hint == "wait for it or choose another output"
-        assert tree(tmp_path) == {".out.incomplete/a": b"theirs"}
+        assert tree(tmp_path) == {".out.incomplete/out/a": b"theirs"}
         child.send_signal(signal.SIGKILL)
         child.wait()
     with OutputDirectory(tmp_path / "out") as output:
@@ -372,6 +400,8 @@ def test_every_failing_call(model, wholes, tmp_path, function, to, overwrite):
         code = (errno.EIO, errno.ENOSPC)[which % 2]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(strided, "DIRECT_RUN", 16)  # so that small tensors take the ways of large ones
+            if function == "rename":  # what is called where the kernel has nothing better
+                patch.setattr("nemoconv.formats.output._LIBC", object())
             fault = Fault(patch, function, code, which)
             try:
                 convert(model, out, to=to, overwrite=overwrite)
@@ -469,31 +499,36 @@ def victim():
         child.stdin.close()
 
 
-def loads_nowhere_or_is_whole(stage, whole):
-    """No reader takes a half-written stage for a checkpoint."""
-    from safetensors import SafetensorError, safe_open
-
-    found = tree(stage)
+def opens(folder):
+    """Whether our own reader takes a folder, with every tensor in it."""
     try:
-        with nemoconv.open(stage) as checkpoint:
+        with nemoconv.open(folder) as checkpoint:
             for name in checkpoint.keys():  # noqa: SIM118
                 checkpoint.read(name)
             checkpoint.model()
-        opened = True
     except NemoconvError:
-        opened = False
-    if opened:  # killed just before the rename, or while the next run began to remove such a stage
+        return False
+    return True
+
+
+def check_stage(stage, staged, whole):
+    """Nobody takes the stage for a checkpoint, nor what is in it before it is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    assert not opens(stage)
+    assert set(os.listdir(stage)) <= {staged.name}
+    found = tree(staged)
+    if opens(staged):  # killed just before the rename, or while the next run began to remove such a stage
         needed = (".safetensors", ".distcp", "config.json", ".metadata", "metadata.json", "io.json")
         assert {n: d for n, d in whole.items() if n.endswith(needed)}.items() <= found.items()
     for name in found:
         if name.endswith(".safetensors"):
             try:
-                with safe_open(stage / name, "np") as file:
+                with safe_open(staged / name, "np") as file:
                     file.keys()
             except SafetensorError:
                 continue
             assert found[name] == whole[name]
-    return opened
 
 
 def check_after_kill(tmp_path, out, whole, old):
@@ -505,7 +540,8 @@ def check_after_kill(tmp_path, out, whole, old):
     else:
         assert old is None
     if stage.exists() and not (out.exists() and tree(out) == whole):
-        loads_nowhere_or_is_whole(stage, whole)
+        check_stage(stage, stage / out.name, whole)
+    return stage.exists() and opens(stage / out.name)
 
 
 def prepare(out, old):
@@ -551,22 +587,45 @@ def test_kill_at_random_moments(victim, model, wholes, tmp_path, to):
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_stage_before_its_last_files_is_no_model_for_transformers(model, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def at_the_last_moment(model, tmp_path_factory):
+    """Stages by format, of runs that were killed when everything was written, flushed and about to be renamed."""
+    folder = tmp_path_factory.mktemp("killed")
+    for to in ("hf", "nemo2"):
+        script = f"""
+import os, signal
+from nemoconv import convert
+from nemoconv.formats.output import OutputDirectory
+OutputDirectory._appear = lambda output: os.kill(os.getpid(), signal.SIGKILL)
+convert({str(model)!r}, {str(folder / to)!r}, to={to!r})
+"""
+        assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -signal.SIGKILL
+    return {to: stage_of(folder / to) for to in ("hf", "nemo2")}
+
+
+def test_at_the_last_moment_a_stage_is_no_checkpoint(at_the_last_moment, wholes):
+    for to, stage in at_the_last_moment.items():
+        assert tree(stage / to) == wholes[to]  # it is the last moment: nothing is missing
+        check_stage(stage, stage / to, wholes[to])
+
+
+def test_at_the_last_moment_a_stage_is_no_model_for_transformers(at_the_last_moment):
     transformers = pytest.importorskip("transformers")
-    whole = OutputDirectory.write
+    stage = at_the_last_moment["hf"]
+    for load in (transformers.AutoConfig, transformers.AutoModelForCausalLM, transformers.LlamaForCausalLM):
+        with pytest.raises((OSError, ValueError)):
+            load.from_pretrained(stage)
+    assert transformers.AutoConfig.from_pretrained(stage / "hf").model_type == "llama"
 
-    def stop(output, name, data):
-        if name == "config.json":
-            shutil.copytree(output.stage, tmp_path / "copy")
-            raise ZeroDivisionError
-        whole(output, name, data)
 
-    monkeypatch.setattr(OutputDirectory, "write", stop)
-    with pytest.raises(ZeroDivisionError):
-        convert(model, tmp_path / "out", to="hf")
-    assert (tmp_path / "copy" / "model.safetensors").exists()
-    with pytest.raises((OSError, ValueError)):
-        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "copy")
+def test_at_the_last_moment_a_stage_is_no_checkpoint_for_torch(at_the_last_moment):
+    checkpoint = pytest.importorskip("torch.distributed.checkpoint")
+    stage = at_the_last_moment["nemo2"]
+    for place in (stage, stage / "weights"):
+        with pytest.raises((OSError, checkpoint.CheckpointException)):
+            checkpoint.FileSystemReader(place).read_metadata()
+    metadata = checkpoint.FileSystemReader(stage / "nemo2" / "weights").read_metadata()
+    assert "module.decoder.final_layernorm.weight" in metadata.state_dict_metadata
 
 
 # --- order on the disk -----------------------------------------------------------------------------
@@ -609,7 +668,8 @@ def test_everything_is_flushed_before_the_rename(strace, model, tmp_path, to):
     assert len(renames) == 1
     flushed = {match[1] for line in lines[: renames[0]] if (match := re.search(r" fsync\(\d+<(.*?)>", line))}
     stage = stage_of(out)
-    expected = {str(stage)} | {str(stage / p.relative_to(out)) for p in out.rglob("*")}
+    staged = stage / out.name
+    expected = {str(stage), str(staged)} | {str(staged / p.relative_to(out)) for p in out.rglob("*")}
     assert expected == flushed
     after = [line for line in lines[renames[0] :] if " fsync(" in line]
     assert [re.search(r"<(.*?)>", line)[1] for line in after] == [str(tmp_path)]

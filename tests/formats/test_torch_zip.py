@@ -212,8 +212,10 @@ def test_a_flipped_bit_is_found(tmp_path):
     with open(file.path, "r+b") as out:
         out.seek(stored.offset + 2_000_001)
         out.write(b"\x55")
+    with pytest.raises(CorruptCheckpoint, match=r"the tensor \(bytes .*\) has checksum "):
+        file.pread(stored.record_nbytes, stored.record_offset)
     with pytest.raises(CorruptCheckpoint) as caught:
-        torch_zip.verify_crc(file, at, length)
+        torch_zip.verify_crc(SourceFile(file.path), at, length)
     assert f"{file.path}: item at byte 777: record 'data/0' has checksum " in str(caught.value)
     assert "its bytes changed after they were written" in str(caught.value)
 
