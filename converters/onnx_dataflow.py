@@ -8,12 +8,15 @@ transformer's parts can be told from one another (:mod:`nemoconv.converters.onnx
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from nemoconv.converters.onnx_operations import MICROSOFT, Linear, Operations
+from nemoconv.converters.onnx_operations import Operations
+from nemoconv.converters.onnx_sinks import find_sinks
+from nemoconv.converters.onnx_values import MICROSOFT
+from nemoconv.converters.onnx_weighted import Linear, Weight
 from nemoconv.errors import UnsupportedError
 from nemoconv.formats.onnx_file import Node, OnnxFile
 
@@ -21,7 +24,7 @@ from nemoconv.formats.onnx_file import Node, OnnxFile
 _SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
 #: operations that are a whole attention, with query, key and value as their first inputs and the keys and
 #: values so far as their second and third outputs
-_ATTENTIONS: Final = {
+ATTENTIONS: Final = {
     ("", "Attention"): None,
     (MICROSOFT, "GroupQueryAttention"): None,
     (MICROSOFT, "MultiHeadAttention"): 3,  # the position of a bias that belongs to the projections
@@ -34,13 +37,14 @@ ACTIVATIONS: Final = frozenset(
 @dataclass(frozen=True, slots=True)
 class Attention:
     """Values that are query, key and value of an attention. ``packed``: they are one value, in this
-    order along its last axis."""
+    order along its last axis. ``sinks``: logits that take part in the softmax and have no value."""
 
     node: Node
     query: str
     key: str
     value: str
     packed: bool
+    sinks: Weight | None = None
 
 
 class Dataflow(Operations):
@@ -50,6 +54,7 @@ class Dataflow(Operations):
         super().__init__(onnx)
         self.sources: dict[str, int] = {}
         self.sinks: dict[str, int] = {}
+        self._order = {id(node): number for number, node in enumerate(onnx.nodes)}
         self._flow_forwards()
         self._flow_backwards()
 
@@ -74,7 +79,7 @@ class Dataflow(Operations):
         seen, todo, found = {start}, [start], set()
         while todo:
             for node in self.consumers.get(todo.pop(), ()):
-                if id(node) in self.linears_of or node.op in _SHAPE_ONLY:
+                if id(node) in self.linear_of or node.op in _SHAPE_ONLY:
                     continue
                 found.add(node.op)
                 new = [output for output in node.outputs if output and output not in seen]
@@ -82,21 +87,47 @@ class Dataflow(Operations):
                 todo += new
         return found
 
+    def after(self, start: str) -> list[Node]:
+        """Operations that a value reaches before the next linear layers, in the order of the graph."""
+        seen, todo, found = {start}, [start], {}
+        while todo:
+            for node in self.consumers.get(todo.pop(), ()):
+                if id(node) in self.linear_of or id(node) in self.lookup_of or node.op in _SHAPE_ONLY:
+                    continue
+                found[self._order[id(node)]] = node
+                new = [output for output in node.outputs if output and output not in seen]
+                seen.update(new)
+                todo += new
+        return [found[number] for number in sorted(found)]
+
+    def inputs_of(self, value: str) -> set[str]:
+        """The inputs of the graph whose elements a value is made from."""
+        seen, todo = {value}, [value]
+        while todo:
+            made = self.producer.get(todo.pop())
+            if made is None or made.op in _SHAPE_ONLY:
+                continue
+            new = [v for v in self.read(made) if v and v not in seen]
+            seen.update(new)
+            todo += new
+        return {given.name for given in self.onnx.inputs} & seen
+
     def _flow_forwards(self) -> None:
         for node in self.onnx.nodes:
-            inputs = [self.sources.get(value, 0) for value in self._read(node)]
-            linears, lookup = self.linears_of.get(id(node)), self.lookup_of.get(id(node))
-            if linears:
-                masks = [_union(linear.bit for linear in linears)] * len(node.outputs)
-            elif lookup:
-                masks = [lookup.bit] * len(node.outputs)
-            elif node.op == "Split" and node.outputs[0] in self.piece_of:
-                masks = [self.piece_of[value].bit for value in node.outputs]
+            inputs = [self.sources.get(value, 0) for value in self.read(node)]
+            linear = self.linear_of.get(id(node))
+            weighted = linear or self.lookup_of.get(id(node))
+            if weighted:
+                # a whole mixture of experts also depends on the router
+                router = self.sources.get(linear.chosen, 0) if linear and id(node) in self.parts_of else 0
+                masks = [weighted.bit | router] * len(node.outputs)
+                for part in self.parts_of.get(id(node), ())[:-1]:
+                    self.sources[part.output] = part.bit
             elif node.op in _SHAPE_ONLY:
                 masks = [0] * len(node.outputs)
             else:
                 masks = [_union(inputs)] * len(node.outputs)
-                if (node.domain, node.op) in _ATTENTIONS and len(masks) > 2:
+                if (node.domain, node.op) in ATTENTIONS and len(masks) > 2:
                     # what is kept of keys and values depends on nothing else
                     packed = not any(node.inputs[1:3])
                     masks[1:3] = [inputs[0]] * 2 if packed else [*inputs[1:3], 0, 0][:2]
@@ -104,16 +135,17 @@ class Dataflow(Operations):
 
     def _flow_backwards(self) -> None:
         for node in reversed(self.onnx.nodes):
-            linears = self.linears_of.get(id(node))
-            if linears:
-                self._reaches(node.inputs[0], _union(linear.bit for linear in linears))
+            linear = self.linear_of.get(id(node))
+            if linear:
+                for part in self.parts_of.get(id(node), [linear]):
+                    self._reaches(part.data, part.bit)
             elif node.op not in _SHAPE_ONLY and id(node) not in self.lookup_of:
                 mask = _union(self.sinks.get(value, 0) for value in node.outputs if value)
-                for value in self._read(node):
+                for value in self.read(node):
                     self._reaches(value, mask)
 
     @staticmethod
-    def _read(node: Node) -> tuple[str, ...]:
+    def read(node: Node) -> tuple[str, ...]:
         """The inputs whose elements a result depends on."""
         return node.inputs[:1] if node.op == "CastLike" else node.inputs
 
@@ -122,25 +154,25 @@ class Dataflow(Operations):
 
     def _find_attentions(self) -> Iterator[Attention]:
         for node in self.onnx.nodes:
-            if (node.domain, node.op) in _ATTENTIONS:
-                bias = _ATTENTIONS[node.domain, node.op]
+            if (node.domain, node.op) in ATTENTIONS:
+                bias = ATTENTIONS[node.domain, node.op]
                 if bias is not None and len(node.inputs) > bias and node.inputs[bias]:
                     raise UnsupportedError(f"{self.where}: {node} adds biases that belong to projections")
-                if node.attributes.get("rotary_interleaved"):
-                    raise UnsupportedError(f"{self.where}: {node} rotates neighbours, not halves")
                 query, key, value = (*node.inputs, "", "")[:3]
+                sinks = find_sinks(self, node)
                 if key or value:
-                    yield Attention(node, query, key, value, packed=False)
+                    yield Attention(node, query, key, value, packed=False, sinks=sinks)
                 else:
-                    yield Attention(node, query, query, query, packed=True)
+                    yield Attention(node, query, query, query, packed=True, sinks=sinks)
             elif node.op == "Softmax" and self.sources.get(node.inputs[0]):
-                yield self._around_softmax(node)
+                scores = self._search(node.inputs, forwards=False)
+                if scores:  # else it is a router's, or a head's
+                    yield self._around_softmax(node, scores)
 
-    def _around_softmax(self, softmax: Node) -> Attention:
+    def _around_softmax(self, softmax: Node, scores: Mapping[int, Node]) -> Attention:
         """Attention as softmax(query @ key) @ value: the softmax is along keys, so its rows are queries."""
         if softmax.attributes.get("axis", -1) not in (-1, 3):
             raise UnsupportedError(f"{self.where}: {softmax} is not along the last axis")
-        scores = self._search(softmax.inputs, forwards=False)
         result = self._search(softmax.outputs, forwards=True)
         if len(scores) != 1 or len(result) != 1:
             raise UnsupportedError(
@@ -150,7 +182,8 @@ class Dataflow(Operations):
         (product,), (mixed,) = scores.values(), result.values()
         if not self.sources.get(mixed.inputs[1]) or self._depends(mixed.inputs[1], softmax):
             raise UnsupportedError(f"{self.where}: {mixed} does not weigh values by {softmax}")
-        return Attention(softmax, product.inputs[0], product.inputs[1], mixed.inputs[1], packed=False)
+        operands = product.inputs[0], product.inputs[1], mixed.inputs[1]
+        return Attention(softmax, *operands, packed=False, sinks=find_sinks(self, softmax))
 
     def _search(self, start: tuple[str, ...], *, forwards: bool) -> dict[int, Node]:
         """The nearest products of two values that linear layers feed."""
@@ -161,12 +194,12 @@ class Dataflow(Operations):
             producer = self.producer.get(value)
             near = self.consumers.get(value, []) if forwards else [producer] if producer else []
             for node in near:
-                if id(node) in self.linears_of or id(node) in self.lookup_of or node.op in _SHAPE_ONLY:
+                if id(node) in self.linear_of or id(node) in self.lookup_of or node.op in _SHAPE_ONLY:
                     continue
                 if node.op == "MatMul" and all(self.sources.get(value) for value in node.inputs):
                     found[id(node)] = node
                     continue
-                new = [v for v in (node.outputs if forwards else self._read(node)) if v and v not in seen]
+                new = [v for v in (node.outputs if forwards else self.read(node)) if v and v not in seen]
                 seen.update(new)
                 todo += new
         return found
@@ -178,9 +211,9 @@ class Dataflow(Operations):
             made = self.producer.get(todo.pop())
             if made is node:
                 return True
-            if made is None or id(made) in self.linears_of or id(made) in self.lookup_of:
+            if made is None or id(made) in self.linear_of or id(made) in self.lookup_of:
                 continue
-            new = [v for v in self._read(made) if v and v not in seen]
+            new = [v for v in self.read(made) if v and v not in seen]
             seen.update(new)
             todo += new
         return False

@@ -31,6 +31,10 @@ class _Existing(Writer):
     def __init__(self, model: Model, flavor: str | None) -> None:
         self._model, self._flavor = model, flavor
         self.files: Mapping[str, bytes] = {}
+        self._notes: Sequence[str] = ()
+
+    def notes(self) -> Sequence[str]:
+        return self._notes
 
     def begin(self, bound: Bound) -> None:
         self._bound = bound
@@ -47,7 +51,8 @@ class _Existing(Writer):
                 extent.file.name, extent.offset, tensor.nbytes, tensor.dtype, tensor.shape
             )
         config = json_bytes(dict(checkpoint.config))
-        self.files = GraphFiles(self._model, self._flavor, config).build(weights)
+        graph = GraphFiles(self._model, self._flavor, config)
+        self.files, self._notes = graph.build(weights), graph.notes()
         self.tensor_count = len(weights)
         return payloads
 

@@ -7,71 +7,27 @@ otherwise is an error. For other architectures, the file must have kept every na
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from nemoconv.converters.onnx_dataflow import Dataflow
-from nemoconv.converters.onnx_operations import Weight
-from nemoconv.converters.onnx_places import PACKED, Place, find_places
-from nemoconv.converters.onnx_weights import Weights
+from nemoconv.converters.onnx_kept_names import by_name
+from nemoconv.converters.onnx_model_parts import Place
+from nemoconv.converters.onnx_named import MARK, Named, Shape
+from nemoconv.converters.onnx_places import find_places
+from nemoconv.converters.onnx_roles import ROLES
+from nemoconv.converters.onnx_weighted import Rows, Weight
+from nemoconv.converters.onnx_weights import Weights, joined
 from nemoconv.errors import MappingError, UnsupportedError, some
-from nemoconv.formats.dtypes import DType
+from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.onnx_file import OnnxFile
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value, read_config
 from nemoconv.mappings.table import Table
 
-#: the key of model.onnx's metadata with which nemoconv marks its own files
-MARK: Final = "nemoconv.format"
-_LAYER: Final = "model.layers.{layer}."
-_QKV: Final = ("query", "key", "value")
-_LLAMA: Final[Mapping[str, str]] = {
-    "embedding": "model.embed_tokens",
-    "input norm": _LAYER + "input_layernorm",
-    "query": _LAYER + "self_attn.q_proj",
-    "key": _LAYER + "self_attn.k_proj",
-    "value": _LAYER + "self_attn.v_proj",
-    "query norm": _LAYER + "self_attn.q_norm",
-    "key norm": _LAYER + "self_attn.k_norm",
-    "attention output": _LAYER + "self_attn.o_proj",
-    "mlp norm": _LAYER + "post_attention_layernorm",
-    "gate": _LAYER + "mlp.gate_proj",
-    "up": _LAYER + "mlp.up_proj",
-    "down": _LAYER + "mlp.down_proj",
-    "final norm": "model.norm",
-    "head": "lm_head",
-}
-_GEMMA2: Final = {
-    **_LLAMA,
-    "attention output norm": _LAYER + "post_attention_layernorm",
-    "mlp norm": _LAYER + "pre_feedforward_layernorm",
-    "mlp output norm": _LAYER + "post_feedforward_layernorm",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Decoder:
-    """An architecture whose parts the graph tells. ``offset_norms``: norms multiply by 1 + weight."""
-
-    names: Mapping[str, str]
-    offset_norms: bool = False
-
-
-#: by ``model_type``
-DECODERS: Final[Mapping[str, Decoder]] = {
-    "llama": Decoder(_LLAMA),
-    "mistral": Decoder(_LLAMA),
-    "qwen2": Decoder(_LLAMA),
-    "qwen3": Decoder(_LLAMA),
-    "gemma": Decoder(_LLAMA, offset_norms=True),
-    "gemma2": Decoder(_GEMMA2, offset_norms=True),
-    "gemma3_text": Decoder(_GEMMA2, offset_norms=True),
-    "nemotron": Decoder(_LLAMA, offset_norms=True),
-    "starcoder2": Decoder({**_LLAMA, "up": _LAYER + "mlp.c_fc", "down": _LAYER + "mlp.c_proj"}),
-}
-
-
+#: weights of one tensor by place
+Parts = dict[Place, Weight]
 #: operations on integer weights whose scales are not constants of one DequantizeLinear
 _QUANTIZED: Final = frozenset(
     """
@@ -79,20 +35,8 @@ _QUANTIZED: Final = frozenset(
     MatMulBnb4 MatMulFpQ4
     """.split()
 )
-#: architectures whose linear layers Hugging Face stores as [in, out] (transformers' Conv1D)
-_IN_OUT: Final = frozenset({"gpt2"})
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """Tensors by their Hugging Face names, how the names were found, initializers that are no weights of
-    the model, and those that are only approximations: decoded from fewer bits, or norms with 1 added."""
-
-    tensors: Mapping[str, StoredTensor]
-    how: str
-    left: Sequence[str] = ()
-    decoded: Sequence[str] = ()
-    folded: Sequence[str] = ()
+#: the size that says how many rows of a tensor a role has
+_ROWS: Final = {"query": "q_rows", "key": "k_rows", "value": "k_rows", "gate": "ffn", "up": "ffn"}
 
 
 def recover(
@@ -119,13 +63,14 @@ def recover(
                 f"{flow.where}: {node} computes with quantized weights, of a kind that is not decoded here",
                 hint="convert the original",
             )
-    weights = Weights(flow, approximate=approximate, dtype=dtype)
-    if table.architecture in DECODERS:
-        return _by_place(flow, weights, table, config, shapes)
-    return _by_name(flow, weights, table, shapes)
+    original = BY_NAME.get(str(config.get("torch_dtype") or config.get("dtype")))
+    weights = Weights(flow, approximate=approximate, dtype=dtype, original=original)
+    if table.architecture in ROLES:
+        return _ByPlace(flow, weights, table, config, shapes).named()
+    return by_name(flow, weights, table, shapes)
 
 
-def required_shapes(table: Table, config: Mapping[str, Value]) -> dict[str, tuple[int, ...]]:
+def required_shapes(table: Table, config: Mapping[str, Value]) -> dict[str, Shape]:
     """Shapes of the Hugging Face tensors that a config.json asks for, by name, in model order."""
     model, _ = read_config(table.fields, config, tuple(config))
     sizes = table.sizes(model)
@@ -137,154 +82,133 @@ def required_shapes(table: Table, config: Mapping[str, Value]) -> dict[str, tupl
     }
 
 
-def _by_place(
-    flow: Dataflow,
-    weights: Weights,
-    table: Table,
-    config: Mapping[str, Value],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> Named:
-    decoder = DECODERS[table.architecture]
-    places = find_places(flow)
-    named: dict[str, tuple[Place, Weight]] = {}
-    for place, weight in places.items():
-        if place.role == PACKED:
-            for name, rows in _packed(flow, place, weight, decoder, shapes):
-                named[name] = place, replace(weight, rows=rows)
-        elif place.role not in decoder.names:
-            raise MappingError(
-                f"{flow.where}: {weight.name!r} is the {place}, which a {table.architecture!r} does not have",
-                hint="config.json describes another model",
+class _ByPlace:
+    """The tensors of an architecture whose parts the graph tells."""
+
+    def __init__(
+        self,
+        flow: Dataflow,
+        weights: Weights,
+        table: Table,
+        config: Mapping[str, Value],
+        shapes: Mapping[str, Shape],
+    ) -> None:
+        self._flow, self._weights, self._table, self._shapes = flow, weights, table, shapes
+        self._roles = ROLES[table.architecture]
+        self._config, _ = read_config(table.fields, config, tuple(config))
+        self._sizes = table.sizes(self._config)
+
+    def named(self) -> Named:
+        roles = self._roles
+        places = find_places(self._flow, post_norm=roles.post_norm, neighbours=roles.neighbours)
+        found: dict[str, Parts] = {}
+        for place, weight in places.items():
+            name = roles.name(place)
+            if name is None:
+                raise MappingError(
+                    f"{self._flow.where}: {weight.name!r} is the {place}, which a "
+                    f"{self._table.architecture!r} does not have",
+                    hint="config.json describes another model",
+                )
+            found.setdefault(name, {})[place] = weight
+        self._check_names(found)
+        self._untie(found)
+        tensors = {name: self._tensor(name, parts) for name, parts in found.items()}
+        used = {weight.name for parts in found.values() for weight in parts.values()} | self._weights.scales
+        left = [name for name in self._flow.onnx.initializers if name not in used]
+        lossy = [*self._weights.decoded], [*self._weights.folded]
+        return Named(tensors, "places in the graph", left, *lossy)
+
+    def _tensor(self, name: str, parts: Parts) -> StoredTensor:
+        place, weight = next(iter(parts.items()))
+        if len(parts) == 1:
+            tensor = self._one(name, place, weight)
+        elif len({(part.name, part.transposed) for part in parts.values()}) == 1:
+            self._check_order(name, parts)
+            tensor = self._one(name, place, replace(weight, rows=None, item=None))
+        elif self._roles.by_group:
+            raise UnsupportedError(
+                f"{self._flow.where}: {name} has queries, keys and values group by group, "
+                f"and {some([part.name for part in parts.values()])} do not"
             )
         else:
-            named[_hf_name(decoder, place)] = place, weight
-    _check_names(flow, named, shapes)
-    _untie(named, table, config)
-    tensors = {}
-    for name, (place, weight) in named.items():
-        offset = decoder.offset_norms and place.role.endswith("norm") and place.kind == "weight"
-        tensor = tensors[name] = weights.tensor(name, weight, offset_norm=offset)
-        if name in shapes and tensor.shape != shapes[name]:
+            for one, part in parts.items():
+                self._check_rows(name, one, part, self._one(name, one, part).shape[self._axis(one)])
+            tensors = [self._one(name, one, part) for one, part in parts.items()]
+            tensor = joined(name, tensors, self._axis(place))
+        if name in self._shapes and tensor.shape != self._shapes[name]:
             raise MappingError(
-                f"{flow.where}: {weight.name!r} is the {place}, {name}, but has shape "
-                f"{list(tensor.shape)}, and the config asks for {list(shapes[name])}",
+                f"{self._flow.where}: {weight.name!r} is the {place}, {name}, but has shape "
+                f"{list(tensor.shape)}, and the config asks for {list(self._shapes[name])}",
                 hint="config.json describes another model",
             )
-    used = {weight.name for _, weight in named.values()} | weights.scales
-    left = [name for name in flow.onnx.initializers if name not in used]
-    return Named(tensors, "places in the graph", left, [*weights.decoded], [*weights.folded])
+        return tensor
 
+    def _axis(self, place: Place) -> int:
+        """The axis of the Hugging Face tensor along which a role's rows lie."""
+        return 1 if self._is_in_out(place) else 0
 
-def _hf_name(decoder: Decoder, place: Place, role: str | None = None) -> str:
-    return decoder.names[role or place.role].format(layer=place.layer) + "." + place.kind
+    def _is_in_out(self, place: Place) -> bool:
+        matrix = place.kind == "weight" and not place.role.endswith("norm")
+        experts = self._roles.stacked and place.expert is not None
+        return matrix and (experts or (self._roles.in_out and place.layer is not None))
 
+    def _one(self, name: str, place: Place, weight: Weight) -> StoredTensor:
+        offset = self._roles.offset_norms and place.role.endswith("norm") and place.kind == "weight"
+        return self._weights.tensor(name, weight, offset_norm=offset, in_out=self._is_in_out(place))
 
-def _packed(
-    flow: Dataflow,
-    place: Place,
-    weight: Weight,
-    decoder: Decoder,
-    shapes: Mapping[str, tuple[int, ...]],
-) -> list[tuple[str, tuple[int, int]]]:
-    """Query, key and value of a packed projection: (name, (first row, rows))."""
-    rows = []
-    first = 0
-    for role in _QKV:
-        name = _hf_name(decoder, place, role)
-        if name not in shapes:
-            raise MappingError(f"{flow.where}: {weight.name!r} is the {place}, but there is no {name} here")
-        rows.append((name, (first, shapes[name][0])))
-        first += shapes[name][0]
-    shape = weight.initializer.shape
-    held = shape[-1] if weight.transposed else shape[0]
-    if weight.decoder is None and held != first:
-        raise MappingError(
-            f"{flow.where}: {weight.name!r} is the {place} with {held:,} rows, "
-            f"and the config asks for {first:,}"
-        )
-    return rows
-
-
-def _check_names(
-    flow: Dataflow,
-    named: Mapping[str, tuple[Place, Weight]],
-    shapes: Mapping[str, tuple[int, ...]],
-) -> None:
-    """A file's own names that look like Hugging Face's must agree with the places."""
-    uses: dict[str, list[str]] = {}
-    for name, (_, weight) in named.items():
-        uses.setdefault(weight.name, []).append(name)
-    for held, names in uses.items():
-        told = {name for name in shapes if held == name or held.endswith("." + name)}
-        if told and not told & set(names):
-            place = named[names[0]][0]
+    def _check_rows(self, name: str, place: Place, weight: Weight, count: int) -> None:
+        size = _ROWS[place.role] if place.expert is None else "moe_ffn"
+        wanted = self._sizes[size]
+        if count != wanted:
             raise MappingError(
-                f"{flow.where}: {held!r} has the name of another weight: in the graph it is the {place}, "
-                f"{names[0]}",
-                hint="the file was edited, or two exports are mixed",
+                f"{self._flow.where}: {weight.name!r} is the {place}, a part of {name}, and has {count:,} "
+                f"rows, where the config asks for {wanted:,}",
+                hint="config.json describes another model",
             )
 
+    def _check_order(self, name: str, parts: Parts) -> None:
+        """A tensor that is used for several roles or experts must hold them in Hugging Face's order."""
+        runs = self._sizes["group"] if self._roles.by_group else 1
+        experts: dict[int | None, Parts] = {}
+        for place, weight in parts.items():
+            experts.setdefault(place.expert, {})[place] = weight
+        for number, (expert, own) in enumerate(experts.items()):
+            at = 0
+            for place, weight in own.items():
+                rows = weight.rows or Rows(at, 0, 0)
+                told = weight.rows is not None or len(own) == 1
+                if not told or rows.first != at or weight.item != expert or expert not in (None, number):
+                    raise MappingError(
+                        f"{self._flow.where}: {weight.name!r} has its rows in another order than {name}"
+                    )
+                if weight.rows is not None:
+                    count = rows.length * (runs if expert is None else self._sizes["moe_ffn"])
+                    self._check_rows(name, place, weight, count)
+                at += rows.length
 
-def _untie(
-    named: dict[str, tuple[Place, Weight]],
-    table: Table,
-    config: Mapping[str, Value],
-) -> None:
-    """A head that is the embedding itself is no tensor of its own in a tied model."""
-    model, _ = read_config(table.fields, config, tuple(config))
-    for copy, original in table.tied:
-        if not model.get("share_embeddings_and_output_weights") or copy not in named or original not in named:
-            continue
-        head, embedding = named[copy][1], named[original][1]
-        if (head.name, head.transposed) == (embedding.name, embedding.transposed):
-            del named[copy]
+    def _check_names(self, found: Mapping[str, Parts]) -> None:
+        """A file's own names that look like Hugging Face's must agree with the places."""
+        uses: dict[str, dict[str, Place]] = {}
+        for name, parts in found.items():
+            for place, weight in parts.items():
+                uses.setdefault(weight.name, {})[name] = place
+        for held, names in uses.items():
+            words = held.split(".")
+            told = {".".join(words[i:]) for i in range(len(words))} & self._shapes.keys()
+            if told and not told & set(names):
+                name, place = next(iter(names.items()))
+                raise MappingError(
+                    f"{self._flow.where}: {held!r} has the name of another weight: in the graph it is the "
+                    f"{place}, {name}",
+                    hint="the file was edited, or two exports are mixed",
+                )
 
-
-def _by_name(flow: Dataflow, weights: Weights, table: Table, shapes: Mapping[str, tuple[int, ...]]) -> Named:
-    """Every tensor under its own name, perhaps below the name of a module that wraps the model."""
-    optional = {copy for copy, _ in table.tied}
-    held = flow.onnx.initializers
-    prefix = _prefix(held, [name for name in shapes if name not in optional])
-    missing = [name for name in shapes if prefix + name not in held and name not in optional]
-    if missing:
-        raise MappingError(
-            f"{flow.where}: {len(missing)} weights of a {table.architecture!r} are not there under their "
-            f"names: {some(missing)}",
-            hint=f"names can be recovered from the graph for {some(sorted(DECODERS))} only",
-        )
-    wrong = _turned(flow, table)
-    tensors = {}
-    for name, shape in shapes.items():
-        if prefix + name not in held:
-            continue
-        if prefix + name in wrong:
-            raise UnsupportedError(f"{flow.where}: {prefix + name!r} is stored transposed or quantized")
-        tensor = tensors[name] = weights.tensor(name, Weight(held[prefix + name]))
-        if tensor.shape != shape:
-            raise MappingError(
-                f"{flow.where}: {prefix + name!r} has shape {list(tensor.shape)}, "
-                f"the config asks for {list(shape)}"
-            )
-    left = [name for name in held if name.removeprefix(prefix) not in tensors]
-    return Named(tensors, "their own names", left)
-
-
-def _turned(flow: Dataflow, table: Table) -> set[str]:
-    """Weights that the graph does not use the way round in which Hugging Face stores them."""
-    tables = {lookup.weight.name for lookup in flow.lookups}
-    found = set()
-    for linear in flow.linears:
-        weight = linear.weight
-        in_out = table.architecture in _IN_OUT and weight.name not in tables
-        if weight.decoder is not None or weight.transposed != in_out:
-            found.add(weight.name)
-    return found
-
-
-def _prefix(held: Mapping[str, object], names: Sequence[str]) -> str:
-    """What stands before every name in the file."""
-    for name in held:
-        for one in names[:1]:
-            if name == one or name.endswith("." + one):
-                return name.removesuffix(one)
-    return ""
+    def _untie(self, found: dict[str, Parts]) -> None:
+        """A head that is the embedding itself is no tensor of its own in a tied model."""
+        for copy, original in self._table.tied:
+            if copy in self._shapes or copy not in found or original not in found:
+                continue
+            (head,), (embedding,) = found[copy].values(), found[original].values()
+            if (head.name, head.transposed) == (embedding.name, embedding.transposed):
+                del found[copy]

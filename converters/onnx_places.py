@@ -1,224 +1,169 @@
-"""Which part of a decoder each weight of an ONNX graph is, proved from the dataflow alone.
+"""Which part of a model each weight of an ONNX graph is, proved from the dataflow alone.
 
-A decoder's linear layers form a chain of sets. With R the layers whose results are summed in the residual
-stream, query, key and value are fed by exactly R and feed an attention; the one layer that they feed is
-the output projection o; what is fed by R + o is the MLP's first half; the one layer that it feeds is the
-second half d; and the next layer has R + o + d. The head is fed by the last R. Query and key are told
-apart by their operand in the attention, and once more by what is kept for later tokens; gate and up by
-the activation. Names and order in the file play no part.
+A transformer's linear layers form a chain of sets. With R what is summed in the residual stream, query, key
+and value are fed by exactly R and feed an attention; the one layer that they feed is the output projection
+o; what is fed by R + o is the MLP's first half; the one layer that it feeds is the second half d; and the
+next layer has R + o + d. Heads are fed by the last R. Query and key are told apart by their operand in the
+attention, and once more by what is kept for later tokens; gate and up by the activation. Names and order in
+the file play no part.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.converters.onnx_dataflow import ACTIVATIONS, Attention, Dataflow
-from nemoconv.converters.onnx_operations import Linear, Lookup, Weight
-from nemoconv.errors import MappingError, some
+from nemoconv.converters.onnx_dataflow import Dataflow
+from nemoconv.converters.onnx_layers import Chain
+from nemoconv.converters.onnx_model_parts import Layer, Part, Place
+from nemoconv.converters.onnx_tables import find_tables
+from nemoconv.converters.onnx_weighted import Linear, Lookup, Norm, Weight
+from nemoconv.errors import UnsupportedError
 
-_PRESENT: Final = re.compile(r"present(?:_key_values)?\.(\d+)\.(key|value)")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A part of a decoder: ``role`` ("query", "mlp norm", ...) in a layer, or outside the layers."""
-
-    role: str
-    layer: int | None = None
-    kind: str = "weight"
-
-    def __str__(self) -> str:
-        return f"{self.role} {self.kind}" + (f" of layer {self.layer}" if self.layer is not None else "")
+#: what the heads of an encoder feed, by the role of the head
+_AFTER: Final = {"pooler": "next sentence", "transform": "predictions"}
 
 
-#: the role of a projection that is query, key and value one below the other
-PACKED: Final = "query, key and value"
+def find_places(flow: Dataflow, *, post_norm: bool = False, neighbours: bool = False) -> dict[Place, Weight]:
+    """The place of every weight. ``post_norm``: norms stand in the residual stream, after attention and MLP;
+    ``neighbours``: the model rotates neighbouring elements of a head, not halves.
 
-
-def find_places(flow: Dataflow) -> dict[Place, Weight]:
-    """The place of every weight. Raises MappingError for a weight that has none, or a place without."""
-    return _Walk(flow).places()
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """The linear layers of one decoder layer; query, key and value are one when they are packed."""
-
-    query: Linear
-    key: Linear
-    value: Linear
-    out: Linear
-    gate: Linear | None
-    up: Linear
-    down: Linear
-
-    def linears(self) -> Iterator[tuple[str, Linear]]:
-        if self.query is self.key:
-            yield PACKED, self.query
-        else:
-            yield from (("query", self.query), ("key", self.key), ("value", self.value))
-        yield "attention output", self.out
-        if self.gate is not None:
-            yield "gate", self.gate
-        yield from (("up", self.up), ("down", self.down))
-
-    @property
-    def projected(self) -> int:
-        return self.query.bit | self.key.bit | self.value.bit
-
-    @property
-    def widened(self) -> int:
-        return self.up.bit | (self.gate.bit if self.gate is not None else 0)
+    Raises MappingError for a weight that has none, or a place without, UnsupportedError for rows that are
+    rotated otherwise than in the model.
+    """
+    for attention in flow.attentions:
+        told = attention.node.attributes
+        paired = bool(told.get("rotary_interleaved"))
+        if paired != neighbours and (paired or told.get("do_rotary")):
+            pairs = ("halves", "neighbours")
+            raise UnsupportedError(
+                f"{flow.where}: {attention.node} rotates {pairs[paired]}, not {pairs[neighbours]}"
+            )
+    return _Walk(flow, post_norm=post_norm).places()
 
 
 class _Walk:
-    def __init__(self, flow: Dataflow) -> None:
-        self._flow = flow
-        self._linear_mask = flow.linear_mask()
-        self._table = self._embedding()
-        self._seen = self._linear_mask | self._table.bit
-        self._fed_by: dict[int, list[Linear]] = {}
-        for linear in flow.linears:
-            self._fed_by.setdefault(self._sources(linear.data), []).append(linear)
+    def __init__(self, flow: Dataflow, *, post_norm: bool) -> None:
+        self._flow, self._post_norm = flow, post_norm
+        self._tables = find_tables(flow)
+        self._stream = 0
+        for table in self._tables.values():
+            self._stream |= table.bit
+        self._chain = Chain(flow, self._stream)
+        self._found: dict[Place, Weight] = {Place(role): table.weight for role, table in self._tables.items()}
 
     def places(self) -> dict[Place, Weight]:
-        found: dict[Place, Weight] = {Place("embedding"): self._table.weight}
-        residual = self._table.bit
-        layers: list[_Layer] = []
+        residual, streams = self._stream, [self._stream]
+        layers: list[Layer] = []
         for attention in self._flow.attentions:
-            layer = self._layer(attention, residual, len(layers))
+            layer = self._chain.layer(attention, residual, len(layers))
             layers.append(layer)
-            residual |= layer.out.bit | layer.down.bit
-        head = self._only(residual, "the head", "fed by all layers")
-        named = [*((role, n, one) for n, layer in enumerate(layers) for role, one in layer.linears())]
-        for role, number, linear in [*named, ("head", None, head)]:
-            found[Place(role, number)] = linear.weight
-            if linear.bias is not None:
-                found[Place(role, number, "bias")] = linear.bias
-        placed = {id(linear) for _, _, linear in named} | {id(head)}
-        self._refuse_rest([one.weight.name for one in self._flow.linears if id(one) not in placed])
-        self._refuse_rest(
-            [one.weight.name for one in self._flow.lookups if one is not self._table and self._is_fed(one)]
+            residual |= layer.added
+            streams.append(residual)
+        tail = self._tail(residual)
+        placed = set()
+        for number, layer in enumerate(layers):
+            for place, part in layer.placed(number):
+                self._put(place, part)
+                placed.add(id(part.linear))
+            if layer.sinks is not None:
+                self._found[Place("sinks", number)] = layer.sinks
+        for role, linear in tail.items():
+            self._put(Place(role), Part(linear))
+            placed.add(id(linear))
+        self._chain.refuse_rest([one.weight.name for one in self._flow.linears if id(one) not in placed])
+        known = {id(table) for table in self._tables.values()}
+        self._chain.refuse_rest(
+            [one.weight.name for one in self._flow.lookups if id(one) not in known and self._is_fed(one)]
         )
-        self._check_kept(layers)
-        self._place_norms(found, layers, head)
-        return found
+        self._chain.check_kept(layers)
+        self._place_norms(layers, streams, tail)
+        return self._found
 
-    def _sources(self, value: str) -> int:
-        return self._flow.sources.get(value, 0) & self._seen
-
-    def _refuse(self, what: str) -> MappingError:
-        return MappingError(
-            f"{self._flow.where}: {what}",
-            hint="the graph is not that of a decoder known here; --to safetensors writes it as it is",
-        )
-
-    def _refuse_rest(self, names: list[str]) -> None:
-        if names:
-            raise self._refuse(f"{len(names)} weights have no place in the model: {some(sorted(names))}")
+    def _put(self, place: Place, part: Part) -> None:
+        self._found[place] = part.weight
+        if part.bias is not None:
+            self._found[place.of("bias")] = part.bias
 
     def _is_fed(self, lookup: Lookup) -> bool:
         """Whether a looked-up table is fed by, or added to, what the model computes from its input."""
-        indices = lookup.node.inputs[1]
-        return bool(self._sources(indices)) or lookup.weight.name == self._table.weight.name
+        return bool(self._chain.sources(lookup.node.inputs[1])) or any(
+            lookup.weight.name == table.weight.name for table in self._tables.values()
+        )
 
-    def _embedding(self) -> Lookup:
-        """The table that alone feeds the first projections."""
-        flow = self._flow
-        if not flow.attentions:
-            raise self._refuse("no attention was found")
-        first = flow.sources.get(flow.attentions[0].query, 0) & self._linear_mask
-        linear = flow.one(first)
-        bits = flow.sources.get(linear.data, 0) if linear is not None else 0
-        for lookup in flow.lookups:
-            if lookup.bit == bits:
-                return lookup
-        raise self._refuse("no embedding was found that alone feeds the first attention")
+    def _tail(self, residual: int) -> dict[str, Linear]:
+        """The heads by role: what is fed by all layers, and what that feeds."""
+        found: dict[str, Linear] = {}
+        for linear in self._chain.fed_by(residual):
+            role = self._head(linear)
+            after = self._chain.fed_by(linear.bit) if role in _AFTER else ()
+            if role in found or len(after) > 1:
+                raise self._chain.refuse(f"the {role}: several linear layers are fed by all layers, not one")
+            found[role] = linear
+            if after:
+                found[_AFTER[role]] = after[0]
+        return found
 
-    def _only(self, fed_by: int, what: str, how: str) -> Linear:
-        found = self._fed_by.get(fed_by, [])
-        if len(found) != 1:
-            raise self._refuse(f"{what}: {len(found)} linear layers are {how}, not one")
-        return found[0]
+    def _head(self, linear: Linear) -> str:
+        if not self._post_norm:
+            return "head"
+        near = {node.op for node in self._flow.consumers.get(linear.output, ())}
+        if near == {"Tanh"}:
+            return "pooler"
+        return "transform" if self._flow.sinks.get(linear.output, 0) else "head"
 
-    def _layer(self, attention: Attention, residual: int, number: int) -> _Layer:
-        where = f"layer {number}"
-        query, key, value = (
-            self._operand(v, role, where)
-            for v, role in (
-                (attention.query, "query"), (attention.key, "key"), (attention.value, "value")
-            )
-        )  # fmt: skip
-        count = len({query.bit, key.bit, value.bit})
-        if count != (1 if attention.packed else 3):
-            raise self._refuse(f"{where}: query, key and value come from {count} linear layers")
-        for linear in (query, key, value):
-            if self._sources(linear.data) != residual:
-                raise self._refuse(f"{where}: {linear.node} is not fed by the layers before it")
-        rest = [one for one in self._fed_by[residual] if one.bit not in (query.bit, key.bit, value.bit)]
-        if rest:
-            raise self._refuse(f"{where}: {rest[0].node} stands beside query, key and value")
-        projected = query.bit | key.bit | value.bit
-        out = self._only(projected, f"{where}: the attention's output projection", "fed by the attention")
-        wide = self._fed_by.get(residual | out.bit, [])
-        if len(wide) not in (1, 2):
-            raise self._refuse(f"{where}: the MLP begins with {len(wide)} linear layers")
-        fed = wide[0].bit | wide[-1].bit
-        down = self._only(fed, f"{where}: the MLP's second half", "fed by its first")
-        gate = self._gate(wide, where) if len(wide) == 2 else None
-        up = next(one for one in wide if one is not gate)
-        return _Layer(query, key, value, out, gate, up, down)
-
-    def _operand(self, value: str, role: str, where: str) -> Linear:
-        linear = self._flow.one(self._flow.sources.get(value, 0) & self._linear_mask)
-        if linear is None:
-            raise self._refuse(f"{where}: no single linear layer makes the {role}")
-        return linear
-
-    def _gate(self, wide: list[Linear], where: str) -> Linear:
-        active = [one for one in wide if self._flow.between(one.output) & ACTIVATIONS]
-        if len(active) != 1:
-            raise self._refuse(f"{where}: {len(active)} of the MLP's first linear layers have an activation")
-        return active[0]
-
-    def _check_kept(self, layers: list[_Layer]) -> None:
-        """Keys and values that the graph gives out for later tokens must be those of their layers."""
-        for output in self._flow.onnx.outputs:
-            match = _PRESENT.fullmatch(output.name)
-            if match is None:
-                continue
-            number, kind = int(match[1]), match[2]
-            if number >= len(layers):
-                raise self._refuse(f"gives {output.name}, but has {len(layers)} layers")
-            layer = layers[number]
-            expected = layer.key if kind == "key" else layer.value
-            if self._flow.sources.get(output.name, 0) & self._linear_mask != expected.bit:
-                raise self._refuse(f"{output.name} is not made by what its attention takes for the {kind}")
-
-    def _place_norms(self, found: dict[Place, Weight], layers: list[_Layer], head: Linear) -> None:
-        by_sinks = {head.bit: Place("final norm")}
-        by_sources: dict[int, Place] = {}
-        for number, layer in enumerate(layers):
-            by_sinks[layer.projected] = Place("input norm", number)
-            by_sinks[layer.widened] = Place("mlp norm", number)
-            by_sources[layer.out.bit] = Place("attention output norm", number)
-            by_sources[layer.down.bit] = Place("mlp output norm", number)
-            if layer.query is not layer.key:
-                by_sources[layer.query.bit] = Place("query norm", number)
-                by_sources[layer.key.bit] = Place("key norm", number)
+    def _place_norms(self, layers: list[Layer], streams: list[int], tail: dict[str, Linear]) -> None:
+        own = {place: mask for number, layer in enumerate(layers) for place, mask in layer.norms(number)}
+        by_sources = {mask: place for place, mask in own.items()}
+        if "transform" in tail:
+            by_sources[tail["transform"].bit] = Place("transform norm")
+        stream = self._stream_norms(layers, streams, tail)
         left = []
         for norm in self._flow.norms:
-            sources, sinks = self._sources(norm.data), self._flow.sinks.get(norm.output, 0)
+            sources = self._chain.sources(*norm.data)
             if not sources:
                 continue  # made from positions, not from the model's input
-            place = by_sources.get(sources) or by_sinks.get(sinks)
-            if place is None or place in found:
+            place = self._packed_norm(layers, norm) or by_sources.get(sources) or self._on(norm, stream)
+            if place is None or place in self._found:
                 left.append(norm.weight.name)
                 continue
-            found[place] = norm.weight
+            self._found[place] = norm.weight
             if norm.bias is not None:
-                found[Place(place.role, place.layer, "bias")] = norm.bias
-        self._refuse_rest(left)
+                self._found[place.of("bias")] = norm.bias
+        self._chain.refuse_rest(left)
+
+    def _stream_norms(
+        self, layers: list[Layer], streams: list[int], tail: dict[str, Linear]
+    ) -> dict[int, tuple[Place, int]]:
+        """Norms of what the residual stream holds: place, and the layers that it feeds next, by sources."""
+        found: dict[int, tuple[Place, int]] = {}
+        heads = 0
+        for role, linear in tail.items():
+            heads |= linear.bit if role not in _AFTER.values() else 0
+        for number, layer in enumerate(layers):
+            before, between = ("input norm", "mlp norm")
+            place = Place(before, number)
+            if self._post_norm:
+                place = Place("mlp output norm", number - 1) if number else Place("embedding norm")
+                between = "attention output norm"
+            found[streams[number]] = place, layer.projected
+            found[streams[number] | layer.out.bit] = Place(between, number), layer.mlp.widened
+        last = Place("mlp output norm", len(layers) - 1) if self._post_norm else Place("final norm")
+        found[streams[-1]] = last, heads
+        return found
+
+    def _on(self, norm: Norm, stream: dict[int, tuple[Place, int]]) -> Place | None:
+        """The place of a norm of the residual stream: in the stream itself it reaches all later layers,
+        beside it only those that it stands before."""
+        place, feeds = stream.get(self._chain.sources(*norm.data), (None, 0))
+        reached = self._flow.sinks.get(norm.output, 0)
+        return place if (reached & feeds if self._post_norm else reached) == feeds else None
+
+    @staticmethod
+    def _packed_norm(layers: list[Layer], norm: Norm) -> Place | None:
+        """A norm of queries or keys that one projection makes together."""
+        for number, layer in enumerate(layers):
+            rows = layer.spans.rows(norm.data[0]) if layer.spans is not None else None
+            for role in ("query", "key"):
+                if rows is not None and rows == layer.mixed[role].rows:
+                    return Place(f"{role} norm", number)
+        return None

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import onnx_names
+from nemoconv.converters import onnx_names, onnx_parts
 from nemoconv.converters.base import HeldTensors, Model
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, read_hf_config
+from nemoconv.converters.onnx_named import Named
 from nemoconv.errors import (
     CorruptCheckpoint,
     UnsupportedArchitecture,
@@ -30,7 +31,7 @@ MODEL: Final = "model.onnx"
 CONFIG: Final = "nemoconv.config"
 _CONFIG_FILE: Final = "config.json"
 #: where exporters put the model in a directory
-_PLACES: Final = (MODEL, "onnx/" + MODEL)
+PLACES: Final = (MODEL, "onnx/" + MODEL)
 
 
 def recognizes(path: Path) -> bool:
@@ -42,7 +43,7 @@ def recognizes(path: Path) -> bool:
         return path.suffix == SUFFIX
     if not path.is_dir() or any(path.glob("*.safetensors")):
         return False
-    return any((path / name).exists() for name in _PLACES) or any(path.glob("*" + SUFFIX))
+    return any((path / name).exists() for name in PLACES) or any(path.glob("*" + SUFFIX))
 
 
 def open_onnx(path: Path, *, config: Path | None = None) -> OnnxCheckpoint:
@@ -58,15 +59,16 @@ def locate(path: Path) -> tuple[SourceDir, str, str]:
     if path.is_file():
         root, inner = path.parent, path.name
     else:
-        root, inner = path, next((name for name in _PLACES if (path / name).exists()), "")
+        root, inner = path, next((name for name in PLACES if (path / name).exists()), "")
         if not inner:
             found = sorted(file.name for file in path.glob("*" + SUFFIX))
-            if len(found) != 1:
+            first = found[0] if len(found) == 1 else onnx_parts.first_of(root, found)
+            if first is None:
                 raise UnsupportedFormat(
                     f"{path}: has {len(found)} ONNX models: {some(found)}",
                     hint="give the path of one of them",
                 )
-            inner = found[0]
+            inner = first
     # a model in a folder of a hub cache's snapshot links to the blobs beside the snapshots
     for parent in root.absolute().parents:
         if parent.parent.name == "snapshots":
@@ -89,7 +91,8 @@ class OnnxCheckpoint(HeldTensors):
     def __init__(self, path: Path, *, config: Path | None = None) -> None:
         self.path = path
         self._folder, name, self._beside = locate(path)
-        self.onnx: OnnxFile = read_onnx(self._folder, name, self._beside)
+        found = read_onnx(self._folder, name, self._beside)
+        self.onnx: OnnxFile = onnx_parts.whole(self._folder, found, self._beside)
         self._config = read_hf_config(config) if config is not None else self._own_config()
         self._approximate = False
         self._dtype: DType | None = None
@@ -123,7 +126,7 @@ class OnnxCheckpoint(HeldTensors):
             for name, held in self.onnx.initializers.items()
             if held.type.dtype is not None
         }
-        self._named: onnx_names.Named | None = None
+        self._named: Named | None = None
         self._problem: UnsupportedError | None = None
         try:
             if self._config is None:
@@ -178,6 +181,8 @@ class OnnxCheckpoint(HeldTensors):
         if self._folder.exists(self._at(GENERATION_CONFIG)):
             file = files[GENERATION_CONFIG] = self._folder.file(self._at(GENERATION_CONFIG))
             plain_json.loads(file.pread(file.size, 0), file.path)
+        beside = {name: self._at(name) for name in table.files}
+        files |= {name: self._folder.file(at) for name, at in beside.items() if self._folder.exists(at)}
         inert = {key: self._config[key] for key in passed if key in INERT}
         ignored = sorted(key for key in allow_ignored if key in self._config)
         return Model(table, config, inert, files, ignored)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 from nemoconv.converters.onnx_dataflow import Dataflow
-from nemoconv.converters.onnx_operations import Weight
+from nemoconv.converters.onnx_weighted import Weight
 from nemoconv.errors import MappingError, UnsupportedError
 from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.onnx_file import Initializer, Node
@@ -29,17 +30,23 @@ _BITS = (2, 4, 8)
 
 class Weights:
     """Gives weights as tensors. With ``approximate``, those too that the file holds only roughly, decoded
-    to ``dtype`` (None: the type of their scales); without, they are an UnsupportedError. ``decoded`` and
-    ``folded`` are the initializers that were only approximations, ``scales`` what decoding them took."""
+    to ``dtype`` (None: the type of their scales); without, they are an UnsupportedError. ``original`` is the
+    type that the model's weights had. ``decoded`` and ``folded`` are the initializers that were only
+    approximations, ``scales`` what decoding them took."""
 
-    def __init__(self, flow: Dataflow, *, approximate: bool, dtype: DType | None) -> None:
-        self._flow, self._approximate, self._dtype = flow, approximate, dtype
+    def __init__(
+        self, flow: Dataflow, *, approximate: bool, dtype: DType | None, original: DType | None = None
+    ) -> None:
+        self._flow, self._approximate, self._dtype, self._original = flow, approximate, dtype, original
         self.decoded: dict[str, None] = {}
         self.folded: dict[str, None] = {}
         self.scales: set[str] = set()
 
-    def tensor(self, name: str, weight: Weight, *, offset_norm: bool = False) -> StoredTensor:
-        """``weight`` under ``name``. ``offset_norm``: the model adds 1 to what Hugging Face stores.
+    def tensor(
+        self, name: str, weight: Weight, *, offset_norm: bool = False, in_out: bool = False
+    ) -> StoredTensor:
+        """``weight`` under ``name``. ``offset_norm``: the model adds 1 to what Hugging Face stores;
+        ``in_out``: Hugging Face stores it [in, out].
 
         Raises UnsupportedError for what is only an approximation, MappingError for a weight that the graph
         changes in another way.
@@ -52,17 +59,26 @@ class Weights:
         if offset_norm and not weight.plus_one:
             tensor = self._less_one(tensor)
         (extent,) = tensor.extents
+        if weight.item is not None:
+            place = extent.offset + weight.item * extent.strides[0]
+            extent = extent._replace(offset=place, shape=extent.shape[1:], strides=extent.strides[1:])
+            extent = extent._replace(start=(0,) * len(extent.shape))
+        if weight.flat:
+            count = prod(extent.shape)
+            extent = extent._replace(start=(0,), shape=(count,), strides=(tensor.dtype.itemsize,))
         if weight.transposed:
-            extent = extent._replace(shape=extent.shape[::-1], strides=extent.strides[::-1])
+            extent = _turned(extent)
         if weight.rows is not None:
-            first, count = weight.rows
-            if first + count > extent.shape[0]:
+            first, count, period = weight.rows
+            if period != extent.shape[0]:
                 raise MappingError(
-                    f"{self._flow.where}: {weight.name!r} of shape {list(extent.shape)} has no rows "
-                    f"{first:,}..{first + count:,}, which would be {name}"
+                    f"{self._flow.where}: {weight.name!r} of shape {list(extent.shape)} has {name} group by "
+                    f"group, in {period:,} rows each, or is not of {period:,} rows"
                 )
             place = extent.offset + first * extent.strides[0]
             extent = extent._replace(offset=place, shape=(count, *extent.shape[1:]))
+        if in_out:
+            extent = _turned(extent)
         return StoredTensor(name, tensor.dtype, extent.shape, (extent,))
 
     def _allow(self, what: str) -> None:
@@ -73,11 +89,13 @@ class Weights:
             )
 
     def _less_one(self, tensor: StoredTensor) -> StoredTensor:
+        from nemoconv.converters.onnx_offsets import is_exact
         from nemoconv.resharding.decoded import decoded
         from nemoconv.resharding.decoded_onnx import LessOne
 
-        self._allow(f"{tensor.name!r} holds a norm's weight plus 1, rounded: the weight itself is lost")
-        self.folded[tensor.name] = None
+        if not is_exact(tensor, self._original):
+            self._allow(f"{tensor.name!r} holds a norm's weight plus 1, rounded: the weight itself is lost")
+            self.folded[tensor.name] = None
         return decoded(tensor.name, LessOne(tensor), tensor.dtype)
 
     def _decode(self, weight: Weight) -> StoredTensor:
@@ -195,6 +213,29 @@ class Weights:
             points = Packed(_as_bytes(zeros), bits, signed, -(-columns // block[1]))
         codes = Packed(_as_bytes(held), bits, signed, columns)
         return Affine(codes, scales.stored(), (rows, columns), block=block, zeros=points)
+
+
+def _turned(extent: Extent) -> Extent:
+    """The last two axes exchanged."""
+    *outer, rows, columns = extent.shape
+    *steps, down, across = extent.strides
+    return extent._replace(shape=(*outer, columns, rows), strides=(*steps, across, down))
+
+
+def joined(name: str, tensors: Sequence[StoredTensor], axis: int) -> StoredTensor:
+    """Tensors one after another along an axis, as one. Raises UnsupportedError for those of several types."""
+    extents, at = [], 0
+    for tensor in tensors:
+        if tensor.dtype != tensors[0].dtype:
+            raise UnsupportedError(f"{name} is made of {tensor.dtype.name} and {tensors[0].dtype.name}")
+        for extent in tensor.extents:
+            start = [*extent.start]
+            start[axis] += at
+            extents.append(extent._replace(start=tuple(start)))
+        at += tensor.shape[axis]
+    shape = [*tensors[0].shape]
+    shape[axis] = at
+    return StoredTensor(name, tensors[0].dtype, tuple(shape), tuple(extents))
 
 
 def _as_bytes(held: Initializer) -> StoredTensor:

@@ -5,24 +5,17 @@ Sizes, windows and scales are in the model config, which every mapping table rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.mappings.config_fields import Value
-from nemoconv.onnx_graph.blocks import (
-    Experts,
-    Gated,
-    Mlp,
-    Norm,
-    Packed,
-    PackedGated,
-    Plain,
-    Projections,
-    Separate,
-    StackedExperts,
-)
+from nemoconv.mappings.deepseek import layer_sets as dense_first
+from nemoconv.mappings.llama4_text import layer_sets as llama4_layers
+from nemoconv.onnx_graph.blocks import Gated, Norm, PackedGated, Plain
+from nemoconv.onnx_graph.experts import Experts, Mlp, Router, ScaledExperts, StackedExperts
+from nemoconv.onnx_graph.projections import Latent, Packed, Projections, Separate
 
 RMS, RMS_OF_1_PLUS = Norm("rms"), Norm("rms", offset=1.0)
 LAYER, LAYER_OF_1_PLUS = Norm("layer"), Norm("layer", offset=1.0)
@@ -36,9 +29,13 @@ class Decoder:
     ``activation`` None stands for the config's ``hidden_act``. ``positions`` is a learned table, in place
     of rotation. ``whole_every``: every so many layers, one sees all tokens where the others have a window;
     a number or a config field; None: all layers have the window, if the config has one. ``local_rope``:
-    layers with a window are rotated by ``rotary_base_local``. ``sinks``: a logit per head that takes part
-    in the softmax and in nothing else. ``genai``: the kind that onnxruntime-genai
+    layers with a window are rotated by ``rotary_base_local``; ``neighbours``: rotation pairs neighbouring
+    elements, not halves. ``sinks``: a logit per head that takes part in the softmax and in nothing else.
+    ``dense``: the MLP of layers that ``layer_sets`` (the mapping table's) calls dense. ``chunked``: layers
+    that are rotated see only their chunk of ``attention_chunk_size`` tokens and normalize heads afterwards,
+    and every ``nope_layer_interval``-th does neither. ``genai``: the kind that onnxruntime-genai
     is told; "decoder" is any. ``generates``: with a cache and a head; else attention goes both ways.
+    ``score``: weighs the states of a row, pooled.
     """
 
     embedding: str = "model.embed_tokens"
@@ -56,15 +53,25 @@ class Decoder:
     attention_output_norm: str | None = None
     mlp_norm: str = "post_attention_layernorm"
     mlp: Mlp = LLAMA_MLP
+    dense: Mlp | None = None
+    layer_sets: Callable[[Mapping[str, Value]], Mapping[str, frozenset[int]]] | None = None
     mlp_output_norm: str | None = None
     activation: str | None = "silu"
 
     whole_every: int | str | None = None
     local_rope: bool = False
+    neighbours: bool = False
+    chunked: bool = False
     scaled_embedding: bool = False
     transposed_weights: bool = False
     genai: str = "decoder"
     generates: bool = True
+    score: str = ""
+
+    def mlp_of(self, config: Mapping[str, Value], layer: int) -> Mlp:
+        """The MLP of a layer."""
+        dense = self.layer_sets(config)["dense"] if self.layer_sets is not None else ()
+        return self.dense if self.dense is not None and layer in dense else self.mlp
 
     def has_window(self, config: Mapping[str, Value], layer: int) -> bool:
         """Whether a layer sees a window only, in a model that has one."""
@@ -140,10 +147,10 @@ GPT_NEOX = Decoder(
 
 MIXTRAL = replace(
     LLAMA,
-    mlp=Experts("block_sparse_moe.gate", "block_sparse_moe.experts.{}.", Gated("w1", "w3", "w2")),
+    mlp=Experts(Router("block_sparse_moe.gate"), "block_sparse_moe.experts.{}.", Gated("w1", "w3", "w2")),
     genai="decoder",
 )
-QWEN_EXPERTS = Experts("mlp.gate", "mlp.experts.{}.", Gated("gate_proj", "up_proj", "down_proj"))
+QWEN_EXPERTS = Experts(Router("mlp.gate"), "mlp.experts.{}.", Gated("gate_proj", "up_proj", "down_proj"))
 QWEN3_MOE = replace(QWEN3, mlp=QWEN_EXPERTS, genai="decoder")
 
 QWEN2_MOE = replace(
@@ -158,8 +165,55 @@ QWEN2_MOE = replace(
 GPT_OSS = replace(
     LLAMA,
     sinks="self_attn.sinks",
-    mlp=StackedExperts("mlp.router", "mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+    mlp=StackedExperts(Router("mlp.router"), "mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
     whole_every=2,
+    genai="decoder",
+)
+
+GLM = replace(LLAMA, mlp=PackedGated("mlp.gate_up_proj", "mlp.down_proj"), neighbours=True, genai="decoder")
+GLM4 = replace(
+    GLM,
+    attention_output_norm="post_self_attn_layernorm",
+    mlp_output_norm="post_mlp_layernorm",
+)
+ERNIE4_5 = replace(LLAMA, neighbours=True, genai="ernie4_5")
+SMOLLM3 = replace(LLAMA, genai="smollm3")
+SEED_OSS = replace(LLAMA, genai="decoder")
+SHARED = Gated(*(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")))
+CORRECTED = Router("mlp.gate", "sigmoid", "mlp.gate.e_score_correction_bias", normalized=True)
+GLM4_MOE = replace(
+    LLAMA,
+    heads_norms=QWEN3.heads_norms,
+    mlp=replace(QWEN_EXPERTS, router=CORRECTED, shared=SHARED),
+    dense=LLAMA_MLP,
+    layer_sets=dense_first,
+    genai="decoder",
+)
+DEEPSEEK_V3 = replace(
+    LLAMA,
+    projections=Latent(),
+    neighbours=True,
+    mlp=GLM4_MOE.mlp,
+    dense=LLAMA_MLP,
+    layer_sets=dense_first,
+    genai="decoder",
+)
+DEEPSEEK_V2 = replace(
+    DEEPSEEK_V3,
+    mlp=replace(QWEN_EXPERTS, router=Router("mlp.gate", normalized=False), shared=SHARED),
+)
+LLAMA4 = replace(
+    LLAMA,
+    mlp=ScaledExperts(
+        Router("feed_forward.router", "sigmoid", normalized=False),
+        "feed_forward.experts.gate_up_proj",
+        "feed_forward.experts.down_proj",
+        Gated(*(f"feed_forward.shared_expert.{name}_proj" for name in ("gate", "up", "down"))),
+    ),
+    dense=Gated(*(f"feed_forward.{name}_proj" for name in ("gate", "up", "down"))),
+    layer_sets=llama4_layers,
+    neighbours=True,
+    chunked=True,
     genai="decoder",
 )
 
@@ -185,7 +239,20 @@ DECODERS: Final[Mapping[str, Decoder]] = {
     "qwen2_moe": QWEN2_MOE,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
+    "glm": GLM,
+    "glm4": GLM4,
+    "ernie4_5": ERNIE4_5,
+    "smollm3": SMOLLM3,
+    "seed_oss": SEED_OSS,
+    "glm4_moe": GLM4_MOE,
+    "glm4_moe_lite": DEEPSEEK_V3,
+    "deepseek_v2": DEEPSEEK_V2,
+    "deepseek_v3": DEEPSEEK_V3,
+    "llama4_text": LLAMA4,
     "llama_bidirec": LLAMA_BIDIREC,
+    "llama_bidirec:LlamaBidirectionalForSequenceClassification": replace(
+        LLAMA, generates=False, score="score"
+    ),
 }
 
 
@@ -211,9 +278,27 @@ ENCODERS: Final[Mapping[str, Encoder]] = {
 }
 
 
-def find(architecture: str) -> Decoder | Encoder:
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """A speech model of several graphs, see :mod:`nemoconv.onnx_graph.speech`; ``head`` is what makes text of
+    its encoder's states, ``nemo`` NeMo's class. It generates tokens, but not with one graph and a cache."""
+
+    head: str
+    nemo: str
+    generates: bool = False
+
+
+SPEECH: Final[Mapping[str, Speech]] = {
+    "parakeet_ctc": Speech("ctc", "EncDecCTCModelBPE"),
+    "parakeet_rnnt": Speech("transducer", "EncDecRNNTBPEModel"),
+    "parakeet_tdt": Speech("transducer", "EncDecRNNTBPEModel"),
+    "canary": Speech("aed", "EncDecMultiTaskModel"),
+}
+
+
+def find(architecture: str) -> Decoder | Encoder | Speech:
     """What is known of an architecture. Raises UnsupportedArchitecture, naming those there are."""
-    known: Mapping[str, Decoder | Encoder] = {**DECODERS, **ENCODERS}
+    known: Mapping[str, Decoder | Encoder | Speech] = {**DECODERS, **ENCODERS, **SPEECH}
     if architecture not in known:
         raise UnsupportedArchitecture(
             f"there is no ONNX graph for {architecture!r}", hint=f"one of {', '.join(known)}"

@@ -18,13 +18,16 @@ from typing import ClassVar, Final
 
 import numpy
 
+from nemoconv.errors import UnsupportedConfig
 from nemoconv.onnx_graph.builder import BOOL, FLOAT32, INT32, INT64, MICROSOFT, Graph
 from nemoconv.onnx_graph.rope import Frequencies
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """The attention of one layer. ``window``: how many tokens one sees, itself among them."""
+    """The attention of one layer. ``window``: how many tokens one sees, itself among them; ``chunk``: only
+    those in the same run of so many. Of ``head_dim`` elements of a head, the first ``turned`` are rotated if
+    that is told, and the first ``value_dim`` of a value mean something."""
 
     queries: int
     groups: int
@@ -32,6 +35,9 @@ class Heads:
     scale: float
     soft_cap: float | None = None
     window: int | None = None
+    chunk: int | None = None
+    turned: int | None = None
+    value_dim: int | None = None
 
 
 class Attention(ABC):
@@ -51,8 +57,9 @@ class Attention(ABC):
         """Places of the new tokens [batch, sequence]."""
         return self.graph.input("position_ids", INT64, ["batch_size", "sequence_length"])
 
-    def rotate(self, x: str, heads: int, frequencies: Frequencies) -> str:
-        """Turn the first ``frequencies.dimensions`` elements of each head, halves paired, by position."""
+    def rotate(self, x: str, heads: int, frequencies: Frequencies, *, neighbours: bool = False) -> str:
+        """Turn the first ``frequencies.dimensions`` elements of each head by position: halves are paired, or
+        neighbours."""
         cosines, sines = self._angles(frequencies)
         return self.graph.op(
             "RotaryEmbedding",
@@ -61,6 +68,7 @@ class Attention(ABC):
             sines,
             num_heads=heads,
             rotary_embedding_dim=frequencies.dimensions,
+            interleaved=1 if neighbours else None,
         )
 
     def _angles(self, frequencies: Frequencies) -> tuple[str, str]:
@@ -111,7 +119,7 @@ class StandardAttention(Attention):
             query,
             key,
             value,
-            self._mask(heads.window),
+            self._mask(heads.window, heads.chunk),
             past_key,
             past_value,
             outputs=["", present_key, present_value],
@@ -135,26 +143,29 @@ class StandardAttention(Attention):
             extended.append(graph.op("Pad", present, graph.constant([0, 0, 0, 0, 0, 0, 1, 0])))
         split = graph.op("Reshape", query, graph.constant([0, 0, heads.queries, heads.head_dim]))
         queries = graph.op("Transpose", split, perm=[0, 2, 1, 3])
-        seen = graph.op("Where", self._mask(heads.window), graph.scalar(0.0), graph.scalar(-math.inf))
+        seen = graph.op(
+            "Where", self._mask(heads.window, heads.chunk), graph.scalar(0.0), graph.scalar(-math.inf)
+        )
         column = graph.op("Reshape", sinks, graph.constant([1, heads.queries, 1, 1]))
         every_head = graph.constant(numpy.zeros((1, heads.queries, 1, 1)), graph.compute)
         # a new token sees itself, so the greatest of its row is 0: a column of the right shape
-        nothing = graph.op("ReduceMax", seen, graph.constant([3]), keepdims=1)
-        beside = graph.op("Add", column, nothing)
+        zeros = graph.op("ReduceMax", seen, graph.constant([3]), keepdims=1)
+        beside = graph.op("Add", column, zeros)
         mask = graph.op("Concat", graph.op("Add", seen, every_head), beside, axis=3)
         mixed = graph.op("Attention", queries, *extended, mask, scale=heads.scale)
         joined = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
         return graph.op("Reshape", joined, graph.constant([0, 0, heads.queries * heads.head_dim]))
 
-    def _mask(self, window: int | None) -> str:
+    def _mask(self, window: int | None, chunk: int | None) -> str:
         """[batch, 1, sequence, total]: which tokens of the row each new token sees.
 
         A new token always sees itself: a row of padding would otherwise see nothing, which the softmax
         of some kernels answers with NaN.
         """
-        return self.graph.once(f"mask.{window or 'full'}", lambda: self._new_mask(window))
+        key = f"chunk.{chunk}" if chunk else f"mask.{window or 'full'}"
+        return self.graph.once(key, lambda: self._new_mask(window, chunk))
 
-    def _new_mask(self, window: int | None) -> str:
+    def _new_mask(self, window: int | None, chunk: int | None) -> str:
         graph = self.graph
         zero, one = graph.constant(0), graph.constant(1)
         total = graph.op("Gather", graph.op("Shape", self.mask), one)
@@ -167,7 +178,23 @@ class StandardAttention(Attention):
             near = graph.op("Greater", keys, graph.op("Sub", queries, graph.constant(window)))
             before = graph.op("And", before, near)
         real = graph.op("Unsqueeze", graph.cast(self.mask, BOOL), graph.constant([1, 2]))
+        if chunk is not None:
+            before = graph.op("And", before, self._same_chunk(keys, queries, chunk))
         return graph.op("Or", graph.op("And", before, real), graph.op("Equal", keys, queries))
+
+    def _same_chunk(self, keys: str, queries: str, chunk: int) -> str:
+        """[batch, 1, sequence, total]: whether two tokens lie in the same run of ``chunk``, counted from the
+        first real token of a row."""
+        graph = self.graph
+        padding = graph.op("ArgMax", self.mask, axis=1, keepdims=1)  # [batch, 1]
+        count = graph.constant(chunk)
+        of_keys, of_queries = (
+            graph.op("Div", graph.op("Max", graph.op("Sub", places, padding), graph.constant(0)), count)
+            for places in (keys, graph.op("Squeeze", queries, graph.constant([1])))
+        )
+        across = graph.op("Unsqueeze", of_keys, graph.constant([1, 2]))
+        down = graph.op("Unsqueeze", of_queries, graph.constant([1, 3]))
+        return graph.op("Equal", across, down)
 
 
 class GroupQueryAttention(Attention):
@@ -176,6 +203,11 @@ class GroupQueryAttention(Attention):
     shares_cache = True
 
     def attend(self, layer: int, heads: Heads, query: str, key: str, value: str, sinks: str = "") -> str:
+        if heads.chunk is not None:
+            raise UnsupportedConfig(
+                "attention in chunks cannot be said with onnxruntime's GroupQueryAttention",
+                hint="leave out --flavor genai",
+            )
         past_key, past_value, present_key, present_value = cache_names(layer)
         last, total = self.graph.once("lengths", self._row_lengths)
         return self.graph.ops(

@@ -12,8 +12,7 @@ from typing import Final, Literal
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import Value
-from nemoconv.onnx_graph.attention import Heads
-from nemoconv.onnx_graph.builder import FLOAT32, Graph
+from nemoconv.onnx_graph.builder import Graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +39,25 @@ class Parts:
         turned = None if self.transposed else 1
         return self.graph.op("Gemm", x, self.graph.weight(name + ".weight"), *bias, transB=turned)
 
-    def norm(self, x: str, name: str) -> str:
-        """Over the last axis."""
+    def norm(self, x: str, name: str, epsilon: float | None = None) -> str:
+        """Over the last axis; ``epsilon`` where it is not that of the other norms."""
         graph, kind = self.graph, self.norms
+        epsilon = self.epsilon if epsilon is None else epsilon
         weight = graph.weight(name + ".weight")
         if kind.offset:
             weight = graph.op("Add", weight, graph.scalar(kind.offset))
         if kind.kind == "rms":
-            return graph.op("RMSNormalization", x, weight, axis=-1, epsilon=self.epsilon)
+            return graph.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon)
         bias = graph.weight(name + ".bias")
-        return graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=self.epsilon)
+        return graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon)
+
+    def unweighted_norm(self, x: str, head_dim: int) -> str:
+        """The root-mean-square norm of each head by itself, without a weight."""
+        graph = self.graph
+        heads = graph.op("Reshape", x, graph.constant([-1, head_dim]))
+        ones = graph.constant([1.0] * head_dim, graph.compute)
+        normed = graph.op("RMSNormalization", heads, ones, axis=-1, epsilon=self.epsilon)
+        return graph.op("Reshape", normed, graph.op("Shape", x))
 
     def activate(self, x: str) -> str:
         if self.activation not in _ACTIVATIONS:
@@ -74,6 +82,18 @@ def _tanh_gelu(graph: Graph, x: str) -> str:
     return graph.op("Gelu", x, approximate="tanh")
 
 
+def _relu(graph: Graph, x: str) -> str:
+    return graph.op("Relu", x)
+
+
+def _tanh(graph: Graph, x: str) -> str:
+    return graph.op("Tanh", x)
+
+
+def _sigmoid(graph: Graph, x: str) -> str:
+    return graph.op("Sigmoid", x)
+
+
 def _squared_relu(graph: Graph, x: str) -> str:
     positive = graph.op("Relu", x)
     return graph.op("Mul", positive, positive)
@@ -86,7 +106,10 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[Graph, str], str]]] = {
     "gelu_pytorch_tanh": _tanh_gelu,
     "gelu_new": _tanh_gelu,
     "gelu_fast": _tanh_gelu,
+    "relu": _relu,
     "relu2": _squared_relu,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
 }
 
 
@@ -126,134 +149,6 @@ class Plain:
 
     def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
         return parts.linear(parts.activate(parts.linear(x, layer + self.up)), layer + self.down)
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """A router's choice of experts for each token; an expert computes only the tokens it was chosen for.
-
-    ``expert`` has a hole for the number of the expert. ``shared`` is one that every token passes, times
-    sigmoid(``shared_gate``).
-    """
-
-    router: str
-    expert: str
-    mlp: Gated
-    shared: Gated | None = None
-    shared_gate: str = ""
-
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        def expert(rows: str, number: int) -> str:
-            return self.mlp.build(parts, rows, layer + self.expert.format(number), config)
-
-        total = mixture(parts, x, layer + self.router, config, expert)
-        if self.shared is None:
-            return total
-        graph = parts.graph
-        with graph.scope("shared"):
-            gate = graph.op("Sigmoid", parts.linear(x, layer + self.shared_gate))
-            shared = self.shared.build(parts, x, layer, config)
-            return graph.op("Add", total, graph.op("Mul", shared, gate))
-
-
-@dataclass(frozen=True, slots=True)
-class StackedExperts:
-    """gpt-oss: ``gate_up`` [experts, in, 2 * ffn], gate and up alternating, and ``down`` [experts, ffn, in],
-    both with biases; down((clamp(up) + 1) * clamp(gate) * sigmoid(1.702 * clamp(gate)))."""
-
-    router: str
-    gate_up: str
-    down: str
-
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        graph, limit = parts.graph, config["activation_func_clamp_value"]
-
-        def linear(rows: str, name: str, number: int) -> str:
-            return graph.op(
-                "Gemm", rows, graph.row(layer + name, number), graph.row(layer + name + "_bias", number)
-            )
-
-        def expert(rows: str, number: int) -> str:
-            both = linear(rows, self.gate_up, number)
-            gate = graph.op("Min", graph.every_second(both, 0), graph.scalar(limit))
-            up = graph.op("Clip", graph.every_second(both, 1), graph.scalar(-limit), graph.scalar(limit))
-            slope = graph.op("Sigmoid", graph.op("Mul", gate, graph.scalar(1.702)))
-            active = graph.op("Mul", graph.op("Add", up, graph.scalar(1.0)), graph.op("Mul", gate, slope))
-            return linear(active, self.down, number)
-
-        return mixture(parts, x, layer + self.router, config, expert)
-
-
-def mixture(
-    parts: Parts, x: str, router: str, config: Mapping[str, Value], expert: Callable[[str, int], str]
-) -> str:
-    """Results of ``expert`` for the rows of ``x`` that it was chosen for, times its share, added up."""
-    graph, count = parts.graph, config["num_moe_experts"]
-    shares = _shares(parts, x, router, config)
-    columns = graph.ops("Split", shares, outputs=count, axis=1, num_outputs=count)
-    # added up in float32: onnxruntime's CPUs scatter no half precision
-    total = graph.op("Mul", graph.widened(x), graph.constant(0.0, FLOAT32))
-    for number, column in enumerate(columns):
-        with graph.scope(f"expert.{number}"):
-            flat = graph.op("Reshape", column, graph.constant([-1]))
-            tokens = graph.op("Transpose", graph.op("NonZero", flat), perm=[1, 0])  # [chosen, 1]
-            found = graph.widened(expert(graph.op("GatherND", x, tokens), number))
-            scaled = graph.op("Mul", found, graph.op("GatherND", column, tokens))
-            total = graph.op("ScatterND", total, tokens, scaled, reduction="add")
-    return graph.to_compute(total, FLOAT32)
-
-
-def _shares(parts: Parts, x: str, router: str, config: Mapping[str, Value]) -> str:
-    """[tokens, experts]: what each expert's result is multiplied by, 0 where it is not chosen.
-
-    A softmax over the chosen is one over all divided by the sum over the chosen.
-    """
-    graph = parts.graph
-    shares = graph.op("Softmax", graph.widened(parts.linear(x, router)), axis=-1)
-    kept = graph.constant([config["moe_router_topk"]])
-    best, chosen = graph.ops("TopK", shares, kept, outputs=2, axis=-1)
-    if not config.get("moe_router_pre_softmax"):
-        best = graph.op("Div", best, graph.op("ReduceSum", best, graph.constant([-1]), keepdims=1))
-    none = graph.op("Mul", shares, graph.constant(0.0, FLOAT32))
-    return graph.op("ScatterElements", none, chosen, best, axis=1)
-
-
-Mlp = Gated | PackedGated | Plain | Experts | StackedExperts
-
-
-@dataclass(frozen=True, slots=True)
-class Separate:
-    """Query, key and value of three tensors."""
-
-    query: str = "self_attn.q_proj"
-    key: str = "self_attn.k_proj"
-    value: str = "self_attn.v_proj"
-
-    def build(self, parts: Parts, x: str, layer: str, heads: Heads) -> list[str]:
-        return [parts.linear(x, layer + name) for name in (self.query, self.key, self.value)]
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """Query, key and value of one tensor: one below the other, or with ``by_group`` so for every group of
-    query heads that share a key."""
-
-    name: str
-    by_group: bool = False
-
-    def build(self, parts: Parts, x: str, layer: str, heads: Heads) -> list[str]:
-        graph, packed = parts.graph, parts.linear(x, layer + self.name)
-        runs = heads.groups if self.by_group else 1
-        sizes = [count // runs * heads.head_dim for count in (heads.queries, heads.groups, heads.groups)]
-        by_run = graph.op("Reshape", packed, graph.constant([-1, runs, sum(sizes)]))
-        found = graph.ops("Split", by_run, graph.constant(sizes), outputs=3, axis=-1)
-        return [
-            graph.op("Reshape", one, graph.constant([-1, runs * size]))
-            for one, size in zip(found, sizes, strict=True)
-        ]
-
-
-Projections = Separate | Packed
 
 
 def embedding(graph: Graph, name: str, ids: str) -> str:

@@ -5,7 +5,7 @@ Source: onnx.proto; docs/ExternalData.md of the ONNX repository.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -18,7 +18,8 @@ from nemoconv.formats.onnx_types import TYPES, require_onnx
 
 #: the first opset with Attention, RMSNormalization and RotaryEmbedding
 OPSET: Final = 23
-IR_VERSION: Final = 10
+#: opset -> the oldest version of the file format that goes with it
+_IR_VERSIONS: Final = {20: 9, OPSET: 10}
 MICROSOFT: Final = "com.microsoft"
 #: weights that a graph can compute with, and in what: onnxruntime has no bfloat16 matrix products on CPUs
 COMPUTE: Final = {"float32": "float32", "bfloat16": "float32", "float16": "float16"}
@@ -45,13 +46,16 @@ class Graph:
     """A graph under construction. Values are names; what computes them is appended in order.
 
     ``compute`` is the element type of activations. Weights keep their names, types and shapes; one of
-    another type than ``compute`` is cast once, in the graph.
+    another type than ``compute`` is cast once, in the graph. ``idle`` are names of weights that nothing is
+    computed with; they may be of any type.
     """
 
-    def __init__(self, weights: Mapping[str, Weight]) -> None:
+    def __init__(
+        self, weights: Mapping[str, Weight], *, idle: Collection[str] = (), opset: int = OPSET
+    ) -> None:
         self._onnx = require_onnx("writing ONNX")
-        self._weights = weights
-        self.compute = BY_NAME[_compute_type(weights)]
+        self._weights, self._opset = weights, opset
+        self.compute = BY_NAME[_compute_type({name: weights[name] for name in weights if name not in idle})]
         # filled in place: a large mixture of experts has 200,000 nodes, and helpers that join parts copy
         self._model = self._onnx.ModelProto()
         self._graph = self._model.graph
@@ -100,6 +104,11 @@ class Graph:
             self._add_external(name)
             self._used.add(name)
         return name
+
+    def carry(self, name: str) -> None:
+        """A weight that the model has and computes nothing with. An operation without readers takes it:
+        onnxruntime warns of initializers that no operation takes."""
+        self.op("Identity", self.stored(name))
 
     def row(self, name: str, number: int) -> str:
         """One of the tensors stacked in a weight, in the compute type."""
@@ -161,6 +170,11 @@ class Graph:
     def output(self, name: str, dtype: DType, shape: Sequence[Size]) -> None:
         self._graph.output.append(self._onnx.helper.make_tensor_value_info(name, _NUMBERS[dtype], shape))
 
+    def result(self, name: str, x: str, shape: Sequence[Size]) -> None:
+        """An output of the model in float32, whatever type it was computed in."""
+        self.op("Cast", x, to=_NUMBERS[FLOAT32], output=name)
+        self.output(name, FLOAT32, shape)
+
     def model(self, producer: tuple[str, str], properties: Mapping[str, str]) -> bytes:
         """The model.onnx. Raises CorruptCheckpoint when weights were given that nothing uses."""
         unused = sorted(self._weights.keys() - self._used)
@@ -168,10 +182,10 @@ class Graph:
             raise CorruptCheckpoint(f"{len(unused)} tensors have no place in the graph: {some(unused)}")
         helper, model = self._onnx.helper, self._model
         self._graph.name = "main_graph"
-        model.ir_version = IR_VERSION
+        model.ir_version = _IR_VERSIONS[self._opset]
         model.producer_name, model.producer_version = producer
         for domain in sorted({"", *self._domains}):
-            model.opset_import.append(helper.make_opsetid(domain, 1 if domain else OPSET))
+            model.opset_import.append(helper.make_opsetid(domain, 1 if domain else self._opset))
         helper.set_model_props(model, dict(properties))
         written: bytes = model.SerializeToString(deterministic=True)
         return written

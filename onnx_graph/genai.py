@@ -23,6 +23,7 @@ def genai_config(
 ) -> dict[str, Value]:
     """The content of the file. ``tokens`` and ``generation`` are keys of config.json and of
     generation_config.json; the latter win, as they do in transformers."""
+    heads = decoder.projections.heads(config)
     ends = _first(generation, tokens, "eos_token_id")
     starts, pads = (_first(generation, tokens, f"{name}_token_id") for name in ("bos", "pad"))
     if pads is None:
@@ -35,7 +36,7 @@ def genai_config(
             "decoder": {
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": "model.onnx",
-                "head_size": config["kv_channels"],
+                "head_size": heads.head_dim,
                 "hidden_size": config["hidden_size"],
                 "inputs": {
                     "input_ids": "input_ids",
@@ -51,7 +52,7 @@ def genai_config(
                 },
                 "num_attention_heads": config["num_attention_heads"],
                 "num_hidden_layers": config["num_layers"],
-                "num_key_value_heads": config["num_query_groups"],
+                "num_key_value_heads": heads.groups,
             },
             "type": decoder.genai,
             "vocab_size": config["vocab_size"],

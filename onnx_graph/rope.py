@@ -31,13 +31,17 @@ class Frequencies:
         return 2 * len(self.inverse)
 
 
-def frequencies(config: Mapping[str, Value], *, local: bool = False) -> Frequencies:
-    """Those of a model config; ``local``: of the layers with a window, where these have their own base.
+def frequencies(
+    config: Mapping[str, Value], *, local: bool = False, dimensions: int | None = None
+) -> Frequencies:
+    """Those of a model config; ``local``: of the layers with a window, where these have their own base;
+    ``dimensions``: of so many elements of a head, where the config's share of a head does not say it.
 
     Raises UnsupportedConfig for a scaling that cannot be said in a graph.
     """
     base = config["rotary_base_local"] if local else config["rotary_base"]
-    dimensions = int(config["kv_channels"] * config.get("rotary_percent", 1.0))
+    if dimensions is None:
+        dimensions = int(config["kv_channels"] * config.get("rotary_percent", 1.0))
     scaling = None if local else config.get("rope_scaling")
     if dimensions % 2 or not dimensions:
         raise UnsupportedConfig(f"{dimensions} elements of a head cannot be rotated in pairs")
@@ -99,11 +103,15 @@ def _yarn_factor(scaling: Mapping[str, Value]) -> float:
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
 
-    def scale(weight: float) -> float:
-        return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
+    factor, one, all_dimensions = scaling["factor"], scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if one and all_dimensions:
+        return yarn_scale(factor, one) / yarn_scale(factor, all_dimensions)
+    return yarn_scale(factor, 1.0)
 
-    one, all_dimensions = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return scale(one) / scale(all_dimensions) if one and all_dimensions else scale(1.0)
+
+def yarn_scale(factor: float, weight: float) -> float:
+    """By what YaRN makes attention sharper for a context that is ``factor`` times as long."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 _SCALINGS: Final[Mapping[str, Callable[..., Frequencies]]] = {

@@ -35,6 +35,22 @@ PARTIAL = rope("default", partial_rotary_factor=0.5)
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "head_dim": 32}
 
+CORRECTED = {
+    "moe_intermediate_size": 48,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 40,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+
 #: name -> (config class of transformers, its arguments)
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {**WHOLE, **EPSILON}),
@@ -115,6 +131,85 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "num_experts_per_tok": 2,
         },
     ),
+    "glm": ("GlmConfig", {**PARTIAL, **EPSILON, "head_dim": 32, "attention_bias": True}),
+    "glm4": ("Glm4Config", {**PARTIAL, **EPSILON, "head_dim": 32, "attention_bias": True}),
+    "ernie4_5": ("Ernie4_5Config", {**WHOLE, **EPSILON, "head_dim": 24, "tie_word_embeddings": True}),
+    "smollm3": (
+        "SmolLM3Config",
+        {**WHOLE, **EPSILON, "no_rope_layers": [1, 0], "layer_types": ["full_attention"] * 2},
+    ),
+    "seed_oss": ("SeedOssConfig", {**WHOLE, **EPSILON, "head_dim": 24, "attention_bias": True}),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        {**WHOLE, **EPSILON, **CORRECTED, **LATENT, "n_group": 1, "topk_group": 1, "q_lora_rank": 24},
+    ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {
+            **PARTIAL,
+            **EPSILON,
+            **CORRECTED,
+            "head_dim": 32,
+            "num_hidden_layers": 3,
+            "n_group": 1,
+            "topk_group": 1,
+            "use_qk_norm": True,
+            "attention_bias": True,
+        },
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        {
+            **EPSILON,
+            **CORRECTED,
+            **LATENT,
+            **rope(
+                "yarn",
+                factor=4.0,
+                original_max_position_embeddings=32,
+                mscale=1.0,
+                mscale_all_dim=0.7,
+                beta_fast=4.0,
+                beta_slow=0.5,
+            ),
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 4,
+            "n_group": 4,
+            "topk_group": 2,
+            "q_lora_rank": 24,
+        },
+    ),
+    "deepseek_v2": (
+        "DeepseekV2Config",
+        {
+            **WHOLE,
+            **CORRECTED,
+            **LATENT,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "q_lora_rank": None,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
+    "llama4_text": (
+        "Llama4TextConfig",
+        {
+            **WHOLE,
+            **EPSILON,
+            "head_dim": 32,
+            "num_hidden_layers": 4,
+            "intermediate_size_mlp": 80,
+            "num_local_experts": 5,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+            "attention_chunk_size": 7,
+            "attn_temperature_tuning": False,
+            "no_rope_layers": [1, 1, 1, 0],
+            "layer_types": [*["chunked_attention"] * 3, "full_attention"],
+        },
+    ),
     "qwen3_moe-unnormalized": ("Qwen3MoeConfig", {**WHOLE, **EXPERTS}),
 }
 GPT2_NAMES = {
@@ -124,6 +219,8 @@ GPT2_NAMES = {
     "num_attention_heads": "n_head",
     "max_position_embeddings": "n_positions",
 }
+#: cases whose attention onnxruntime's operator cannot express
+ONE_FLAVOR = ("llama4_text",)
 #: changes of config.json that must show, each by itself: what a graph leaves out cannot hide
 CONTROLS: dict[str, list[dict[str, Any]]] = {
     "llama": [{"rms_norm_eps": 0.03}, {"rope_theta": 600.0}],
@@ -147,6 +244,19 @@ CONTROLS: dict[str, list[dict[str, Any]]] = {
     "gpt_oss": [{"sliding_window": WINDOW + 1}, {"swiglu_limit": 1.0}, {"rms_norm_eps": 0.03}],
     "qwen2_moe": [{"norm_topk_prob": True}],
     "mixtral": [{"num_experts_per_tok": 3}],
+    "glm": [{"partial_rotary_factor": 1.0}],
+    "glm4": [{"rms_norm_eps": 0.03}],
+    "ernie4_5": [{"rope_theta": 600.0}],
+    "smollm3": [{"no_rope_layers": [0, 1]}],
+    "glm4_moe": [{"routed_scaling_factor": 1.8}, {"num_experts_per_tok": 3}, {"partial_rotary_factor": 1.0}],
+    "deepseek_v3": [
+        {"routed_scaling_factor": 1.8},
+        {"n_group": 1, "topk_group": 1},
+        {"rope_scaling": None},
+        {"rope_theta": 600.0},
+    ],
+    "deepseek_v2": [{"topk_method": "greedy"}],
+    "llama4_text": [{"attention_chunk_size": 6}, {"use_qk_norm": False}, {"rope_theta": 600.0}],
     "qwen3_moe": [{"norm_topk_prob": False}],
 }
 

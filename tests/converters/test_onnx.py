@@ -239,14 +239,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 def test_an_architecture_without_a_graph_is_refused_by_name(tmp_path: Path) -> None:
     config = {
-        "model_type": "deepseek_v3", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64, "n_routed_experts": 4,
-        "moe_intermediate_size": 16, "kv_lora_rank": 8, "q_lora_rank": 8, "qk_nope_head_dim": 8,
-        "qk_rope_head_dim": 4, "v_head_dim": 8, "first_k_dense_replace": 1, "num_experts_per_tok": 2,
-        "n_group": 1, "topk_group": 1, "n_shared_experts": 1, "max_position_embeddings": 64,
+        "model_type": "baichuan", "num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 48,
+        "num_attention_heads": 4, "vocab_size": 64, "max_position_embeddings": 64,
     }  # fmt: skip
     samples.build(tmp_path / "hf", config)
-    with pytest.raises(UnsupportedArchitecture, match="no ONNX graph for 'deepseek_v3'; one of llama, "):
+    with pytest.raises(UnsupportedArchitecture, match="no ONNX graph for 'baichuan'; one of llama, "):
         convert(tmp_path / "hf", tmp_path / "onnx", to="onnx")
 
 
@@ -396,3 +393,32 @@ class TestCommandLine:
         assert message in found.stderr
         assert files(hf) == before
         assert not (tmp_path / "o").exists()
+
+
+def test_layers_that_predict_further_tokens_have_no_graph(tmp_path: Path) -> None:
+    config = {
+        "model_type": "glm4_moe",
+        "architectures": ["Glm4MoeForCausalLM"],
+        "num_hidden_layers": 2,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "vocab_size": 67,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "num_nextn_predict_layers": 1,
+    }
+    samples.build(tmp_path / "hf", config)
+    with pytest.raises(UnsupportedConfig, match="1 layers that predict further tokens have no ONNX graph"):
+        convert(tmp_path / "hf", tmp_path / "out", to="onnx")
+    assert not (tmp_path / "out").exists()
+    convert(tmp_path / "hf", tmp_path / "out", to="onnx", allow_ignored=["num_nextn_predict_layers"])
+    assert not any(".layers.2." in name for name in load(tmp_path / "out" / "model.onnx"))
+
+
+def load(path: Path) -> list[str]:
+    """The names of initializers."""
+    return [entry.name for entry in onnx.load(path, load_external_data=False).graph.initializer]

@@ -2,56 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy
 import pytest
 
 from nemoconv.converters.onnx_dataflow import Dataflow
-from nemoconv.converters.onnx_places import PACKED, Place, find_places
+from nemoconv.converters.onnx_model_parts import Place
+from nemoconv.converters.onnx_places import find_places
+from nemoconv.converters.onnx_weighted import Rows
 from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedError
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.memory_file import MemoryFile
-from nemoconv.formats.onnx_file import Initializer, Node, OnnxFile, Value
+from nemoconv.formats.onnx_file import Node
 from nemoconv.formats.onnx_types import TYPES
 
-FLOAT, INT8 = TYPES[1], TYPES[3]
+from .onnx_drawing import Drawing
+
 HIDDEN = 8
-
-
-class Drawing:
-    """A graph drawn node by node; ``node`` returns the name of its first output."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-        self.initializers: dict[str, Initializer] = {}
-        self.outputs = ["logits"]
-        self.file = SourceFile(__file__)
-
-    def weight(self, name: str, shape: Sequence[int], kind=FLOAT) -> str:
-        self.initializers[name] = Initializer(name, kind, tuple(shape), self.file, 0, 1 << 20, True)
-        return name
-
-    def constant(self, name: str, value: float) -> str:
-        data = numpy.array([value], numpy.float32).tobytes()
-        file = MemoryFile(self.file, name, data)
-        self.initializers[name] = Initializer(name, FLOAT, (1,), file, 0, 4, False)
-        return name
-
-    def node(self, op, *inputs, outputs=None, domain="", **attributes) -> str:
-        outputs = outputs or (f"v{len(self.nodes)}",)
-        self.nodes.append(Node(op, f"/{op}_{len(self.nodes)}", inputs, tuple(outputs), attributes, domain))
-        return outputs[0]
-
-    def onnx(self) -> OnnxFile:
-        def values(names):
-            return tuple(Value(name, "FLOAT", None) for name in names)
-
-        inputs = ["input_ids", "position_ids", *(f"past.{n}.{k}" for n in range(9) for k in ("key", "value"))]
-        return OnnxFile(
-            self.file, 10, {"ai.onnx": 18}, "drawn", {}, values(inputs), values(self.outputs),
-            tuple(self.nodes), self.initializers, {},
-        )  # fmt: skip
 
 
 def norm(g, x, name, offset=False):
@@ -71,7 +34,7 @@ def rotate(g, x):
     return g.node("Add", g.node("Mul", x, cos), g.node("Mul", g.node("Neg", x), cos))
 
 
-def linear(g, x, name, style="matmul", bias=False, kind=FLOAT):
+def linear(g, x, name, style="matmul", bias=False, kind=TYPES[1]):
     rows, columns = 12, HIDDEN
     if style == "gemm":
         return g.node("Gemm", x, g.weight(name, (rows, columns), kind), *(
@@ -96,6 +59,7 @@ def layer(g, x, n, style="matmul", order="qkvgu", swap=None, bias=False, fused=N
         mixed = g.node(
             "GroupQueryAttention", qkv, "", "", f"past.{n}.key", f"past.{n}.value", domain="com.microsoft",
             outputs=(f"a{n}", f"present.{n}.key", f"present.{n}.value"), rotary_interleaved=0,
+            num_heads=2, kv_num_heads=1,
         )  # fmt: skip
     else:
         made = {p: linear(g, y, names[p], style, bias) for p in order if p in "qkv"}
@@ -172,8 +136,11 @@ def test_names_mean_nothing(swap):
 
 def test_packed_projections():
     found = find_places(Dataflow(decoder(fused=True).onnx()))
-    assert found[Place(PACKED, 1)].name == "w1_qkv"
-    assert Place("query", 1) not in found
+    runs = {"query": (0, 6), "key": (6, 3), "value": (9, 3)}
+    for role, run in runs.items():
+        weight = found[Place(role, 1)]
+        assert weight.name == "w1_qkv"
+        assert weight.rows == Rows(*run, 12)
 
 
 def test_tied_heads_plain_mlps_and_offsets():
@@ -283,10 +250,17 @@ def test_softmax_along_another_axis():
 def test_rotation_of_neighbours():
     g = decoder(fused=True)
     g.nodes = [
-        Node(n.op, n.name, n.inputs, n.outputs, {"rotary_interleaved": 1} if "Query" in n.op else n.attributes, n.domain)
+        Node(n.op, n.name, n.inputs, n.outputs, {**n.attributes, "rotary_interleaved": 1} if "Query" in n.op else n.attributes, n.domain)
         for n in g.nodes
     ]  # fmt: skip
     assert "rotates neighbours, not halves" in refused(g, UnsupportedError)
+    assert find_places(Dataflow(g.onnx()), neighbours=True)
+    g = decoder(fused=True)
+    g.nodes = [
+        Node(n.op, n.name, n.inputs, n.outputs, {**n.attributes, "do_rotary": 1}, n.domain) for n in g.nodes
+    ]
+    with pytest.raises(UnsupportedError, match="rotates halves, not neighbours"):
+        find_places(Dataflow(g.onnx()), neighbours=True)
 
 
 def test_scaled_products():

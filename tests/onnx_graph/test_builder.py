@@ -92,6 +92,28 @@ def test_every_weight_must_have_a_place_and_every_place_a_weight() -> None:
         graph.weight("missing")
 
 
+def test_a_weight_that_nothing_computes_with_is_carried_along() -> None:
+    weights = {"count": Weight("w", 0, 8, INT64, ()), "a": weight(F16)}
+    with pytest.raises(UnsupportedError, match="type int64 cannot be computed with"):
+        Graph(weights)
+    graph = Graph(weights, idle=["count"], opset=20)
+    assert graph.compute == F16
+    graph.carry("count")
+    graph.result("z", graph.weight("a"), [2, 3])
+    model = parsed(graph)
+    assert {tensor.name: tensor.data_type for tensor in model.graph.initializer} == {
+        "count": onnx.TensorProto.INT64,
+        "a": onnx.TensorProto.FLOAT16,
+    }
+    # onnxruntime warns of initializers that no operation takes
+    assert [(node.op_type, list(node.input)) for node in model.graph.node] == [
+        ("Identity", ["count"]),
+        ("Cast", ["a"]),
+    ]
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert (model.ir_version, model.opset_import[0].version) == (9, 20)
+
+
 def test_types_that_nothing_computes_with_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="type float64, int64 cannot be computed with"):
         Graph({"a": weight(BY_NAME["float64"]), "b": weight(INT64), "c": weight()})
