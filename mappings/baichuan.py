@@ -1,15 +1,15 @@
 """Baichuan 7B: a ``BaichuanForCausalLM``, whose class came with it: a Llama with q, k, v in one tensor.
 
 Source: modeling_baichuan.py of the released models, nemo/collections/llm/gpt/model/baichuan.py. Two things
-have no counterpart in NeMo and are refused: the ALiBi of the 13B models, and the output layer of Baichuan 2,
-which divides each row by its length when it runs (``NormHead``; NeMo's importer copies the rows, and the
-model that it writes computes other logits).
+have no counterpart in NeMo: the ALiBi of the 13B models, which is refused, and the output layer of
+Baichuan 2, which divides each row by its length when it runs (``NormHead``; NeMo's importer copies the rows,
+and the model that it writes computes other logits). On request the rows are divided once and for all.
 """
 
 from nemoconv.mappings import blocks
 from nemoconv.mappings.blocks import HF, NEMO
 from nemoconv.mappings.config_fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.config_fields_gpt import AutoMap, BaichuanLimits, PlainHeads
+from nemoconv.mappings.config_fields_gpt import AutoMap, BaichuanLimits, PlainHeads, PlainOutput
 from nemoconv.mappings.nemo_configs_gpt import BAICHUAN_DEFAULTS
 from nemoconv.mappings.nemo_fields import DECODER as NEMO_FIELDS
 from nemoconv.mappings.nemo_fields import NO_BIASES, NemoClasses, with_rules
@@ -27,7 +27,12 @@ TABLE = Table(
         model="Baichuan2Model",
         config="Baichuan2Config",
         defaults=BAICHUAN_DEFAULTS,
-        rules=with_rules(NEMO_FIELDS, NO_BIASES, NemoFixed("position_embedding_type", "rope", written=True)),
+        rules=with_rules(
+            NEMO_FIELDS,
+            NO_BIASES,
+            NemoFixed("position_embedding_type", "rope", written=True),
+            PlainOutput(),
+        ),
     ),
     fields=(
         BaichuanLimits(),
@@ -65,6 +70,7 @@ TABLE = Table(
     modules=blocks.MODULES,
     ignored=(blocks.INV_FREQ,),
     tied=blocks.TIED,
+    unit_rows=("lm_head.weight",),
     verified=(
         "bit-equal",
         "logits of transformers' Llama",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import Dtype, Field, OneOf, Value
 from nemoconv.mappings.config_fields import Unread as UnreadKeys
-from nemoconv.mappings.config_fields_speech import Amount, Nested, SameAs
+from nemoconv.mappings.config_fields_speech import FOR_ONNX_ASR, Amount, Nested, Repeated, SameAs
 from nemoconv.mappings.fastconformer import (
     ENCODER_FIELDS,
     ENCODER_SETTINGS,
@@ -275,6 +275,8 @@ TABLE = SpeechTable(
         Nested("encoder_config", "parakeet_encoder", ENCODER_FIELDS, _ENCODER_DEFAULTS),
         Nested("decoder_config", "canary_decoder", _DECODER_FIELDS),
         SameAs("vocab_size", "vocab_size"),
+        *FOR_ONNX_ASR,
+        Repeated("max_sequence_length", "max_sequence_length"),
         OneOf("tie_word_embeddings", (True,)),
         UnreadKeys(("initializer_range",)),
         Dtype(),

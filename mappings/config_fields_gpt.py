@@ -87,6 +87,27 @@ class PlainHeads:
 
 
 @dataclass(frozen=True, slots=True)
+class EvenHeads:
+    """Heads that share the hidden size evenly: config.json has no key for ``kv_channels``."""
+
+    hf_keys = frozenset[str]()
+    fields = frozenset({"kv_channels"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        hidden, heads = config["hidden_size"], config["num_attention_heads"]
+        if hidden % heads:
+            raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
+        config["kv_channels"] = hidden // heads
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        if config["kv_channels"] * config["num_attention_heads"] != config["hidden_size"]:
+            raise UnsupportedConfig(
+                f"kv_channels={config['kv_channels']} of {config['num_attention_heads']} heads is not "
+                f"hidden_size={config['hidden_size']}, which config.json of this architecture cannot say"
+            )
+
+
+@dataclass(frozen=True, slots=True)
 class Inner:
     """``n_inner`` <-> ``ffn_hidden_size``: four times the hidden size unless it is given."""
 
@@ -249,10 +270,11 @@ BAICHUAN2_VOCABULARY: Final = 125_696
 @dataclass(frozen=True, slots=True)
 class BaichuanLimits:
     """``max_position_embeddings`` <-> ``seq_length``, and what Baichuan's code does without a key for it:
-    models of 13B, which have no such key, use ALiBi, and Baichuan 2 normalises its output layer."""
+    models of 13B, which have no such key, use ALiBi, and Baichuan 2 normalises its output layer, which
+    ``unit_rows`` says: False where that remains to be done, True where it is."""
 
     hf_keys = frozenset({"max_position_embeddings", "model_max_length"})
-    fields = frozenset({"seq_length"})
+    fields = frozenset({"seq_length", "unit_rows"})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         if hf.get("max_position_embeddings") is None or hf.get("num_hidden_layers") == 40:
@@ -260,18 +282,31 @@ class BaichuanLimits:
                 "config.json: is a Baichuan 13B (no max_position_embeddings, or 40 layers), whose ALiBi "
                 "positions are not supported, only the rotary embedding of the 7B models"
             )
-        if hf.get("vocab_size") == BAICHUAN2_VOCABULARY:
-            raise UnsupportedConfig(
-                f"config.json: vocab_size={BAICHUAN2_VOCABULARY} is a Baichuan 2, whose output layer divides "
-                "each of its rows by its length (NormHead); NeMo has no such layer",
-                hint="a copy rewritten as a Llama, with rows of unit length in lm_head, can be converted",
-            )
+        config["unit_rows"] = False if hf.get("vocab_size") == BAICHUAN2_VOCABULARY else None
         config["seq_length"] = check_kind("max_position_embeddings", hf["max_position_embeddings"], int)
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        if config["vocab_size"] == BAICHUAN2_VOCABULARY:
+        if config["vocab_size"] == BAICHUAN2_VOCABULARY and config.get("unit_rows") is not True:
             raise UnsupportedConfig(
                 f"vocab_size={BAICHUAN2_VOCABULARY} is a Baichuan 2, whose code in a Hugging Face directory "
-                "divides each row of the output layer by its length (NormHead), which NeMo's does not"
+                "divides each row of the output layer by its length (NormHead), which NeMo's does not; only "
+                "a model whose rows this program has normalised can be written"
             )
         hf["max_position_embeddings"] = hf["model_max_length"] = config["seq_length"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainOutput:
+    """NeMo's output layer takes its rows as they are: ``unit_rows`` must not be False."""
+
+    names = frozenset[str]()
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["unit_rows"] = None
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        if config.get("unit_rows") is False:
+            raise UnsupportedConfig(
+                f"config.json: vocab_size={BAICHUAN2_VOCABULARY} is a Baichuan 2, whose output layer divides "
+                "each of its rows by its length; NeMo has no such layer"
+            )

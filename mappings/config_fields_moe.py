@@ -144,6 +144,41 @@ class DenseFirst:
 
 
 @dataclass(frozen=True, slots=True)
+class DenseTypes:
+    """``mlp_layer_types``, "dense" or "sparse" a layer, of which only the first may be dense. Released files
+    say ``first_k_dense_replace`` instead, which transformers does not read here: it must say the same."""
+
+    default: int
+    hf_keys = frozenset({"mlp_layer_types", "first_k_dense_replace"})
+    fields = frozenset({"first_k_dense_replace"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        layers, kinds = config["num_layers"], hf.get("mlp_layer_types")
+        dense = self.default
+        if kinds is not None:
+            dense = kinds.index("sparse") if isinstance(kinds, list) and "sparse" in kinds else -1
+        if not 0 <= dense < layers or kinds not in (None, _layer_types(dense, layers)):
+            raise UnsupportedConfig(
+                f"config.json: mlp_layer_types must be dense layers first, then at least one sparse, "
+                f"{layers} in all"
+            )
+        if hf.get("first_k_dense_replace", dense) != dense:
+            raise UnsupportedConfig(
+                f"config.json: first_k_dense_replace={hf['first_k_dense_replace']!r}, but transformers takes "
+                f"{dense} here, as mlp_layer_types says"
+            )
+        config["first_k_dense_replace"] = dense
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        dense = hf["first_k_dense_replace"] = config["first_k_dense_replace"]
+        hf["mlp_layer_types"] = _layer_types(dense, config["num_layers"])
+
+
+def _layer_types(dense: int, layers: int) -> list[str]:
+    return ["dense"] * dense + ["sparse"] * (layers - dense)
+
+
+@dataclass(frozen=True, slots=True)
 class SharedExperts:
     """``n_shared_experts``, each of ``moe_intermediate_size`` <-> ``moe_shared_expert_intermediate_size``."""
 
@@ -215,11 +250,12 @@ class ExpertGroups:
 class LowRankQuery:
     """``q_lora_rank``: None when queries are projected at once."""
 
+    default: int = 1536
     hf_keys = frozenset({"q_lora_rank"})
     fields = frozenset({"q_lora_rank", "low_rank_query"})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
-        rank = hf.get("q_lora_rank", 1536)
+        rank = hf.get("q_lora_rank", self.default)
         config["q_lora_rank"] = None if rank is None else check_kind("q_lora_rank", rank, int)
         config["low_rank_query"] = rank is not None
 

@@ -136,6 +136,19 @@ class SameAs:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeated(SameAs):
+    """A key that other programs want beside ONNX graphs (onnx-asr): read like :class:`SameAs`, written there
+    only."""
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        pass
+
+
+#: what onnx-asr reads in config.json
+FOR_ONNX_ASR = (Repeated("features_size", "feat_in"), Repeated("subsampling_factor", "subsampling_factor"))
+
+
+@dataclass(frozen=True, slots=True)
 class Durations:
     """``durations``: how many frames a token of a TDT model may last."""
 

@@ -1,5 +1,8 @@
 """What the tables of DeepSeek V2 and V3 share: latent attention, shared experts, dense layers first.
 
+megatron-core's norms of latents take ``rms_norm_eps``, transformers' always 1e-6: the released DeepSeek models
+say 1e-6, and where a model says 1e-5 logits of random weights differ by 1e-4.
+
 Source: transformers/models/deepseek_v3, megatron/core/transformer/multi_latent_attention.py,
 nemo/collections/llm/gpt/model/deepseek.py.
 """
@@ -12,6 +15,7 @@ from dataclasses import replace
 from nemoconv.mappings.blocks import EMBEDDING, FC2, GATED_FC1, HF, NEMO, OUTPUT, final_norm, mlp_norm
 from nemoconv.mappings.config_fields import ConfigRule, Dtype, Field, Fixed, OneOf, Unread, Value
 from nemoconv.mappings.config_fields_moe import DenseFirst, KeyHeads, ReleasedCode, SharedExperts
+from nemoconv.mappings.further import further_sizes
 from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import same
 from nemoconv.mappings.rules_moe import EXPERT_NORM, ROUTED, experts, router, shared_experts
@@ -52,10 +56,8 @@ def fields(
         Fixed("moe_layer_freq", 1),
         Fixed("hidden_act", "silu"),
         Fixed("attention_bias", False),
-        # sizes that transformers works out itself, training, and the number of layers (model.layers.61)
-        # that predict further tokens, whose tensors have no rule
+        # sizes that transformers works out itself, and training
         Unread(("head_dim", "qk_head_dim", "ep_size", "seq_aux")),
-        OneOf("num_nextn_predict_layers", (0, 1, 2, 3, 4)),
         Rope(),
         Dtype(),
     )
@@ -85,6 +87,7 @@ def sizes(config: Mapping[str, Value]) -> dict[str, int]:
         "experts": config["num_moe_experts"],
         "moe_ffn": config["moe_ffn_hidden_size"],
         "shared_ffn": config["moe_shared_expert_intermediate_size"],
+        **further_sizes(config),
         "vocab": config["vocab_size"],
         "true_vocab": config["vocab_size"],
     }

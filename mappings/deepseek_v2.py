@@ -5,7 +5,7 @@ Source: see :mod:`nemoconv.mappings.deepseek`.
 
 from nemoconv.mappings import deepseek
 from nemoconv.mappings.blocks import TIED
-from nemoconv.mappings.config_fields import Field, Fixed
+from nemoconv.mappings.config_fields import Field, Fixed, OneOf
 from nemoconv.mappings.config_fields_moe import ExpertGroups, LowRankQuery
 from nemoconv.mappings.nemo_configs_moe import DEEPSEEK_DEFAULTS
 from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
@@ -38,6 +38,7 @@ TABLE = Table(
         ExpertGroups((None, None), ranked_by=1),
         Fixed("norm_topk_prob", False),
         Fixed("mlp_bias", False),
+        OneOf("num_nextn_predict_layers", (0,)),
         sizes=(32, 4096, 11008, 32, 102400, 2048),
         dense=0,
         shared=2,

@@ -1,6 +1,6 @@
 """DeepSeek-V3, R1, Kimi K2, Moonlight and what else is a ``DeepseekV3ForCausalLM``.
 
-Weights in FP8 are decoded as they are read. Layers that predict further tokens are left out on demand.
+Weights in FP8 are decoded as they are read.
 
 Source: see :mod:`nemoconv.mappings.deepseek`.
 """
@@ -11,6 +11,7 @@ from nemoconv.mappings import deepseek
 from nemoconv.mappings.blocks import HF, NEMO, TIED
 from nemoconv.mappings.config_fields import Field, Fixed
 from nemoconv.mappings.config_fields_moe import Aliased, ExpertGroups, LowRankQuery
+from nemoconv.mappings.further import COPIES, FurtherFields, FurtherLayers, further_modules, further_rules
 from nemoconv.mappings.nemo_configs_moe import DEEPSEEK_DEFAULTS
 from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
 from nemoconv.mappings.nemo_fields import NemoClasses, with_rules
@@ -24,6 +25,8 @@ CORRECTION = replace(
     keeps_dtype=True,
 )
 
+RULES = (*deepseek.RULES, CORRECTION)
+
 TABLE = Table(
     architecture="deepseek_v3",
     hf_class="DeepseekV3ForCausalLM",
@@ -36,6 +39,7 @@ TABLE = Table(
             DEEPSEEK,
             NemoFixed("moe_router_score_function", "sigmoid", written=True),
             NemoFixed("moe_router_enable_expert_bias", True, written=True),
+            FurtherFields(),
         ),
         marks=(("moe_router_enable_expert_bias", True),),
     ),
@@ -49,21 +53,24 @@ TABLE = Table(
         ExpertGroups((8, 4), ranked_by=2),
         Fixed("norm_topk_prob", True),
         Fixed("rope_interleave", True),
+        FurtherLayers(),
         sizes=(61, 7168, 18432, 128, 129280, 4096),
         dense=3,
         shared=1,
         scoring="sigmoid",
     ),
-    rules=(*deepseek.RULES, CORRECTION),
-    modules=deepseek.MODULES,
+    rules=(*RULES, *further_rules(RULES, "sparse")),
+    modules=(*deepseek.MODULES, *further_modules(deepseek.MODULES, "sparse")),
     sizes=deepseek.sizes,
     layer_sets=deepseek.layer_sets,
     further=HF,
+    copies=COPIES,
     tied=TIED,
     verified=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits",
+        "both for further tokens",
         "transformers' own FP8 decoding",
     ),
 )

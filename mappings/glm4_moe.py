@@ -10,10 +10,11 @@ from types import MappingProxyType
 
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.mappings.blocks import FC2, GATED_FC1, HF, QK_MODULES, QK_NORMS, QKV_BIAS, TIED, mlp_norm
-from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim, OneOf
+from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim
 from nemoconv.mappings.config_fields_moe import Aliased, DenseFirst, ExpertGroups, SharedExperts
 from nemoconv.mappings.deepseek import EXPERT, layer_sets
 from nemoconv.mappings.deepseek_v3 import CORRECTION
+from nemoconv.mappings.further import COPIES, FurtherFields, FurtherLayers, further_modules, further_rules
 from nemoconv.mappings.nemo_configs_moe import config_class
 from nemoconv.mappings.nemo_fields import Count, NemoClasses, Same, with_rules
 from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
@@ -51,6 +52,23 @@ GPT_CONFIG = config_class(
     share_embeddings_and_output_weights=True,
     attention_dropout=0.1,
 )
+RULES = (
+    *BEFORE,
+    replace(QKV_BIAS, when=(("add_qkv_bias", True),)),
+    *(replace(rule, when=(("qk_layernorm", True),)) for rule in QK_NORMS),
+    *(replace(rule, layers="dense") for rule in (mlp_norm(), GATED_FC1, FC2)),
+    replace(EXPERT_NORM, layers="sparse", also=()),
+    router("mlp.gate.weight", layers="sparse"),
+    CORRECTION,
+    *experts(*(EXPERT + f"{name}_proj.weight" for name in ("gate", "up", "down")), layers="sparse"),
+    *shared_experts("mlp.shared_experts", layers="sparse"),
+    *AFTER,
+)
+MODULES = (
+    *sparse_modules(),
+    *shared_modules(),
+    *(replace(module, when=(("qk_layernorm", True),)) for module in QK_MODULES),
+)
 
 TABLE = Table(
     architecture="glm4_moe",
@@ -77,6 +95,7 @@ TABLE = Table(
             LayerFreq(),
             ScalingFactor(),
             WrittenBlockSpec(),
+            FurtherFields(),
             SetTo("hidden_dropout", 0.0),
             SetTo("moe_router_dtype", "fp32"),
         ),
@@ -111,31 +130,16 @@ TABLE = Table(
         DenseFirst(1),
         Fixed("norm_topk_prob", True),
         Fixed("hidden_act", "silu"),
-        OneOf("num_nextn_predict_layers", (0, 1, 2, 3, 4)),
-        OneOf("num_mtp_layers", (0, 1, 2, 3, 4)),
+        FurtherLayers(),
         PartialRope(default_factor=0.5),
         Dtype(),
     ),
-    rules=(
-        *BEFORE,
-        replace(QKV_BIAS, when=(("add_qkv_bias", True),)),
-        *(replace(rule, when=(("qk_layernorm", True),)) for rule in QK_NORMS),
-        *(replace(rule, layers="dense") for rule in (mlp_norm(), GATED_FC1, FC2)),
-        replace(EXPERT_NORM, layers="sparse", also=()),
-        router("mlp.gate.weight", layers="sparse"),
-        CORRECTION,
-        *experts(*(EXPERT + f"{name}_proj.weight" for name in ("gate", "up", "down")), layers="sparse"),
-        *shared_experts("mlp.shared_experts", layers="sparse"),
-        *AFTER,
-    ),
-    modules=(
-        *sparse_modules(),
-        *shared_modules(),
-        *(replace(module, when=(("qk_layernorm", True),)) for module in QK_MODULES),
-    ),
+    rules=(*RULES, *further_rules(RULES, "sparse")),
+    modules=(*MODULES, *further_modules(MODULES, "sparse")),
     sizes=moe_sizes,
     layer_sets=layer_sets,
     further=HF,
+    copies=COPIES,
     tied=TIED,
-    verified=("bit-equal", "transformers logits", "megatron-core logits"),
+    verified=("bit-equal", "transformers logits", "megatron-core logits", "both for further tokens"),
 )

@@ -146,7 +146,8 @@ class TemperatureTuning:
 @dataclass(frozen=True, slots=True)
 class UnscaledRope:
     """NeMo's ``Llama4Config`` has ``rope_scaling`` and ``rope_scaling_factor``, and builds the model without
-    (``GPTConfig.configure_model``, NeMo 2.5 to 2.7), so a scaled model would come out unscaled."""
+    (``GPTConfig.configure_model``, NeMo 2.5 to 2.7), so a scaled model would come out unscaled. Run with
+    NeMo 2.5.3: ``rope_scaling=True, rope_scaling_factor=16`` gives the frequencies of an unscaled model."""
 
     names = frozenset({"rope_scaling", "rope_scaling_factor", "seq_len_interpolation_factor"})
 

@@ -1,4 +1,4 @@
-"""``model_config.yaml`` of NeMo 1's Megatron GPT models <-> the fields of NeMo 2's ``GPTConfig``.
+"""``model_config.yaml`` of NeMo 1's Megatron models, GPT above all, <-> fields of NeMo 2's ``GPTConfig``.
 
 NeMo 1 hands every key that megatron-core's ``TransformerConfig`` has to it as it is, so those need no
 entry here; what NeMo 1 calls otherwise, or takes another default for, has one. An absent key takes NeMo
@@ -10,108 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.mappings import nemo_configs
 from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.nemo1_rules import Key, Only, Required, Says, Word, YamlRule, key, rare
 from nemoconv.mappings.nemo_configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
 from nemoconv.mappings.nemo_fields import plain, text
 
 RELU: Final = Symbol("torch.nn.functional", "relu")
 _QUICK_GELU: Final = Symbol("nemo.collections.nlp.modules.common.megatron.utils", "ApproxGELUActivation")
-
-
-class YamlRule(Protocol):
-    """Owns ``keys`` of model_config.yaml and translates them to and from ``fields`` of GPTConfig."""
-
-    @property
-    def keys(self) -> frozenset[str]: ...
-
-    @property
-    def fields(self) -> frozenset[str]: ...
-
-    def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None: ...
-
-    def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One key, one field; ``default`` is what NeMo 1 takes where the key is absent."""
-
-    key: str
-    field: str
-    default: Value = None
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset({self.key})
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field})
-
-    def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
-        fields[self.field] = yaml.get(self.key, self.default)
-
-    def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
-        value = fields.get(self.field, self.default)
-        yaml[self.key] = list(value) if isinstance(value, tuple) else value
-
-
-def key(name: str, default: Value = None) -> Key:
-    """A key of the field's own name, whose default NeMo 1 states."""
-    return Key(name, name, default)
-
-
-@dataclass(frozen=True, slots=True)
-class Rare(Key):
-    """A key that is written only where it says something."""
-
-    def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
-        if fields.get(self.field, self.default) != self.default:
-            Key.write(self, fields, yaml)
-
-
-def rare(name: str, default: Value = None) -> Key:
-    return Rare(name, name, default)
-
-
-@dataclass(frozen=True, slots=True)
-class Required(Key):
-    """A key without which NeMo 1 builds nothing."""
-
-    def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
-        if yaml.get(self.key) is None:
-            raise CorruptCheckpoint(f"model_config.yaml: has no {self.key}")
-        Key.read(self, yaml, fields)
-
-
-@dataclass(frozen=True, slots=True)
-class Only:
-    """A key that NeMo 2 has no word for: only these values say what every GPTConfig means. The first is
-    NeMo 1's default."""
-
-    name: str
-    values: tuple[Value, ...]
-    fields = frozenset[str]()
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset({self.name})
-
-    def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
-        found = yaml.get(self.name, self.values[0])
-        if found not in self.values:
-            raise UnsupportedConfig(
-                f"model_config.yaml: {self.name}={text(found)} has no counterpart, "
-                f"only {some([repr(value) for value in self.values])} has"
-            )
-
-    def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
-        """Nothing: NeMo 1's default says it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +136,8 @@ class RotaryScaling:
             yaml |= {name: fields[name] for name in _SCALING}
 
 
+#: layer specs that build megatron-core's plain layers
+PLAIN_SPECS: Final = None, "te_gpt", "modelopt", "decoder_block_gpt", "megatron_gpt_full_te_layer_autocast"
 #: in the order of NeMo's own yaml files
 RULES: Final[tuple[YamlRule, ...]] = (
     Length(),
@@ -272,13 +184,11 @@ RULES: Final[tuple[YamlRule, ...]] = (
     Only("normalize_attention_scores", (True,)),
     Only("attention_type", ("multihead", None)),
     Only("megatron_legacy", (False, None)),
-    Only("apply_embedding_scaling", (False, None)),
     Only("hyena", (None,)),
     Only("drop_layers", (None, [])),
-    # the layer specs that build megatron-core's plain layers
-    Only(
-        "name", ("", None, "te_gpt", "modelopt", "decoder_block_gpt", "megatron_gpt_full_te_layer_autocast")
-    ),
+    Word("apply_embedding_scaling", (False, True), plain=(None,)),
+    # the layer specs; those that build megatron-core's plain layers are one
+    Word("name", ("", "megatron_gemma2", "megatron_falcon_gpt"), plain=PLAIN_SPECS),
 )
 
 #: handled by the reader itself
@@ -321,18 +231,24 @@ _HANDED_ON: Final = (
     | nemo_configs.INERT
     | frozenset(nemo_configs.ONLY_WITH).union(*nemo_configs.ONLY_WITH.values())
 )
-_KEYS: Final = frozenset().union(*(rule.keys for rule in RULES))
+Rules = tuple[YamlRule, ...]
 
 
 def read_fields(
-    yaml: Mapping[str, Value], where: str, allow_ignored: Collection[str] = ()
+    yaml: Mapping[str, Value],
+    where: str,
+    allow_ignored: Collection[str] = (),
+    rules: Rules = RULES,
+    inert: Collection[str] = (),
 ) -> dict[str, Value]:
-    """The GPTConfig fields that NeMo 1 would build this model with.
+    """The GPTConfig fields that NeMo 1 would build this model with. ``inert`` are keys beside
+    :data:`INERT` that say nothing of the model.
 
     Raises UnsupportedConfig for keys and values that may change the mathematics and have no
     counterpart, CorruptCheckpoint for a config that NeMo 1 could not build.
     """
-    known = _KEYS | _CONTAINER | INERT | _HANDED_ON | set(allow_ignored)
+    keys = frozenset().union(*(rule.keys for rule in rules))
+    known = keys | _CONTAINER | INERT | _HANDED_ON | {*inert, *allow_ignored}
     unknown = [name for name in yaml if name not in known]
     if unknown:
         raise UnsupportedConfig(
@@ -340,8 +256,8 @@ def read_fields(
             hint="if you know that they do not, pass --allow-ignored KEY for each",
         )
     stated = {name: value for name, value in yaml.items() if name not in allow_ignored}
-    fields = {name: value for name, value in stated.items() if name in _HANDED_ON - _KEYS - _CONTAINER}
-    for rule in RULES:
+    fields = {name: value for name, value in stated.items() if name in _HANDED_ON - keys - _CONTAINER}
+    for rule in rules:
         rule.read(stated, fields)
     custom = stated.get("mcore_customization_config") or {}
     if not isinstance(custom, dict):
@@ -349,24 +265,24 @@ def read_fields(
     return fields | custom
 
 
-def defaults() -> dict[str, Value]:
+def defaults(rules: Rules = RULES) -> dict[str, Value]:
     """The fields of a model whose yaml says no more than it must."""
     fields: dict[str, Value] = {}
-    for rule in RULES:
-        if not isinstance(rule, Required):
+    for rule in rules:
+        if not isinstance(rule, (Required, Says)):
             rule.read({}, fields)
     return fields
 
 
-def write_yaml(fields: Mapping[str, Value]) -> dict[str, Value]:
+def write_yaml(fields: Mapping[str, Value], rules: Rules = RULES) -> dict[str, Value]:
     """The keys of model_config.yaml that make NeMo 1 build the model of a GPTConfig with these fields.
 
     Raises UnsupportedConfig for a field that NeMo 1 cannot be told.
     """
     yaml: dict[str, Value] = {}
-    for rule in RULES:
+    for rule in rules:
         rule.write(fields, yaml)
-    owned = frozenset().union(*(rule.fields for rule in RULES))
+    owned = frozenset().union(*(rule.fields for rule in rules))
     for name, value in fields.items():
         if name in owned or name in nemo_configs.INERT or name in _SAID_ELSEWHERE:
             continue

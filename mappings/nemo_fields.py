@@ -385,6 +385,8 @@ class NemoClasses:
     marks: tuple[tuple[str, Value], ...] = ()
     #: further modules whose config classes ``defaults`` holds
     modules: tuple[str, ...] = ()
+    #: what the model class takes besides its config
+    arguments: tuple[tuple[str, Value], ...] = ()
 
     def fits(self, config_class: Symbol, given: Mapping[str, Value]) -> bool:
         """Whether a config is of this architecture, as far as it can be told."""
@@ -448,6 +450,14 @@ class NemoClasses:
                 f"config.json: NeMo's {self.config} has no rotary scaling of type 'llama3'"
             )
         return self.scaled_config, fields
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivesOnly(NemoClasses):
+    """The fields of a model that only a class of NeMo 1 computes: no NeMo 2 directory holds it."""
+
+    def fits(self, config_class: Symbol, given: Mapping[str, Value]) -> bool:
+        return False
 
 
 def harmless(name: str, fields: Mapping[str, Value]) -> bool:

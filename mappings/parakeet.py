@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import ConfigRule, Dtype, Field, Value
 from nemoconv.mappings.config_fields import Unread as UnreadKeys
-from nemoconv.mappings.config_fields_speech import Nested, SameAs
+from nemoconv.mappings.config_fields_speech import FOR_ONNX_ASR, Nested, Repeated, SameAs
 from nemoconv.mappings.fastconformer import ENCODER_FIELDS, ENCODER_SETTINGS, encoder_sizes
 from nemoconv.mappings.rules import same
 from nemoconv.mappings.speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
@@ -77,6 +77,7 @@ class Classes:
 CTC_FIELDS: Final[tuple[ConfigRule, ...]] = (
     *ENCODER,
     Field("vocab_size", "vocab_size", 1025),
+    *FOR_ONNX_ASR,
     UnreadKeys(("ctc_loss_reduction", "ctc_zero_infinity", "initializer_range")),
     Dtype(),
 )
@@ -264,6 +265,8 @@ TRANSDUCER_FIELDS: Final[tuple[ConfigRule, ...]] = (
     Field("num_decoder_layers", "pred_rnn_layers", 2),
     Field("hidden_act", "joint_activation", "relu", kind=str),
     Field("max_symbols_per_step", "max_symbols", 10),
+    *FOR_ONNX_ASR,
+    Repeated("max_tokens_per_step", "max_symbols"),
     UnreadKeys(("initializer_range",)),
     Dtype(),
 )

@@ -21,6 +21,7 @@ TABLE = Table(
         config="Qwen2Config",
         defaults=QWEN2_DEFAULTS,
         rules=with_rules(NEMO_FIELDS, NO_BIASES, NemoFixed("add_qkv_bias", True, written=True)),
+        marks=(("num_moe_experts", False), ("mtp_num_layers", False)),
     ),
     fields=(
         Field("num_hidden_layers", "num_layers", 32),

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from nemoconv.mappings.blocks import EMBEDDING, HF, NEMO, OUTPUT, PROJ, QKV, final_norm, input_norm
 from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.further import further_sizes
 from nemoconv.mappings.rules import same
 from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.mappings.table import Module, Part, Rule
@@ -134,4 +135,4 @@ def moe_sizes(config: Mapping[str, Value]) -> dict[str, int]:
     sizes["moe_ffn"] = config.get("moe_ffn_hidden_size") or config["ffn_hidden_size"]
     sizes["one"] = 1
     sizes["shared_ffn"] = config.get("moe_shared_expert_intermediate_size") or 0
-    return sizes
+    return sizes | further_sizes(config)

@@ -189,6 +189,25 @@ def _of_kind(rule: Rule, kind: str, varied: frozenset[str]) -> Rule:
 
 #: the factor of query groups: a query head's group has one key and one value head
 GROUP = "group"
+#: the hole of layers beyond the last, which predict further tokens
+DEPTH = "depth"
+#: the hole of layers of an encoder beside the decoder, which come before it and are counted on their own
+BLOCK = "block"
+
+
+class Depth(int):
+    """The number of a layer that predicts further tokens. Megatron counts these from 0, Hugging Face goes on
+    counting where the decoder's layers end: ``{depth:beyond}``."""
+
+    layers: int
+
+    def __new__(cls, depth: int, layers: int) -> Depth:
+        made = super().__new__(cls, depth)
+        made.layers = layers
+        return made
+
+    def __format__(self, spec: str) -> str:
+        return str(self.layers + self) if spec == "beyond" else super().__format__(spec)
 
 
 def splits_groups(sizes: Sizes, layout: Layout, rows: int | None = None) -> bool:
@@ -208,6 +227,7 @@ def splits_groups(sizes: Sizes, layout: Layout, rows: int | None = None) -> bool
 #: what the config calls the sizes that a layout divides, for messages
 FIELD_NAMES = {
     "group": "num_query_groups",
+    "hidden": "hidden_size",
     "ffn": "ffn_hidden_size",
     "moe_ffn": "moe_ffn_hidden_size",
     "shared_ffn": "moe_shared_expert_intermediate_size",
@@ -263,10 +283,19 @@ class Table:
     whole_experts: bool = False
     #: what names of tensors of a Hugging Face layer begin with, where there may be layers beyond the last
     further: str = ""
+    #: (copy, original) of Hugging Face tensors that each layer beyond the last may hold again
+    copies: tuple[tuple[str, str], ...] = ()
+    #: Hugging Face tensors of which the model divides each row by its length when it runs
+    unit_rows: tuple[str, ...] = ()
+    #: (copy, original) of Megatron's tensors that it stores under two names
+    twice: tuple[tuple[str, str], ...] = ()
     kinds: Callable[[Mapping[str, Value]], Sequence[str]] | None = None
     varied: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
     files: tuple[str, ...] = ()
+    #: (field of the model config, what to take where nothing tells): what NeMo 2 has no words for, so that it
+    #: travels in the manifest
+    carried: tuple[tuple[str, Value], ...] = ()
     verified: tuple[str, ...] = ()
     origin: str = field(default="nemoconv", compare=False)
 
@@ -312,8 +341,13 @@ class Table:
         rules = [rule for rule in self.rules if rule.applies(config)]
         first = next((i for i, rule in enumerate(rules) if "layer" in rule.holes), len(rules))
         layered = [rule for rule in rules if "layer" in rule.holes]
+        blocks = [rule for rule in rules if BLOCK in rule.holes]
+        for number in range(sizes[HOLE_SIZES[BLOCK]] if blocks else 0):
+            for rule in blocks:
+                yield Instance(rule, {BLOCK: number}, -1, rule.in_hf(config))
         for rule in rules[:first]:
-            yield Instance(rule, {}, -1, rule.in_hf(config))
+            if BLOCK not in rule.holes:
+                yield Instance(rule, {}, -1, rule.in_hf(config))
         sets = self.layer_sets(config) if self.layer_sets else {}
         kinds = self.kinds(config) if self.kinds else [""] * sizes["layers"]
         for layer in range(sizes["layers"]):
@@ -325,9 +359,22 @@ class Table:
                     named = {"layer": layer, **dict(zip(others, index, strict=True))}
                     own = rule.of_kind(kinds[layer], self.varied)
                     yield Instance(own, named, layer, rule.in_hf(config))
+        yield from self._further_instances(rules, config, sizes)
         for rule in rules[first:]:
-            if "layer" not in rule.holes:
+            if not {"layer", DEPTH, BLOCK} & set(rule.holes):
                 yield Instance(rule, {}, sizes["layers"], rule.in_hf(config))
+
+    def _further_instances(
+        self, rules: Sequence[Rule], config: Mapping[str, Value], sizes: Sizes
+    ) -> Iterator[Instance]:
+        """Those of layers that predict further tokens, which stand behind all others."""
+        deep = [rule for rule in rules if DEPTH in rule.holes]
+        for number in range(sizes.get(HOLE_SIZES[DEPTH], 0) if deep else 0):
+            for rule in deep:
+                others = [hole for hole in rule.holes if hole != DEPTH]
+                for index in product(*(range(sizes[HOLE_SIZES[hole]]) for hole in others)):
+                    named = {DEPTH: Depth(number, sizes["layers"]), **dict(zip(others, index, strict=True))}
+                    yield Instance(rule, named, sizes["layers"], rule.in_hf(config))
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +393,7 @@ class Instance:
 
 
 #: which size bounds a hole
-HOLE_SIZES = {"expert": "experts"}
+HOLE_SIZES = {"expert": "experts", DEPTH: "depths", BLOCK: "blocks"}
 
 
 def check_layout(table: Table, config: Mapping[str, Value], sizes: Sizes, layout: Layout) -> None:
@@ -357,5 +404,6 @@ def check_layout(table: Table, config: Mapping[str, Value], sizes: Sizes, layout
     if table.kinds:
         rules = {id(each.rule): each.rule for each in table.instances(config, sizes)}.values()
     for rule in rules:
-        if rule.applies(config) and rule.cut != rule.pad:
+        absent = DEPTH in rule.holes and not sizes.get(HOLE_SIZES[DEPTH])
+        if rule.applies(config) and rule.cut != rule.pad and not absent:
             next(rule.fragments(sizes, layout))

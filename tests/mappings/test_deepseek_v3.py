@@ -113,7 +113,7 @@ def test_a_yarn_that_nemo_cannot_say_is_refused(changes: dict[str, object]) -> N
     [
         ("moe_layer_freq", [1, *[0] * 60]),
         ("moe_layer_freq", 2),
-        ("mtp_num_layers", 1),
+        ("mtp_num_layers", 17),
         ("moe_router_score_function", "softmax"),
         ("num_query_groups", 8),
         ("multi_latent_attention", False),
@@ -164,8 +164,8 @@ def test_a_cast_leaves_the_correction_of_the_router_alone(tmp_path: Path) -> Non
         assert nemo.spec("decoder.layers.1.mlp.router.weight").dtype.name == "float32"
 
 
-def test_layers_that_predict_further_tokens_are_named_and_refused(tmp_path: Path) -> None:
-    extra = "model.layers.4.eh_proj.weight"
+def test_more_layers_than_the_config_counts_are_named_and_refused(tmp_path: Path) -> None:
+    extra = "model.layers.5.eh_proj.weight"  # the config counts one such layer, 4
     samples.build(tmp_path / "hf", CONFIG)
     data = (tmp_path / "hf/model.safetensors").read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
@@ -190,8 +190,8 @@ def test_any_layout_comes_back(tmp_path: Path, tp: int, pp: int, ep: int) -> Non
 
 
 def with_extra_layer(folder: Path) -> None:
-    """A layer beyond the last, as the released files have it."""
-    samples.build(folder, {**CONFIG, "num_hidden_layers": 5})
+    """A layer beyond the last that has not all that such a layer needs."""
+    samples.build(folder, {**CONFIG, "num_hidden_layers": 5, "num_nextn_predict_layers": 0})
     data = (folder / "model.safetensors").read_bytes()
     swapped = data.replace(b"model.layers.4.input_layernorm", b"model.layers.4.shared_headnorm")
     (folder / "model.safetensors").write_bytes(swapped)

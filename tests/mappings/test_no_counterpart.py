@@ -12,9 +12,13 @@ from nemoconv.mappings.no_counterpart import NO_COUNTERPART
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("falcon", "side by side"),
+        ("RefinedWeb", "first Falcons"),
         ("bloom", "ALiBi"),
-        ("glm4", "normalise what attention"),
+        ("olmo2", "normalise only what attention"),
+        ("exaone4", "norms of q and k"),
+        ("qwen3_next", "gated delta nets"),
+        ("umt5", "relative positions of its own"),
+        ("granite", "residual_multiplier"),
         ("phi", "side by"),
     ],
 )
