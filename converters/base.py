@@ -153,6 +153,15 @@ class Checkpoint(ABC):
         """
         raise UsageError(f"{self.path}: has no heads to choose from", hint="leave out --head")
 
+    def normalize_rows(self) -> None:
+        """Divide the rows of an output layer by their lengths, as the model's own code does when it runs.
+
+        Raises UsageError for a checkpoint of a model that does not.
+        """
+        raise UsageError(
+            f"{self.path}: is of no model whose own code normalises rows", hint="leave out --normalize-rows"
+        )
+
     def dequantize(self) -> None:
         """Accept weights that the checkpoint holds only approximately, such as four-bit ones of a graph.
 
@@ -344,7 +353,7 @@ class Converter(ABC):
 
     def check_options(self, options: WriteOptions) -> None:
         """Raise UsageError for an option that means nothing in this format."""
-        for name in ("flavor", "pack", "rank_files"):
+        for name in ("flavor", "pack", "rank_files", "experts"):
             if getattr(options, name) and name not in self.options:
                 raise UsageError(f"{name} means nothing in the format {self.name!r}", hint="leave it out")
 
@@ -370,3 +379,11 @@ class WriteOptions:
     flavor: str | None = None
     pack: bool = False
     rank_files: bool = False
+    experts: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for sizes that are none."""
+        for name in ("max_shard_nbytes", "make_vocab_size_divisible_by"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name}={value!r} is not a positive number")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemoconv.converters.base import Checkpoint, Model, Request, Side
+from nemoconv.converters.further_layers import all_copies, written_copies
 from nemoconv.errors import CorruptCheckpoint, MappingError, some
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.tensors import Extent
+from nemoconv.mappings.further import KEYS
 from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import Instance, Part, Rule, Sizes, Table, holes
 from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.layout import Layout
 
-#: the key of config.json that counts layers beyond the last, which predict further tokens
-FURTHER_LAYERS = "num_nextn_predict_layers"
 _MAX_FURTHER = 16
 
 
@@ -80,6 +80,8 @@ class Bound:
         self._spaces: dict[int, Space] = {}
         self._memory: Memory = {}
         self.redundant: list[tuple[str, str]] = []
+        #: (copy, original) of what further layers hold again
+        self.repeated: list[tuple[str, str]] = []
         self.notes: list[str] = []
         self.instances = list(model.table.instances(model.config, self.sizes))
         self._renamed: dict[str, str] = {}
@@ -113,30 +115,33 @@ class Bound:
         for instance in self.instances:
             for member in members(instance, self.checkpoint.side, self.sizes, self._memory):
                 name = self._find(member, instance)
+                if name is None and instance.rule.idle and not instance.in_hf:
+                    continue
                 if name is None:
                     missing.append(member.name)
                 else:
                     used.add(name)
                     self._renamed[member.name] = name
         left = sorted(self.names - used)
-        for pair in self.model.table.tied:
+        if self.checkpoint.side == "hf":
+            left = self._without_copies(left)
+        for pair in (*self.model.table.tied, *self.model.table.twice):
             copy, original = (self._spelled.get(name, name) for name in pair)
             if copy in left and original in used:
                 left.remove(copy)
+                self._renamed[copy] = copy
                 self.redundant.append((copy, original))
         derived = _ignored_names(self.model.table, self.sizes["layers"])
         left = [name for name in left if not {name, self.model.table.spelled(name)} & derived]
         further = self._further(left)
-        if further and FURTHER_LAYERS in self.model.ignored:
+        if further and not set(KEYS).isdisjoint(self.model.ignored):
             left = [name for name in left if name not in further]
             self.notes.append(f"{len(further):,} tensors of layers that predict further tokens are left out")
         table = self.model.table.architecture
         if left:
             hint = "if the config is right, this model has parts that the table does not describe"
             if further and len(further) == len(left):
-                hint = (
-                    f'they predict further tokens; to leave them out, pass "--allow-ignored {FURTHER_LAYERS}"'
-                )
+                hint = f'they predict further tokens; to leave them out, pass "--allow-ignored {KEYS[0]}"'
             raise MappingError(
                 f"{self.checkpoint.path}: {len(left)} tensors have no rule in the {table!r} table: "
                 f"{some(left)}",
@@ -151,13 +156,22 @@ class Bound:
                 hint="the checkpoint is incomplete or its config describes another model",
             )
 
+    def _without_copies(self, left: list[str]) -> list[str]:
+        """``left`` without what layers that predict further tokens share with the model and hold again."""
+        for original, copies in all_copies(self.model.table, self.model.config).items():
+            stored = self._renamed.get(original)
+            found = [name for name in copies if stored is not None and name in left]
+            self.repeated += [(name, stored) for name in found if stored is not None]
+            left = [name for name in left if name not in found]
+        return left
+
     def _further(self, names: list[str]) -> set[str]:
         """Those of ``names`` that are of layers beyond the last one that the config counts."""
         prefix = self.model.table.further
-        if self.checkpoint.side != "hf" or not prefix:
+        if not prefix:
             return set()
         beyond = (prefix.format(layer=self.sizes["layers"] + number) for number in range(_MAX_FURTHER))
-        starts = tuple(beyond)
+        starts = tuple(beyond) if self.checkpoint.side == "hf" else ("mtp.layers.",)
         return {name for name in names if name.startswith(starts)}
 
     def _find(self, member: Named, instance: Instance) -> str | None:
@@ -183,7 +197,7 @@ class Bound:
 
     def dtype(self, instance: Instance) -> DType:
         """The element type of an instance's tensors. Raises MappingError when they differ."""
-        if not instance.in_hf and self.checkpoint.side == "hf":
+        if self.lacks(instance):
             return self.usual_dtype()
         found = {
             self.checkpoint.dtype(self._renamed[m.name])
@@ -198,6 +212,16 @@ class Bound:
             )
         return found.pop()
 
+    def lacks(self, instance: Instance) -> bool:
+        """Whether the checkpoint has nothing of an instance, and need not: it is written as zeros."""
+        if instance.in_hf:
+            return False
+        return self.checkpoint.side == "hf" or (instance.rule.idle and instance.nemo not in self._renamed)
+
+    def leave_out_idle(self) -> None:
+        """Forget what Hugging Face lacks and Megatron never reads, for a target without a place for it."""
+        self.instances = [i for i in self.instances if i.in_hf or not i.rule.idle]
+
     def usual_dtype(self) -> DType:
         """The element type that most tensors have."""
         found: dict[DType, int] = {}
@@ -209,6 +233,8 @@ class Bound:
     def extents(self, instance: Instance, space: Space) -> tuple[Extent, ...]:
         """Where the instance's bytes lie, in the rule's space."""
         found: list[Extent] = []
+        if self.lacks(instance):
+            return ()
         for member in members(instance, self.checkpoint.side, self.sizes, self._memory):
             tensor = self.checkpoint.stored(self._renamed[member.name])
             if tensor.shape != member.shape:
@@ -255,11 +281,23 @@ class Wanted:
 class Asker:
     """What a writer of ``side`` must reserve, for the instances of one model in one layout."""
 
-    def __init__(self, side: Side, sizes: Sizes, layout: Layout) -> None:
+    def __init__(self, side: Side, sizes: Sizes, layout: Layout, model: Model) -> None:
         self._side, self._sizes, self._layout = side, sizes, layout
+        stored_again: dict[str, list[str]] = {}
+        for copy, original in model.table.twice:
+            stored_again.setdefault(original, []).append(copy)
+        self._copies = written_copies(model.table, model.config) if side == "hf" else stored_again
         self._memory: Memory = {}
         #: of a rule: the shape of its tensor, and (tensor-parallel rank, start, shape) of each box
         self._boxes: dict[int, tuple[Shape, list[tuple[int, Shape, Shape]]]] = {}
+
+    def again(self, wanted: list[Wanted]) -> Iterator[list[Wanted]]:
+        """What is to be reserved once more under other names, for what :meth:`wanted` gave."""
+        found: dict[str, list[Wanted]] = {}
+        for want in wanted if self._copies else ():
+            for name in self._copies.get(want.request.name, ()):
+                found.setdefault(name, []).append(replace(want, request=replace(want.request, name=name)))
+        yield from found.values()
 
     def wanted(self, instance: Instance, dtype: DType) -> list[Wanted]:
         """What must be reserved for an instance.

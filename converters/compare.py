@@ -11,11 +11,12 @@ import numpy
 
 from nemoconv.converters.base import Checkpoint, Model
 from nemoconv.converters.binding import Bound, members
+from nemoconv.converters.further_layers import COPIED
 from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.resharding.boxes import Shape, intersect
-from nemoconv.resharding.tiles import tiles
 from nemoconv.resharding.read import read_box
+from nemoconv.resharding.tiles import tiles
 
 _TILE_NBYTES = 4 << 20
 
@@ -71,13 +72,29 @@ def compare(
         raise UnsupportedArchitecture(
             f"{a.path} is a {model_a.table.architecture!r}, {b.path} a {model_b.table.architecture!r}"
         )
-    result = Comparison(config_differences=_config_differences(model_a.config, model_b.config))
+    carried = {key for key, _ in model_a.table.carried}
+    result = Comparison(config_differences=_config_differences(model_a.config, model_b.config, carried))
     result.notes = [*a.notes(), *b.notes()]
     if result.config_differences:
         return result
     total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in map(a.spec, a.keys()))
-    _compare_bound(Bound(a, model_a), Bound(b, model_b), result, progress, total)
+    bounds = Bound(a, model_a), Bound(b, model_b)
+    _compare_bound(*bounds, result, progress, total)
+    for bound in bounds:
+        _compare_copies(bound, result)
     return result
+
+
+def _compare_copies(bound: Bound, result: Comparison) -> None:
+    """Compare what further layers hold again with the tensors that they share."""
+    for copy, original in bound.repeated:
+        result.tensors += 1
+        one, other = bound.checkpoint.stored(copy), bound.checkpoint.stored(original)
+        result.nbytes += one.nbytes
+        difference = first_difference(one, other) if one.shape == other.shape else "its shape is another"
+        if difference:
+            result.different.append(copy)
+            result.first = result.first or f"{copy} is not {original}: {difference}"
 
 
 def compare_companions(
@@ -164,8 +181,9 @@ def _both_names(instance: Any, a: Bound, b: Bound) -> str:
     return " ".join(names)
 
 
-def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    skipped = {"params_dtype", "init_method_std", "attention_dropout"}
+def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any], carried: set[str]) -> list[str]:
+    """What two model configs say otherwise, of what both formats can say."""
+    skipped = {"params_dtype", "init_method_std", "attention_dropout", COPIED, *carried}
     return [
         f"{key}: {a.get(key)!r} and {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import product
 from math import prod
 from typing import Any
@@ -36,6 +37,36 @@ def name_rows(tensors: Iterable[DistTensor], prefix: str, where: object) -> Plac
                 raise CorruptCheckpoint(f"{where}: {name} is stored twice, stacked and alone")
             places[name] = (tensor, index)
     return places
+
+
+def join_halves(tensors: Mapping[str, DistTensor], where: object) -> dict[str, DistTensor]:
+    """``tensors`` with a gate and an up that lie under keys of their own (``linear_fc1.weight_w`` and
+    ``_v``, of ``singleton_local_shards``) as the one tensor that they are under any other name."""
+    joined: dict[str, DistTensor] = {}
+    for key, tensor in tensors.items():
+        whole = names.whole_of_half(key)
+        if whole is None:
+            joined[key] = tensor
+        elif key == names.halves_of(whole)[0]:
+            joined[whole] = _joined(whole, tensor, tensors.get(names.halves_of(whole)[1]), where)
+        elif names.halves_of(whole)[0] not in tensors:
+            raise CorruptCheckpoint(f"{where}: {key} is stored without its other half")
+        if whole in tensors:
+            raise CorruptCheckpoint(f"{where}: {whole} is stored twice, whole and in halves")
+    return joined
+
+
+def _joined(key: str, gate: DistTensor, up: DistTensor | None, where: object) -> DistTensor:
+    axis = names.leading_axes(key.removeprefix(names.PREFIX))
+    if up is None or gate.shape != up.shape or gate.dtype != up.dtype or len(gate.shape) <= axis:
+        raise CorruptCheckpoint(f"{where}: {gate.name} has no other half of its shape and type")
+    rows = gate.shape[axis]
+    moved = (
+        replace(chunk, start=(*chunk.start[:axis], chunk.start[axis] + rows, *chunk.start[axis + 1 :]))
+        for chunk in up.chunks
+    )
+    shape = (*gate.shape[:axis], 2 * rows, *gate.shape[axis + 1 :])
+    return DistTensor(key, gate.dtype, shape, (*gate.chunks, *moved))
 
 
 def count_objects(metadata: DistMetadata, counts: dict[str, int]) -> None:

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Final
 
 from nemoconv.converters import nemo2_names as names
-from nemoconv.converters.dist_chunks import DistChunks, count_objects, name_rows
+from nemoconv.converters.dist_chunks import DistChunks, count_objects, join_halves, name_rows
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist, torch_zip
 from nemoconv.formats.dtypes import BY_NAME, DType
@@ -26,7 +26,8 @@ class TorchDistWeights:
     def __init__(self, folder: Folder, under: str, prefix: str) -> None:
         self._metadata = torch_dist.read_metadata(folder, under)
         self._chunks = DistChunks(folder, under)
-        self._places = name_rows(self._metadata.tensors.values(), prefix, folder.path)
+        joined = join_halves(self._metadata.tensors, folder.path)
+        self._places = name_rows(joined.values(), prefix, folder.path)
         self.skipped: dict[str, int] = {}
         count_objects(self._metadata, self.skipped)
 

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import manifest, quantization
+from nemoconv.converters import further_layers, manifest, quantization, unit_rows
 from nemoconv.converters.base import (
     Checkpoint,
     Converter,
@@ -76,6 +76,7 @@ class HFCheckpoint(HeldTensors):
         self._config = read_hf_config(config) if config is not None else self._own_config()
         self._tensors = self._stored = self._read_headers()
         self._quantization: Quantization | None = None
+        self._unit_rows: tuple[str, ...] = ()
         self._decoded: quantization.Decoded | None = None
         with suppress(UnsupportedConfig):  # model() raises it; the tensors can be looked at all the same
             self._quantization = quantization.find(self._config, str(self.path / "config.json"))
@@ -95,8 +96,15 @@ class HFCheckpoint(HeldTensors):
             self._decoded = quantization.decode(self._stored, self._quantization, str(self.path), dtype)
             self._tensors = self._decoded.tensors
 
+    def normalize_rows(self) -> None:
+        names = table_for(self._config, str(self.path)).unit_rows
+        if not names or self._quantization is not None:
+            super().normalize_rows()
+        self._tensors, self._unit_rows = unit_rows.normalized(self._stored, names), names
+
     def notes(self) -> Sequence[str]:
-        return self._decoded.notes(self._quantization) if self._decoded and self._quantization else ()
+        said = self._decoded.notes(self._quantization) if self._decoded and self._quantization else []
+        return [*said, *unit_rows.note(self._stored, self._unit_rows)]
 
     def _own_config(self) -> dict[str, Value]:
         return plain_json.loads_object(self._directory.read("config.json"), str(self.path / "config.json"))
@@ -139,6 +147,8 @@ class HFCheckpoint(HeldTensors):
                 raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
         allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
         config, passed = read_config(table.fields, self._config, allowed)
+        unit_rows.settle(config, self._directory, asked=bool(self._unit_rows))
+        further_layers.settle(table, config, self._tensors.keys(), allow_ignored)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         if self._directory.exists(GENERATION_CONFIG):
             plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))
@@ -305,7 +315,7 @@ class HFConverter(Converter):
         if not path.is_dir():
             return False
         if any(path.glob("*.safetensors")):  # tensors alone, with our manifest, are no model
-            others = (manifest.NAME, "model_config.yaml")
+            others = (manifest.NAME, "model_config.yaml", "adapter_config.json")
             return (path / "config.json").exists() or not any((path / name).exists() for name in others)
         graphs = any(path.glob("*.onnx")) or (path / "onnx" / "model.onnx").exists()
         return (path / "config.json").exists() and not graphs

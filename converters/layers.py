@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from nemoconv.converters.base import Model
 from nemoconv.errors import UnsupportedConfig, UsageError
+from nemoconv.mappings.config_fields import ConfigRule
 
 _RANGE = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*")
 #: words in the names of settings that count layers: every n-th layer is another
@@ -42,12 +43,23 @@ def check_alike(model: Model, chosen: Sequence[int], where: str) -> None:
         )
 
 
+def _single(rules: Iterable[ConfigRule]) -> Iterator[ConfigRule]:
+    """The rules of single keys, those of a decoder's own config in config.json among them."""
+    for rule in rules:
+        if getattr(rule, "field", "") is None:
+            yield from _single(getattr(rule, "rules", ()))
+        else:
+            yield rule
+
+
 def _tells_layers_apart(model: Model) -> str | None:
     """The setting by which a layer's number decides what it does; None where all are alike."""
     config, count = model.config, model.config["num_layers"]
     if not model.table.stacked(config) or model.table.kinds is not None:
         return "the kind of each layer"
-    for rule in model.table.fields:
+    if "encoder_num_layers" in config:
+        return "encoder_num_layers, of a stack of its own,"
+    for rule in _single(model.table.fields):
         set_here = [field for field in rule.fields if config.get(field) is not None]
         if "layer_types" in rule.hf_keys and set_here:
             return sorted(set_here)[0]

@@ -6,6 +6,7 @@ The same input, version and options give the same manifest: it holds no time, no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 NAME: Final = "nemoconv_manifest.json"
 VERSION: Final = 1
 _CHUNK: Final = 4 << 20
+#: how a manifest ends: with the checksum of all that stands before
+_END: Final = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\s*\Z')
 
 
 def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: OutputDirectory) -> bytes:
@@ -44,7 +47,8 @@ def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: Outp
             entry["crc32"] = f"{_crc32(file, 0, file.size):08x}"
         files[name] = entry
     manifest = {"manifest_version": VERSION, **header, "files": files}
-    return (json.dumps(manifest, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    said = json.dumps(manifest, ensure_ascii=False, separators=(",", ":")).encode()[:-1]
+    return said + b',"crc32":"%08x"}\n' % crc32(said)
 
 
 def _crc32(file: OutputFile, offset: int, nbytes: int, checksum: int = 0) -> int:
@@ -73,7 +77,14 @@ def read(directory: Folder) -> dict[str, Value] | None:
     if not directory.exists(NAME):
         return None
     where = str(directory.path / NAME)
-    manifest = plain_json.loads(directory.read(NAME), where, max_bytes=256 << 20)
+    data = directory.read(NAME)
+    end = _END.search(data, max(0, len(data) - 40))
+    if end is not None and crc32(data[: end.start()]) != int(end[1], 16):
+        raise CorruptCheckpoint(
+            f"{where}: has another checksum than it says",
+            hint="it changed after it was written; copy it again, or remove it to go without",
+        )
+    manifest = plain_json.loads(data, where, max_bytes=256 << 20)
     if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise CorruptCheckpoint(f"{where}: is not a manifest of version {VERSION}")
     for key in ("files", "model_config", "inert_config"):

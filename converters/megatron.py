@@ -100,6 +100,7 @@ class MegatronCheckpoint(NeMo1Checkpoint):
         self.layout = self.weights.layout
         self._rules = None
         self._sizes = {}
+        self._shifted = None
 
     @property
     def around(self) -> Mapping[str, Any]:

@@ -57,6 +57,12 @@ class MegatronResharder(RankWriter):
                 f"{source.path}: experts of their own ranks are not written into rank directories",
                 hint="leave out --ep and --etp, or convert it to nemo2",
             )
+        if model.config.get("mtp_num_layers") and layout.pipeline_parallel_size > 1:
+            raise LayoutError(
+                f"{source.path}: layers that predict further tokens need the embedding again on the last "
+                "stage, which is not written into rank directories",
+                hint="leave out --pp, or convert it to nemo2",
+            )
         if any("language_model." in key for keys in weights.keys.values() for key in keys.values()):
             raise UnsupportedFormat(
                 f"{source.path}: was saved by Megatron-LM's own models, before megatron-core's",

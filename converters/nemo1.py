@@ -1,4 +1,4 @@
-"""NeMo 1's ``.nemo`` of Megatron GPT models: a tar archive, or the folder it was unpacked into."""
+"""NeMo 1's ``.nemo`` of Megatron language models: a tar archive, or the folder it was unpacked into."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from nemoconv.converters import manifest, nemo1_config, nemo_archive, tokenizer_files
+from nemoconv.converters import further_layers, manifest, nemo1_config, nemo_archive, tokenizer_files
 from nemoconv.converters.base import Checkpoint, Converter, Model, TensorSpec, WriteOptions, Writer
 from nemoconv.converters.dist_weights import DistWeights, open_dist_weights
 from nemoconv.converters.hf import GENERATION_CONFIG, hf_config, read_hf_config
+from nemoconv.converters.nemo1_rank_file import read_rank
 from nemoconv.converters.nemo_model import NemoModel
 from nemoconv.converters.rank_weights import RankWeights, find_ranks
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError, UnsupportedFormat, UsageError, some
@@ -20,8 +21,9 @@ from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
 from nemoconv.formats.tensors import StoredTensor
-from nemoconv.mappings import table_for
+from nemoconv.mappings import nemo1_families, table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
+from nemoconv.mappings.nemo1_families import NORM_WEIGHT
 from nemoconv.mappings.speech import ArchiveOnly
 from nemoconv.mappings.table import Rule, Table
 from nemoconv.resharding.layout import Layout
@@ -51,11 +53,15 @@ class NeMo1Checkpoint(Checkpoint):
             self._weights = open_dist_weights(folder, DIST_FOLDER, PREFIX)
             self.layout = self._stated_layout()
         else:
-            self._weights = RankWeights(folder, find_ranks(folder, nemo_archive.WEIGHTS))
+            family = nemo1_config.family_of(yaml) or nemo1_families.GPT
+            ranks = find_ranks(folder, nemo_archive.WEIGHTS)
+            self._weights = RankWeights(folder, ranks, read_rank, family.dialect)
             self.layout = self._weights.layout
             self._check_layout()
         self._rules: dict[str, Rule] | None = None
         self._sizes: dict[str, int] = {}
+        #: norms that hold 1 + weight, where the table means the weight
+        self._shifted: set[str] | None = None
 
     def _stated_layout(self) -> Layout:
         def size(name: str) -> int:
@@ -89,10 +95,16 @@ class NeMo1Checkpoint(Checkpoint):
         return TensorSpec(name, dtype, shape)
 
     def stored(self, name: str) -> StoredTensor:
-        if not isinstance(self._weights, RankWeights):
-            return self._weights.stored(name)
         rule = self._rule(name)
-        return self._weights.stored(name, rule, self._sizes_of(name, rule) if rule else None)
+        if not isinstance(self._weights, RankWeights):
+            tensor = self._weights.stored(name)
+        else:
+            tensor = self._weights.stored(name, rule, self._sizes_of(name, rule) if rule else None)
+        if not self._shifted or name not in self._shifted:
+            return tensor
+        from nemoconv.resharding.shifted import less_one
+
+        return less_one(tensor)
 
     def _rule(self, name: str) -> Rule | None:
         """The rule of a tensor; None while nobody knows the model, or where it has none."""
@@ -145,17 +157,21 @@ class NeMo1Checkpoint(Checkpoint):
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
+            further_layers.settle(table, config, self._weights.names(), allow_ignored, told={})
             inert = {key: self._hf[key] for key in passed if key in INERT}
         else:
-            nemo1_config.check_target(self._yaml, self._where)
+            nemo1_config.check_family(self._yaml, self._where)
             self._refuse_adapters()
-            table, config = nemo1_config.model_of(
+            table, config, plain_norms = nemo1_config.model_of(
                 self._yaml,
                 self._where,
+                held=set(self.keys()),
                 written_as=(self._manifest or {}).get("architecture"),
                 allow_ignored=allow_ignored,
             )
             self._settle(table, config)
+            if plain_norms and self._shifted is None:
+                self._shifted = {name for name in self.keys() if NORM_WEIGHT.fullmatch(name)}
             inert = self._inert()
         self._set_rules(table, config)
         self._check_frequencies(config)
@@ -165,10 +181,9 @@ class NeMo1Checkpoint(Checkpoint):
     def _refuse_adapters(self) -> None:
         adapters = [name for name in self._weights.names() if _ADAPTER in name]
         if adapters:
-            raise UnsupportedFormat(
-                f"{self.path}: holds {len(adapters)} tensors of adapters (PEFT), such as {adapters[0]}",
-                hint="merge them with their base model in NeMo first",
-            )
+            from nemoconv.converters.nemo1_adapters import refuse
+
+            raise refuse(self.path, adapters, len(self._weights.names()) - len(adapters))
 
     def _settle(self, table: Table, config: dict[str, Value]) -> None:
         """The true vocabulary, and which biases are only zeros: told by the manifest where it describes
@@ -239,6 +254,11 @@ class NeMo1Checkpoint(Checkpoint):
         if isinstance(tokenizer, dict) and not self.tokenizer_files and tokenizer.get("type"):
             name = str(tokenizer["type"])[:200]
             notes.append(f"the archive holds no tokenizer, only the name of one: {name}")
+        if self._shifted:
+            notes.append(
+                f"the weights of {len(self._shifted)} norms are kept with 1 added, for layers that do not "
+                "add it; it is taken off again, in float32"
+            )
         differing = self._differing
         if differing:  # NeMo's own tools take the first rank's, too
             notes.append(
@@ -254,9 +274,13 @@ class NeMo1Checkpoint(Checkpoint):
 
     def view_for(self, name: str) -> Checkpoint:
         """Under NeMo's own names, where all there is to do is to move tensors as they are."""
-        if name != "safetensors":
-            return self
-        return NemoModel(self.path, self._folder, self._yaml)
+        if name == "safetensors":
+            return NemoModel(self.path, self._folder, self._yaml)
+        if name == "peft":
+            from nemoconv.converters.nemo1_adapters import NeMo1Adapters
+
+            return NeMo1Adapters(self.path, self._folder, self._yaml)
+        return self
 
     def describe(self) -> dict[str, Value]:
         version = self._yaml.get("nemo_version", "(version not recorded)")
@@ -303,6 +327,7 @@ class NeMo1Checkpoint(Checkpoint):
     ) -> Writer:
         from nemoconv.converters.nemo1_reshard import NeMo1DistResharder, NeMo1Resharder
 
+        self._shifted = set()  # the config goes along, and says how they are meant
         if isinstance(self._weights, RankWeights):
             return NeMo1Resharder(output, self, self._weights, model, options, sizes)
         return NeMo1DistResharder(output, self, model, options, sizes)
@@ -336,7 +361,7 @@ def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
 class NeMo1Converter(Converter):
     name = "nemo"
     side = "nemo"
-    title = ".nemo archive (NeMo 1's Megatron GPT, speech and other models), or what it was unpacked into"
+    title = ".nemo archive (NeMo 1's GPT, BERT, speech and other models), or what it was unpacked into"
     looks_for = "a .nemo or tar archive, or a folder, with model_config.yaml"
     options = frozenset({"rank_files"})
 
@@ -372,7 +397,7 @@ class NeMo1Converter(Converter):
             from nemoconv.converters.nemo_model_writer import NemoModelWriter
 
             return NemoModelWriter(output, model, options)
-        if options.rank_files:
+        if options.rank_files or nemo1_config.only_ranks(model.table):
             from nemoconv.converters.nemo1_rank_writer import NeMo1RankWriter
 
             return NeMo1RankWriter(output, model, options, sizes)

@@ -1,9 +1,9 @@
-"""What model a ``.nemo`` of Megatron GPT is: its table, model config and tokenizer, and back."""
+"""What model a ``.nemo`` of a Megatron language model is: its table, model config and tokenizer, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from nemoconv.converters import tokenizer_files
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES
@@ -15,40 +15,26 @@ from nemoconv.errors import (
     UnsupportedArchitecture,
     UnsupportedConfig,
     UnsupportedError,
+    some,
 )
 from nemoconv.formats import plain_json, sentencepiece
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.formats.files import Folder, SourceFile
-from nemoconv.mappings import architectures, load_table
+from nemoconv.mappings import architectures, load_table, nemo1_families
 from nemoconv.mappings.config_fields import Value, write_config
+from nemoconv.mappings.nemo1_families import Entry, Family
 from nemoconv.mappings.nemo1_fields import defaults, read_fields, write_yaml
+from nemoconv.mappings.nemo1_rules import Word
+from nemoconv.mappings.nemo_fields import NemoClasses, plain, text
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.layout import Layout
 
-TARGET: Final = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel"
 #: the last NeMo with Megatron GPT models, whose layout is written
 NEMO_VERSION: Final = "2.4.1"
 #: where the tokenizer's files lie that NeMo 1 has no key for
 HF_FOLDER: Final = "huggingface"
-#: tables whose models NeMo 1 builds from model_config.yaml alone; where several fit, the first is meant
-ARCHITECTURES: Final = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "nemotron",
-    "starcoder2",
-    "gpt2",
-    "gpt_bigcode",
-    "gpt_neox",
-    "mixtral",
-    "qwen3_moe",
-    "qwen2_moe",
-    "phi3",
-    "glm",
-    "chatglm",
-)
+_CENTERED: Final = "layernorm_zero_centered_gamma"
 _PRECISIONS: Final = {"float32": 32, "float16": 16, "bfloat16": "bf16"}
 
 
@@ -62,56 +48,102 @@ def is_megatron(config: Mapping[str, Any]) -> bool:
     return all(name in config for name in ("num_layers", "hidden_size", "num_attention_heads"))
 
 
-def check_target(config: Mapping[str, Any], where: str) -> None:
-    """Raise UnsupportedArchitecture for Megatron models that are not GPT's, or have another head, by name."""
-    name = str(config.get("target", "")).rpartition(".")[2]
-    if name and ("GPT" not in name or any(head in name for head in _OTHER_HEADS)):
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """What NeMo class a config is of, None for one that no table describes."""
+    block = str(config.get("transformer_block_type", "pre_ln"))
+    return nemo1_families.family_of(str(config.get("target", "")).rpartition(".")[2], block)
+
+
+def check_family(config: Mapping[str, Any], where: str) -> Family:
+    """The family of a config. Raises UnsupportedArchitecture for other Megatron models, by name."""
+    family = family_of(config)
+    if family is None:
+        name = str(config.get("target", "")).rpartition(".")[2]
+        why = nemo1_families.why_unknown(name)
         raise UnsupportedArchitecture(
-            f"{where}: is a {name[:100]}; of Megatron's models GPT with its language model head is supported"
+            f"{where}: is a {name[:100]}{': ' if why else ''}{why}; of Megatron's models GPT with its "
+            "language model head and BERT are supported",
+            hint="convert --to safetensors to have its weights and config",
         )
+    return family
 
 
-#: of NeMo-Aligner: what rates texts instead of writing them
-_OTHER_HEADS: Final = ("Reward", "Critic")
+class Described(NamedTuple):
+    """What model_config.yaml says; ``plain_norms``: norms hold 1 + the weights that the table means."""
+
+    table: Table
+    config: dict[str, Value]
+    plain_norms: bool
 
 
 def model_of(
     yaml: Mapping[str, Any],
     where: str,
     *,
+    held: Collection[str] = (),
     written_as: str | None = None,
     allow_ignored: Collection[str] = (),
-) -> tuple[Table, dict[str, Value]]:
+) -> Described:
     """The table and model config that ``model_config.yaml`` describes.
 
-    ``written_as`` is the architecture that a manifest names; it is taken where it fits. Raises
-    UnsupportedArchitecture, with what each candidate does not describe, UnsupportedConfig.
+    ``held`` are the names of the tensors; ``written_as`` is the architecture that a manifest names, which is
+    taken where it fits. Raises UnsupportedArchitecture, with what each candidate does not describe,
+    UnsupportedConfig.
     """
-    fields = read_fields(yaml, where, allow_ignored)
-    fields["vocab_size"] = yaml.get("override_vocab_size")
-    base = defaults()
+    family = check_family(yaml, where)
+    fields = read_fields(yaml, where, allow_ignored, family.rules, family.inert)
+    for name, why in family.foreign.items():
+        if name in held:
+            raise UnsupportedArchitecture(f"{where}: {why} (it holds {name})")
+    fields |= {name: tensor in held for name, tensor in family.told.items()}
+    fields["vocab_size"] = None if family.pads_vocabulary else yaml.get("override_vocab_size")
+    base = defaults(family.rules)
     reasons: list[tuple[str, Exception]] = []
-    preferred = [written_as] if written_as in ARCHITECTURES else []
     known = set(architectures())
-    for name in dict.fromkeys((*preferred, *ARCHITECTURES)):
-        if name not in known:
+    for entry in sorted(family.entries, key=lambda entry: entry.architecture != written_as):
+        if entry.architecture not in known:
             continue
-        table = load_table(str(name))
+        table = load_table(entry.architecture)
         try:
-            config = _read(table, fields, base, where, allow_ignored)
+            rest = _without_words(family, entry, fields, where)
+            plain_norms = entry.plain_norms and not rest[_CENTERED]
+            if plain_norms:
+                rest[_CENTERED] = True
+            config = _read(table, rest, base, where, allow_ignored)
             write_config(table.fields, config)  # some tables differ in what config.json can say only
             config["params_dtype"] = None  # what the tensors are; precision is that of a run
-            return table, config
+            return Described(table, config, plain_norms)
         except (UnsupportedError, CorruptCheckpoint) as error:
             reasons.append((table.architecture, error))
     corrupt = next((error for _, error in reasons[:1] if isinstance(error, CorruptCheckpoint)), None)
     if corrupt is not None:
         raise corrupt
-    said = "; ".join(f"as {name}: {_short(error, where)}" for name, error in reasons[:4])
+    said = "; ".join(_grouped([(name, _short(error, where)) for name, error in reasons]))
     raise UnsupportedArchitecture(
         f"{where}: no table describes this model ({said})",
         hint="if a config.json of the model exists, pass --config",
     )
+
+
+def _without_words(family: Family, entry: Entry, fields: Mapping[str, Value], where: str) -> dict[str, Value]:
+    """``fields`` without those that only say which architecture is meant, if they say ``entry``."""
+    words = {rule.name: rule.values[0] for rule in family.rules if isinstance(rule, Word)}
+    for name, usual in words.items():
+        expected = entry.words.get(name, usual)
+        if fields[name] != expected:
+            raise UnsupportedConfig(f"{where}: {name}={fields[name]!r}, where {expected!r} is expected")
+    return {name: value for name, value in fields.items() if name not in words}
+
+
+def _grouped(reasons: Sequence[tuple[str, str]]) -> list[str]:
+    """Up to four reasons with the candidates that have them: that of most, then those of few, which tell what
+    the model is nearest to."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        names.setdefault(reason, []).append(name)
+    *few, most = sorted(names.items(), key=lambda item: len(item[1]))
+    groups = [most, *few[:3]]
+    return [f"as {some(candidates, 3)}: {reason}" for reason, candidates in groups]
 
 
 def _short(error: Exception, where: str) -> str:
@@ -134,7 +166,11 @@ def _read(
         for name, value in fields.items()
         if name in owned or (name not in _NOT_OF_ALL and (name not in base or base[name] != value))
     }
-    return nemo.read(Symbol(nemo.module, nemo.config), given, where, allow_ignored)
+    symbol = Symbol(nemo.module, nemo.config)
+    if nemo.marks and not NemoClasses.fits(nemo, symbol, given):
+        told = {name: given.get(name) for name, _ in nemo.marks}
+        raise UnsupportedConfig(f"{where}: {some(f'{name}={text(value)}' for name, value in told.items())}")
+    return nemo.read(symbol, given, where, allow_ignored)
 
 
 #: says nothing that ``seq_length`` does not, for classes without it
@@ -193,9 +229,9 @@ def tokenizer_config(files: Mapping[str, SourceFile]) -> bytes | None:
     if found.algorithm != "bpe":
         return None
     config: dict[str, Value] = {"tokenizer_class": "LlamaTokenizer", "unk_token": found.unknown[1]}
-    for key, text in (("bos_token", "<s>"), ("eos_token", "</s>")):
-        if found.id_of(text) is not None:
-            config[key] = text
+    for key, token in (("bos_token", "<s>"), ("eos_token", "</s>")):
+        if found.id_of(token) is not None:
+            config[key] = token
     config |= {"add_bos_token": "bos_token" in config, "add_eos_token": False}
     config["add_prefix_space"] = found.add_dummy_prefix
     return plain_json.dumps(config)
@@ -217,22 +253,48 @@ def _hf_name(key: str, name: str) -> str:
 _UNSTATED: Final = {"hidden_dropout": 0.0, "bias_activation_fusion": False}
 
 
+def family_for(table: Table) -> Family:
+    """The NeMo class that can be told to be a table's model. Raises UnsupportedArchitecture."""
+    family = nemo1_families.family_for(table.architecture)
+    if family is None:
+        known = [name for family in nemo1_families.FAMILIES for name in family.architectures]
+        raise UnsupportedArchitecture(
+            f"no model class of NeMo 1 can be told to be a {table.architecture!r}",
+            hint=f"they can be told to be one of: {', '.join(known)}",
+        )
+    return family
+
+
+def only_ranks(table: Table) -> bool:
+    """Whether only files cut by rank can hold a table's model."""
+    return table.architecture in family_for(table).only_ranks
+
+
 def build_yaml(
-    table: Table, config: Mapping[str, Value], layout: Layout, rows: int, tokenizer: Mapping[str, Value]
+    table: Table,
+    config: Mapping[str, Value],
+    layout: Layout,
+    rows: int,
+    tokenizer: Mapping[str, Value],
+    *,
+    ranks: bool = False,
 ) -> dict[str, Value]:
-    """``model_config.yaml`` that NeMo 1 builds this model from, with ``rows`` of vocabulary.
+    """``model_config.yaml`` that NeMo 1 builds this model from, with ``rows`` of vocabulary; ``ranks``: its
+    weights lie cut by rank.
 
     Raises UnsupportedArchitecture for a table that NeMo 1 needs code of its own for, UnsupportedConfig
     for what it has no word for.
     """
-    if table.architecture not in ARCHITECTURES:
-        raise UnsupportedArchitecture(
-            f"NeMo 1's MegatronGPTModel cannot be told to be a {table.architecture!r}",
-            hint=f"it can be told to be one of: {', '.join(ARCHITECTURES)}",
-        )
-    nemo = table.nemo
-    config_class, fields = nemo.write({**config, "vocab_size": rows})
-    stated = {**_UNSTATED, **nemo.defaults[config_class], **fields}
+    family, nemo = family_for(table), table.nemo
+    entry = family.entry(table.architecture)
+    assert entry is not None
+    size = {"vocab_size": rows, "tensor_parallel_size": layout.tensor_parallel_size}
+    config_class, fields = nemo.write({**config, **size})
+    stated = {**_UNSTATED, **nemo.defaults[config_class], **fields, **entry.words, **entry.written}
+    custom = {name: stated.pop(name) for name in entry.customized}
+    for name, value in entry.implied.items():
+        if plain(stated.pop(name, value)) != value:
+            raise UnsupportedConfig(f"NeMo 1 has no word for {name}={text(fields[name])}, only {text(value)}")
     if layout.virtual_pipeline_parallel_size > 1 or layout.stages is not None:
         raise UnsupportedConfig(
             "a .nemo has no interleaved or freely dealt pipeline stages", hint="leave out --vpp and --stages"
@@ -240,21 +302,25 @@ def build_yaml(
     dtype = str(config.get("params_dtype") or "float32")
     if dtype not in _PRECISIONS:
         raise UnsupportedConfig(f"NeMo 1 has no precision for {dtype}", hint="pass --dtype")
+    divisor = fields.get("make_vocab_size_divisible_by", 1) if family.pads_vocabulary else 1
+    own = ranks and family.own_ranks
     return {
         **RUN,
-        "mcore_gpt": True,
+        family.mcore: not own,
+        "transformer_engine": not own,
         "tensor_model_parallel_size": layout.tensor_parallel_size,
         "pipeline_model_parallel_size": layout.pipeline_parallel_size,
         "virtual_pipeline_model_parallel_size": None,
         "expert_model_parallel_size": layout.expert_parallel_size,
         **_ends(layout),
-        **write_yaml(stated),
-        "override_vocab_size": rows,
-        "make_vocab_size_divisible_by": 1,
+        **write_yaml(stated, family.rules),
+        **({"mcore_customization_config": custom} if custom else {}),
+        **({} if family.pads_vocabulary else {"override_vocab_size": rows}),
+        "make_vocab_size_divisible_by": divisor,
         "tokenizer": dict(tokenizer),
         "dist_ckpt_format": "torch_dist",
         "precision": _PRECISIONS[dtype],
-        "target": TARGET,
+        "target": (ranks and family.rank_target) or family.target,
         "nemo_version": NEMO_VERSION,
     }
 

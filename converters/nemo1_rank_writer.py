@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound
 
 _PREFIX = "model."
+_EMBEDDING = "embedding.word_embeddings.weight"
+_OUTPUT = "output_layer.weight"
 #: modules of megatron-core that keep an ``_extra_state`` entry with and without TransformerEngine
 _LINEAR = ".linear_"
 
@@ -38,29 +40,38 @@ class NeMo1RankWriter(RankWriter):
                 hint="leave out --ep, or leave out --rank-files",
             )
         layout.check(sizes["layers"])
+        family = nemo1_config.family_for(model.table)
+        self._dialect = family.dialect if family.own_ranks else None
         tied = None
         if model.config.get("share_embeddings_and_output_weights"):
-            tied = (f"{_PREFIX}embedding.word_embeddings.weight", f"{_PREFIX}output_layer.weight")
+            tied = (self._named(_EMBEDDING), self._named(_OUTPUT))
         super().__init__(
             output,
             layout,
             sizes["layers"],
             lambda rank: _file_name(rank, layout.tensor_parallel_size, layout.pipeline_parallel_size),
             {},
-            nothing=_extra_states(model, sizes),
+            # NeMo's own layers keep none
+            nothing=() if self._dialect else _extra_states(model, sizes),
             tied=tied,
         )
         section, self._members, self._told = nemo1_config.build_tokenizer(model.files)
-        self._yaml = nemo1_config.build_yaml(model.table, model.config, layout, sizes["vocab"], section)
+        self._yaml = nemo1_config.build_yaml(
+            model.table, model.config, layout, sizes["vocab"], section, ranks=True
+        )
 
     def begin(self, bound: Bound) -> None:
+        bound.leave_out_idle()
         self._instances = {instance.nemo: instance for instance in bound.instances}
 
     def notes(self) -> Sequence[str]:
         return self._told
 
+    def _named(self, name: str) -> str:
+        return _PREFIX + (self._dialect.write(name) if self._dialect else name)
+
     def _key(self, name: str, fragment: int) -> str:
-        return self._local(_PREFIX + name, self._instances[name].layer)
+        return self._local(self._named(name), self._instances[name].layer)
 
     def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
         """The small members come first, so that who reads the archive as a stream meets them first."""

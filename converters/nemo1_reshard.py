@@ -17,6 +17,7 @@ from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.layout import Layout
 
 if TYPE_CHECKING:
+    from nemoconv.converters.binding import Bound
     from nemoconv.converters.nemo1 import NeMo1Checkpoint
 
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -100,6 +101,10 @@ class NeMo1Resharder(RankWriter):
         self._carried = list(_other_members(source.folder))
         for name in self._carried:
             output.file(name).size = source.folder.file(name).size
+
+    def begin(self, bound: Bound) -> None:
+        bound.leave_out_idle()
+        super().begin(bound)
 
     def notes(self) -> list[str]:
         return self._lost

@@ -4,7 +4,7 @@ a torch_dist checkpoint, which NeMo restores at any parallel layout."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from nemoconv.converters import nemo1_config, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
@@ -12,6 +12,9 @@ from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.formats import plain_yaml, torch_items
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.plan import Payload
+
+if TYPE_CHECKING:
+    from nemoconv.converters.binding import Bound
 
 _FOLDER: Final = "model_weights"
 
@@ -29,6 +32,9 @@ class NeMo1Writer(NeMo2Writer):
         self._yaml = nemo1_config.build_yaml(
             model.table, model.config, options.layout, sizes["vocab"], section
         )
+
+    def begin(self, bound: Bound) -> None:
+        bound.leave_out_idle()
 
     def notes(self) -> Sequence[str]:
         return self._notes

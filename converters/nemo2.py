@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import manifest, nemo2_context, nemo2_layout, nemo2_optimizer
+from nemoconv.converters import further_layers, manifest, nemo2_context, nemo2_layout, nemo2_optimizer
 from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import (
     Checkpoint,
@@ -20,7 +20,7 @@ from nemoconv.converters.base import (
     WriteOptions,
     Writer,
 )
-from nemoconv.converters.dist_chunks import DistChunks, Places, count_objects, name_rows
+from nemoconv.converters.dist_chunks import DistChunks, Places, count_objects, join_halves, name_rows
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
 from nemoconv.converters.layers import check_alike
 from nemoconv.converters.nemo2_context import NemoContext
@@ -34,6 +34,8 @@ from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
+from nemoconv.mappings.further import KEYS
+from nemoconv.mappings.nemo_fields import ArchivesOnly
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.layout import Layout
 
@@ -80,7 +82,10 @@ class NeMo2Checkpoint(Checkpoint):
         if len(weights) < len(stored):
             self._skipped["optimizer state tensors"] = len(stored) - len(weights)
         count_objects(self._metadata, self._skipped)
-        return name_rows(weights, PREFIX, self.path)
+        joined = join_halves({tensor.name: tensor for tensor in weights}, self.path)
+        #: keys of which gate and up lie under keys of their own
+        self.halved = joined.keys() - stored.keys()
+        return name_rows(joined.values(), PREFIX, self.path)
 
     def _read_layout(self) -> Layout:
         if self._context is None:
@@ -159,15 +164,18 @@ class NeMo2Checkpoint(Checkpoint):
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
+            further_layers.settle(table, config, self._places.keys(), allow_ignored, told={})
             self._count_layers(config)
             return Model(table, config, {key: self._hf[key] for key in passed if key in INERT}, files)
         context = self._required_context()
-        given = {**context.yaml_fields, **context.fields}
+        given = context.given
         where = f"{self.path}: context/io.json"
         was = self._manifest.get("architecture") if self._manifest else None
         table = table_for_nemo(context.config_class, given, where, was)
         config = table.nemo.read(context.config_class, given, where, allow_ignored)
         self._settle(table, config)
+        told = self._manifest["model_config"] if self._manifest else {}
+        further_layers.settle(table, config, self._places.keys(), allow_ignored, told=told, certain=True)
         self._count_layers(config)
         inert: dict[str, Value] = {}
         if context.generation_config is not None:
@@ -175,9 +183,11 @@ class NeMo2Checkpoint(Checkpoint):
             file = files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
             generation = plain_json.loads_object(file.pread(file.size, 0), file.path)
             inert = {key: generation[key] for key in _TOKEN_IDS if key in generation}
-        told = self._manifest["inert_config"] if self._manifest else {}
-        inert |= {key: value for key, value in told.items() if key in INERT}
-        return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in given))
+        files |= {name: file for name, file in self._files_beside(table.files).items() if name not in files}
+        kept = self._manifest["inert_config"] if self._manifest else {}
+        inert |= {key: value for key, value in kept.items() if key in INERT}
+        known = {*given, *(KEYS if given.get("mtp_num_layers") else ())}
+        return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in known))
 
     def _count_layers(self, config: dict[str, Value]) -> None:
         if self.layers is not None:
@@ -212,11 +222,16 @@ class NeMo2Checkpoint(Checkpoint):
             true = told.get("vocab_size")
             if config["vocab_size"] in (rows, None) and isinstance(true, int) and 0 < true <= rows:
                 config["vocab_size"] = true
+            if told.get("unit_rows") is True:
+                config["unit_rows"] = True
             kinds = {key: told.get(key) is True for key in ("attention_bias", "mlp_bias")}
             if config.get("add_bias_linear") and any(kinds.values()):
                 config |= kinds
         if config["vocab_size"] is None:
             config["vocab_size"] = self._tokenizer_size() or rows
+        for key, otherwise in table.carried:
+            told = written["model_config"].get(key) if written else None
+            config[key] = told if type(told) is type(otherwise) else otherwise
 
     def _tokenizer_size(self) -> int | None:
         file = self.tokenizer_files.get("tokenizer.json")
@@ -230,6 +245,14 @@ class NeMo2Checkpoint(Checkpoint):
             ids += [token.get("id") for token in added if isinstance(token, dict)]
         numbers = [number for number in ids if isinstance(number, int)]
         return max(numbers) + 1 if numbers else None
+
+    def _files_beside(self, wanted: Sequence[str]) -> Mapping[str, SourceFile]:
+        """Files that a table has go along, which lie with the tokenizer's."""
+        context = self._required_context()
+        folder = (context.tokenizer and context.tokenizer.artifact) or nemo2_context.TOKENIZER_FOLDER
+        place = f"{context.folder}/{folder}" if context.folder else folder
+        found = [name for name in wanted if self._directory.exists(f"{place}/{name}")]
+        return {name: self._directory.file(f"{place}/{name}") for name in found}
 
     @property
     def tokenizer_files(self) -> Mapping[str, SourceFile]:
@@ -277,7 +300,7 @@ class NeMo2Checkpoint(Checkpoint):
         """NeMo pads where the config leaves ``vocab_size`` to the tokenizer."""
         if self._context is None:
             return None
-        fields = {**self._context.yaml_fields, **self._context.fields}
+        fields = self._context.decoder_fields
         divisor = fields.get("make_vocab_size_divisible_by")
         if fields.get("vocab_size") is not None or not isinstance(divisor, int) or divisor < 1:
             return None
@@ -310,6 +333,7 @@ class NeMo2Converter(Converter):
     name = "nemo2"
     side = "nemo"
     title = "NeMo 2 directory (context/, weights/*.distcp)"
+    options = frozenset({"experts"})
     looks_for = "weights/ or context/ with torch_dist's .metadata, metadata.json or *.distcp"
 
     def recognizes(self, path: Path) -> bool:
@@ -328,4 +352,9 @@ class NeMo2Converter(Converter):
     def create(
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> Writer:
+        if isinstance(model.table.nemo, ArchivesOnly):
+            raise UnsupportedFormat(
+                f"NeMo 2 has no model class for {model.table.architecture!r}, only NeMo 1 has",
+                hint="write an archive: nemoconv hf2nemo SRC OUT.nemo, or convert --to nemo",
+            )
         return NeMo2Writer(output, model, options, sizes)

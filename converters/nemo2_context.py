@@ -28,6 +28,8 @@ _GENERATION = Node(
 _TRAINER_CONTEXT = Symbol("nemo.lightning.io.pl", "TrainerContext")
 _TRAINER = Symbol("nemo.lightning.pytorch.trainer", "Trainer")
 _STRATEGY = Symbol("nemo.lightning.pytorch.strategies.megatron_strategy", "MegatronStrategy")
+#: where the config of a model of several parts keeps that of its decoder
+LANGUAGE = "language_transformer_config"
 # Arguments of tokenizer classes that NeMo saves as files (nemo/lightning/io/registry.py).
 _TOKENIZER_FILES = ("pretrained_model_name", "model_path", "vocab_file")
 
@@ -87,6 +89,28 @@ class NemoContext:
     generation_config: str | None
     trainer: Sizes
     peft: Node | None
+
+    @property
+    def given(self) -> dict[str, Value]:
+        """All that is known to be set: io.json's word, and model.yaml's where io.json is silent."""
+        return _over(self.yaml_fields, self.fields)
+
+    @property
+    def decoder_fields(self) -> dict[str, Value]:
+        """The same of the config of the decoder, in a model that has other parts."""
+        given = self.given
+        language = given.get(LANGUAGE)
+        return language.args if isinstance(language, Node) else given
+
+
+def _over(below: Mapping[str, Value], above: Mapping[str, Value]) -> dict[str, Value]:
+    """Fields with others laid over them; two configs of one class are one config."""
+    merged = {**below, **above}
+    for name, upper in above.items():
+        lower = below.get(name)
+        if isinstance(upper, Node) and isinstance(lower, Node) and upper.symbol == lower.symbol:
+            merged[name] = Node(upper.symbol, _over(lower.args, upper.args), upper.kind)
+    return merged
 
 
 def read_context(directory: SourceDir, under: str = "context") -> NemoContext:
@@ -177,7 +201,7 @@ class _Reader:
             fields=fields,
             yaml_fields=yaml_fields,
             tokenizer=self.tokenizer(model.args.get("tokenizer")),
-            generation_config=self.generation_config(config.args.get("generation_config")),
+            generation_config=self.generation_config(_generation_config(config)),
             trainer=self.sizes(graph, {**yaml_fields, **fields}),
             peft=_transform(peft),
         )
@@ -187,6 +211,8 @@ class _Reader:
         for name, value in fields.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise CorruptCheckpoint(f"{self.where}: the field {name!r} is {value}")
+            if isinstance(value, Node):  # the config of a part of the model
+                self.check_finite(value.args)
 
     def tokenizer(self, value: Value) -> TokenizerRef | None:
         if not isinstance(value, Node):
@@ -242,6 +268,13 @@ class _Reader:
         return value
 
 
+def _generation_config(config: Node) -> Value:
+    """Where it may be: in the model's config, or in that of its decoder."""
+    language = config.args.get(LANGUAGE)
+    inner = language.args.get("generation_config") if isinstance(language, Node) else None
+    return config.args.get("generation_config", inner)
+
+
 def _transform(value: Value) -> Node | None:
     """``model_transform``: an adapter such as LoRA; a bare class counts as one without settings."""
     if isinstance(value, Symbol):
@@ -262,11 +295,13 @@ def build_context(
     has_tokenizer: bool = True,
     has_generation_config: bool = False,
     model_transform: Node | None = None,
+    model_arguments: Mapping[str, Value] | None = None,
 ) -> dict[str, bytes]:
     """``io.json`` and ``model.yaml`` for a ``model(config(**fields))``, as NeMo 2 writes them.
 
     The caller puts the tokenizer into ``nemo_tokenizer/`` and generation_config.json into
     ``artifacts/`` beside them. Parallel sizes in ``fields`` are overwritten with those given.
+    ``model_arguments`` are what ``model`` takes besides its config.
     """
     sizes: dict[str, Value] = {
         "tensor_model_parallel_size": tensor_parallel_size,
@@ -280,8 +315,13 @@ def build_context(
         sizes["pipeline_dtype"] = fields.get("params_dtype", Symbol("torch", "float32"))
     settings: dict[str, Value] = {**fields, **sizes}
     if has_generation_config:
-        settings["generation_config"] = _GENERATION
-    parts: dict[str, Value] = {"config": Node(config, settings)}
+        language = settings.get(LANGUAGE)
+        if isinstance(language, Node):
+            args = {**language.args, "generation_config": _GENERATION}
+            settings[LANGUAGE] = Node(language.symbol, args, language.kind)
+        else:
+            settings["generation_config"] = _GENERATION
+    parts: dict[str, Value] = {"config": Node(config, settings), **(model_arguments or {})}
     if has_tokenizer:
         parts["tokenizer"] = Node(AUTO_TOKENIZER, {"pretrained_model_name": TOKENIZER_FOLDER})
     if model_transform is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from nemoconv.converters.nemo2_context import NemoContext
@@ -85,11 +86,17 @@ def _beyond_one(size: int) -> int | None:
 
 
 def with_settings(
-    data: bytes, where: str, config: Mapping[str, Setting], trainer: Mapping[str, Setting], devices: int
+    data: bytes,
+    where: str,
+    config: Mapping[str, Setting],
+    trainer: Mapping[str, Setting],
+    devices: int,
+    parts: Mapping[str, Mapping[str, Setting]] = MappingProxyType({}),
 ) -> bytes:
     """``io.json`` with settings of the model's config and the trainer's strategy changed.
 
-    ``devices`` is the size of the world: a trainer whose number of devices it does not divide gets it.
+    ``parts`` are settings of configs inside the model's config, by their names there. ``devices`` is
+    the size of the world: a trainer whose number of devices it does not divide gets it.
     """
     document = plain_json.loads_object(data, where, allow_nonfinite=True)
     graph = _Graph(document, where)
@@ -99,6 +106,10 @@ def with_settings(
     if config_node is None:
         raise CorruptCheckpoint(f"{where}: the model has no config")
     graph.set(config_node, config)
+    for name, settings_of_part in parts.items():
+        part = graph.argument(config_node, name)
+        if part is not None:
+            graph.set(part, settings_of_part)
     run = graph.argument(root, "trainer")
     strategy = graph.argument(run, "strategy") if run is not None else None
     if strategy is not None:
@@ -196,15 +207,28 @@ def _unsaid(name: str, value: Setting) -> bool:
     return value is None or value is False or (value == 1 and name in _ONE_UNSAID)
 
 
-def with_yaml_settings(data: bytes, where: str, config: Mapping[str, Setting]) -> bytes:
-    """``model.yaml`` with settings of the model's config changed."""
+def with_yaml_settings(
+    data: bytes,
+    where: str,
+    config: Mapping[str, Setting],
+    parts: Mapping[str, Mapping[str, Setting]] = MappingProxyType({}),
+) -> bytes:
+    """``model.yaml`` with settings of the model's config, and of configs inside it, changed."""
     document = plain_yaml.loads_mapping(data, where)
     fields = document.get("config")
     if not isinstance(fields, dict):
         raise CorruptCheckpoint(f"{where}: no config")
+    for name, changed in parts.items():
+        if isinstance(inner := fields.get(name), dict):
+            fields[name] = _changed(inner, changed)
+    document["config"] = _changed(fields, config)
+    return plain_yaml.dumps(document)
+
+
+def _changed(fields: dict[str, Any], changed: Mapping[str, Setting]) -> dict[str, Any]:
+    """Fields with others set, in alphabetical order if they were."""
     in_order = list(fields) == sorted(fields)
-    for name, value in config.items():
+    for name, value in changed.items():
         if name in fields or not _unsaid(name, value):
             fields[name] = {"_call_": False, "_target_": str(value)} if isinstance(value, Symbol) else value
-    document["config"] = dict(sorted(fields.items())) if in_order else fields
-    return plain_yaml.dumps(document)
+    return dict(sorted(fields.items())) if in_order else fields

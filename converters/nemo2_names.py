@@ -3,7 +3,8 @@
 Megatron gives a homogeneous model's tensors a leading axis for the layers, and experts one more:
 ``decoder.layers.7.mlp.experts.local_experts.3.linear_fc2.weight`` is row [7, 3] of
 ``decoder.layers.mlp.experts.experts.linear_fc2.weight``. A model whose layers differ keeps the layer in
-the name. Source: megatron/core/transformer/transformer_block.py, ``sharded_state_dict``, and moe/experts.py.
+the name. A model of several parts has a stack for each: ``vision_model.decoder.layers`` counts an encoder's.
+Source: megatron/core/transformer/transformer_block.py, ``sharded_state_dict``, and moe/experts.py.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ MAX_STACKED: Final = 1 << 20
 #: a stored key, the lengths of its leading axes, and an index on them
 Place = tuple[str, tuple[int, ...], tuple[int, ...]]
 
-_LAYER = re.compile(r"((?:decoder|encoder)\.layers)\.(\d+)\.(.+)")
-_STACKED = re.compile(r"((?:decoder|encoder)\.layers)\.(?!\d+\.)(.+)")
+#: what the names of an encoder beside the decoder, and of what leads from it to the decoder, begin with
+_BESIDE: Final = ("vision_model.", "vision_projection.")
+_STACKS = r"((?:(?:language|vision)_model\.)?(?:decoder|encoder)\.layers)"
+_LAYER = re.compile(_STACKS + r"\.(\d+)\.(.+)")
+_STACKED = re.compile(_STACKS + r"\.(?!\d+\.)(.+)")
 _EXPERT = re.compile(r"(.+\.experts)\.local_experts\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"(.+\.experts)\.experts\.(?!\d+\.)(.+)")
+_HALF = re.compile(r"(.+\.linear_fc1\.(?:weight|bias))_[wv]")
 _ONE_EXPERT = re.compile(r"(.+\.experts)\.experts\.(\d+)\.(.+)")
 _GROUPED = re.compile(r"(.+\.mlp\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)")
 
@@ -53,6 +58,34 @@ def stored_key(name: str, *, stacked: bool) -> Key:
     return Key(name, tuple(index))
 
 
+def alone(name: str) -> str:
+    """The key of a tensor that shares its key with no other layer or expert (``singleton_local_shards``)."""
+    return name.replace(".experts.local_experts.", ".experts.experts.")
+
+
+def layer_count(key: str) -> str | None:
+    """Which size says how many layers share a stored key; None for a key that layers do not share."""
+    if not _STACKED.fullmatch(key):
+        return None
+    return "blocks" if is_beside(key) else "layers"
+
+
+def is_beside(name: str) -> bool:
+    """Whether a tensor or module is of an encoder beside the decoder, before whose layers it stands."""
+    return name.startswith(_BESIDE)
+
+
+def whole_of_half(key: str) -> str | None:
+    """The key of a gated ``linear_fc1`` of which a stored key is one half; None for other keys."""
+    found = _HALF.fullmatch(key)
+    return found[1] if found else None
+
+
+def halves_of(key: str) -> tuple[str, str]:
+    """The keys of gate and up where each has its own."""
+    return f"{key}_w", f"{key}_v"
+
+
 def leading_axes(key: str) -> int:
     """How many axes of a stored key count layers and experts."""
     return (_STACKED.fullmatch(key) is not None) + (_EXPERTS.fullmatch(key) is not None)
@@ -77,6 +110,8 @@ def logical_name(key: str, index: tuple[int, ...]) -> str:
 def kept(key: str, lead: tuple[int, ...], index: tuple[int, ...], layers: Mapping[int, int]) -> Place | None:
     """Where a tensor of one layer stands among only some ``layers`` (old number -> new number): its key, the
     lengths of the leading axes and the index on them. None for a layer that is not among them."""
+    if is_beside(key):
+        return key, lead, index
     if _STACKED.fullmatch(key):
         if index[0] not in layers:
             return None

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Final
 from nemoconv.converters import manifest, nemo2_layout, nemo2_names, nemo2_optimizer
 from nemoconv.converters.base import Checkpoint, Model, Request, WriteOptions, Writer
 from nemoconv.converters.nemo2 import NeMo2Checkpoint
+from nemoconv.converters.nemo2_context import LANGUAGE
 from nemoconv.converters.nemo2_names import PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
-from nemoconv.converters.nemo2_writer import NeMo2Writer
+from nemoconv.converters.nemo2_writer import NeMo2Writer, half_of
 from nemoconv.errors import LayoutError, NemoconvError, some
 from nemoconv.formats import torch_dist_writer, torch_zip
+from nemoconv.formats.fiddle import Node
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.torch_dist import DistObject, DistTensor
@@ -108,6 +110,8 @@ class NeMo2Resharder(NeMo2Writer):
 
     def add(self, request: Request, key: str, lead: tuple[int, ...], index: tuple[int, ...]) -> Payload:
         """A place for a box of one layer (and expert) of the stored tensor ``key``."""
+        if key in self._source.halved:
+            request, key = half_of(request, key)
         whole, start = (*lead, *request.shape), (*index, *request.start)
         box = (*(1,) * len(index), *request.box)
         return self._add(key, request.dtype, whole, start, box, request.rank)
@@ -175,7 +179,9 @@ class NeMo2Resharder(NeMo2Writer):
         axes = nemo2_names.leading_axes(stored)
         name = nemo2_names.logical_name(stored, index[:axes]) if len(index) >= axes else stored
         layers, layer, expert = self._sizes["layers"], _LAYER.search(name), _EXPERT.search(name)
-        position = int(layer[1]) if layer else -1 if name.startswith("embedding") else layers
+        inside = layer is not None and not name.startswith("mtp.")  # those stand behind all others
+        position = int(layer[1]) if layer and inside else -1 if name.startswith("embedding") else layers
+        position = -1 if nemo2_names.is_beside(name) else position
         owner = self.layout.expert_rank(int(expert[1]), self._sizes["experts"]) if expert else 0
         return self.layout.rank(0, self.layout.stage(position, layers), owner)
 
@@ -215,9 +221,15 @@ class NeMo2Resharder(NeMo2Writer):
         config = dict(said)
         if self._source.layers is not None:
             config["num_layers"] = self._sizes["layers"]
-        stated = {**context.yaml_fields, **context.fields}.get("vocab_size")
+        decoder: dict[str, nemo2_layout.Setting] = {}  # where its config is one of several
+        inner = LANGUAGE if isinstance(context.given.get(LANGUAGE), Node) else ""
+        stated = context.decoder_fields.get("vocab_size")
         if stated is not None and stated != self._sizes["vocab"]:
-            config["vocab_size"] = self._sizes["vocab"]  # NeMo builds what this says and pads nothing
+            # NeMo builds what this says and pads nothing
+            (decoder if inner else config)["vocab_size"] = self._sizes["vocab"]
+        if inner and self._source.layers is not None:
+            decoder["num_layers"] = config.pop("num_layers")
+        parts = {inner: decoder} if inner else {}
         changed = {}
         for name in ("io.json", "model.yaml"):
             place = f"{context.folder}/{name}" if context.folder else name
@@ -226,9 +238,9 @@ class NeMo2Resharder(NeMo2Writer):
             data, where = self._source.directory.read(place), str(self._source.path / place)
             if name == "io.json":
                 world = self.layout.world_size * (context.trainer.context or 1)
-                changed[place] = nemo2_layout.with_settings(data, where, config, said, world)
+                changed[place] = nemo2_layout.with_settings(data, where, config, said, world, parts)
             else:
-                changed[place] = nemo2_layout.with_yaml_settings(data, where, config)
+                changed[place] = nemo2_layout.with_yaml_settings(data, where, config, parts)
         return changed
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from nemoconv.converters import nemo2_context, tokenizer_files
 from nemoconv.converters import nemo2_names as names
@@ -17,16 +18,29 @@ from nemoconv.formats.dtypes import DType
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
+from nemoconv.mappings.config_fields import Value
 from nemoconv.resharding.plan import Payload
 
+if TYPE_CHECKING:
+    from nemoconv.converters.binding import Bound
+
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
+_CONTENT: Final = {"distrib_optim_sharding_type": "fully_sharded_model_space"}
 _COMMON: Final = {
-    "content_metadata": {"distrib_optim_sharding_type": "fully_sharded_model_space"},
+    "content_metadata": _CONTENT,
     "epoch": 0,
     "global_step": 0,
     "pytorch-lightning_version": "2.4.0",
     "state_dict": {},
 }
+
+
+def half_of(request: Request, key: str) -> tuple[Request, str]:
+    """A request for a box of gate or up, as one for a box of the tensor and key that this half has alone."""
+    rows = request.shape[0] // 2
+    half = request.start[0] // rows
+    shape, start = (rows, *request.shape[1:]), (request.start[0] - half * rows, *request.start[1:])
+    return replace(request, shape=shape, start=start), names.halves_of(key)[half]
 
 
 class NeMo2Writer(Writer):
@@ -41,10 +55,17 @@ class NeMo2Writer(Writer):
     ) -> None:
         self._output, self._model, self._sizes = output, model, sizes
         # NeMo builds the vocabulary that its config states and pads nothing itself
-        told = {"vocab_size": sizes["vocab"], "tensor_parallel_size": options.layout.tensor_parallel_size}
+        told = {
+            "vocab_size": sizes["vocab"],
+            "tensor_parallel_size": options.layout.tensor_parallel_size,
+            "pipeline_parallel_size": options.layout.pipeline_parallel_size,
+        }
         self._config = model.table.nemo.write({**model.config, **told})
         self.layout = options.layout
-        self._stacked = model.table.stacked(model.config)
+        self._singleton = options.experts == "singleton"
+        self._stacked = model.table.stacked(model.config) and not self._singleton
+        #: tensors made of a gate and an up
+        self._gated: set[str] = set()
         self._ends: dict[int, int] = {}
         self._items: list[tuple[Payload, torch_items.TensorItem]] = []
         self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
@@ -56,6 +77,11 @@ class NeMo2Writer(Writer):
         self.tensor_count = len(self._tensors)
         return payloads
 
+    def begin(self, bound: Bound) -> None:
+        if self._singleton:
+            halves = (each for each in bound.instances if "half" in each.rule.view.axes[0])
+            self._gated = {each.nemo for each in halves}
+
     def file_of(self, rank: int) -> str:
         return self._at(self._file_name(rank))
 
@@ -63,8 +89,11 @@ class NeMo2Writer(Writer):
         return f"__{rank}_0.distcp"
 
     def _reserve(self, request: Request) -> Payload:
+        if self._singleton:
+            return self._reserve_alone(request)
         key = names.stored_key(request.name, stacked=self._stacked)
-        lead: tuple[int, ...] = (self._sizes["layers"],) if self._stacked and ".layers." in key.name else ()
+        count = names.layer_count(key.name) if self._stacked else None
+        lead: tuple[int, ...] = (self._sizes[count],) if count else ()
         lead += (self._sizes["experts"],) if len(key.index) > len(lead) else ()
         return self._add(
             self.prefix + key.name,
@@ -73,6 +102,15 @@ class NeMo2Writer(Writer):
             (*key.index, *request.start),
             (*(1,) * len(lead), *request.box),
             request.rank,
+        )
+
+    def _reserve_alone(self, request: Request) -> Payload:
+        """Under keys that no two layers, experts or halves of a gated ``linear_fc1`` share."""
+        key = names.alone(request.name)
+        if request.name in self._gated:
+            request, key = half_of(request, key)
+        return self._add(
+            self.prefix + key, request.dtype, request.shape, request.start, request.box, request.rank
         )
 
     def _add(
@@ -113,15 +151,24 @@ class NeMo2Writer(Writer):
         for module in table.modules:
             if any(self._model.config.get(key) != value for key, value in module.when):
                 continue
+            beside = names.is_beside(module.name)
             spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers,)
+            spread = range(self._sizes["blocks"]) if "{block}" in module.name else spread
+            deep = "{depth}" in module.name  # of layers that stand behind all others
+            spread = range(self._sizes["depths"]) if deep else spread
             experts = range(self._sizes["experts"]) if "{expert}" in module.name else range(1)
             for layer, expert in product(sorted(spread), experts):
-                key = names.stored_key(module.name.format(layer=layer, expert=expert), stacked=self._stacked)
-                counts = [layers] if self._stacked and "{layer}" in module.name else []
-                counts += [len(experts)] if "{expert}" in module.name else []
+                name = module.name.format(layer=layer, block=layer, depth=layer, expert=expert)
+                key = names.stored_key(name, stacked=self._stacked)
+                if self._singleton:
+                    key = names.Key(names.alone(name), ())
+                count = names.layer_count(key.name) if self._stacked else None
+                counts = [self._sizes[count]] if count else []
+                counts += [len(experts)] if "{expert}" in module.name and not self._singleton else []
                 shard = ".".join(map(str, key.index)) or "0", ".".join(map(str, counts)) or "1"
                 owner = self.layout.expert_rank(expert, len(experts))
-                rank = self.layout.rank(0, self.layout.stage(layer, layers), owner)
+                position = -1 if beside else layers if deep else layer
+                rank = self.layout.rank(0, self.layout.stage(position, layers), owner)
                 offset = self._ends.get(rank, 0)
                 file = self._output.file(self._at(self._file_name(rank)))
                 file.pwrite_later(offset, item)
@@ -169,7 +216,11 @@ class NeMo2Writer(Writer):
             expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
             has_tokenizer=bool(tokenizer),
             has_generation_config=GENERATION_CONFIG in model.files,
+            model_arguments=dict(nemo.arguments),
         )
         for name, data in context.items():
             output.write(f"context/{name}", data)
-        output.write(self._at("common.pt"), torch_items.object_item(_COMMON))
+        common: dict[str, Value] = {**_COMMON}
+        if self._singleton:
+            common["content_metadata"] = {**_CONTENT, "singleton_local_shards": True}
+        output.write(self._at("common.pt"), torch_items.object_item(common))

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemoconv import __version__
-from nemoconv.converters import manifest
+from nemoconv.converters import further_layers, manifest, unit_rows
 from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
 from nemoconv.converters.binding import Asker, Bound, Wanted
 from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.formats.tensors import Extent, contiguous_strides
+from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Instance, check_layout, splits_groups
@@ -80,6 +80,8 @@ class Conversion:
     #: of targets that are cut by rank: who will hold what
     ranks: list[RankRow] = field(default_factory=list)
     num_layers: int = 0
+    #: (copy, original) of tensors that must be equal, before anything is written
+    repeated: list[tuple[StoredTensor, StoredTensor]] = field(default_factory=list)
     #: what the written checkpoint is read with, when it is verified and says nothing of its model itself
     config: Path | None = None
 
@@ -150,8 +152,10 @@ def _prepare(
     notes += writer.notes()
     plan.check()
     notes += _check_tied(source, bound)
+    notes += further_layers.notes(sizes, len(bound.repeated), to.side)
     if not writer.keeps_everything:
         _check_zeros(bound)
+    unit_rows.check(bound)
     limits, plan_nbytes = make_limits(plan, max_memory)
     report = Report(
         source=str(source.path),
@@ -189,8 +193,9 @@ def _prepare(
     }
     ranks = _ranks(writer, payloads, bound, options.layout) if writer.side == "nemo" else []
     report.rank_table.extend(table_lines(ranks, bound.sizes["layers"]) if ranks else ())
+    repeated = [(source.stored(copy), source.stored(original)) for copy, original in bound.repeated]
     return Conversion(
-        source, output, writer, plan, payloads, limits, report, header, ranks, bound.sizes["layers"]
+        source, output, writer, plan, payloads, limits, report, header, ranks, bound.sizes["layers"], repeated
     )
 
 
@@ -259,14 +264,17 @@ def _build_plan(
     wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}
     asked: list[tuple[Instance, DType, DType, list[Wanted]]] = []
     requests: dict[Request, None] = {}
-    asker = Asker(writer.side, sizes, options.layout)
+    asker = Asker(writer.side, sizes, options.layout, bound.model)
     for instance in bound.instances:
         source = bound.dtype(instance)
         casts = source.is_floating_point and not instance.rule.keeps_dtype
         target = options.dtype if options.dtype and casts else source
         boxes = asker.wanted(instance, target)
-        requests.update(dict.fromkeys(box.request for box in boxes))
-        asked.append((instance, source, target, boxes))
+        same = writer.side == bound.checkpoint.side  # then what is stored once stays so
+        again = [each for each in asker.again(boxes) if not same or each[0].request.name in bound.names]
+        for group in (boxes, *again):
+            requests.update(dict.fromkeys(box.request for box in group))
+            asked.append((instance, source, target, group))
     payloads = dict(zip(requests, writer.reserve(list(requests)), strict=True))
     plan = Plan()
     for instance, source, target, boxes in asked:
@@ -322,12 +330,15 @@ def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
         a, b = source.stored(copy), source.stored(original)
         difference = None if a.shape == b.shape and a.dtype == b.dtype else "their shapes or dtypes differ"
         difference = difference or first_difference(a, b)
+        if difference and (copy, original) in bound.model.table.twice:
+            raise MappingError(f"{source.path}: {copy} and {original} are one tensor, but {difference}")
         if difference:
             raise MappingError(
                 f"{source.path}: the config ties {copy} to {original}, but {difference}",
                 hint='set "tie_word_embeddings" to false in config.json if both are meant',
             )
-        notes.append(f"{copy} equals {original}, to which the config ties it, and is left out")
+        if (copy, original) not in bound.model.table.twice:
+            notes.append(f"{copy} equals {original}, to which the config ties it, and is left out")
     for a, b in source.copies():
         if difference := first_difference(a, b):
             raise CorruptCheckpoint(f"{source.path}: holds {a.name} twice, but {difference}")

@@ -14,12 +14,14 @@ from itertools import accumulate, product
 from typing import Final
 
 from nemoconv.converters import nemo1_names
+from nemoconv.converters.grouped_experts import is_grouped, split_grouped
 from nemoconv.converters.nemo1_names import Name
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
+from nemoconv.mappings.nemo1_dialects import GPT, Dialect
 from nemoconv.mappings.table import Rule, Sizes
 from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.layout import Layout
@@ -96,9 +98,10 @@ class RankWeights:
         folder: Folder,
         files: Mapping[Rank, str],
         read: Callable[[SourceFile], StateDict] = read_state_dict,
+        dialect: Dialect = GPT,
     ) -> None:
         self.path = folder.path
-        self._read_file = read
+        self._read_file, self._dialect = read, dialect
         self.tensor_parallel_size, self.pipeline_parallel_size = (
             max(rank[i] for rank in files) + 1 for i in (0, 1)
         )
@@ -112,15 +115,22 @@ class RankWeights:
         self.derived_keys: dict[str, StoredTensor] = {}
         #: keys of what is no tensor (``_extra_state``), with the layer in the model
         self.nothing: dict[str, tuple[str, int | None]] = {}
+        #: whether experts lie all together (``experts.weight1``), so that ``keys`` of them are not the files'
+        self.grouped = False
         self._states: dict[str, StateDict] = {}
         self._pieces: dict[str, Pieces] = {}
         self._read(folder, files)
+
+    def _parse(self, key: str) -> Name:
+        return nemo1_names.parse(key, self._dialect)
 
     def _read(self, folder: Folder, files: Mapping[Rank, str]) -> None:
         named: dict[Rank, list[tuple[Name, StoredTensor]]] = {}
         for rank, file_name in files.items():
             state = self._states[file_name] = self._read_file(folder.file(file_name))
-            named[rank] = [(nemo1_names.parse(key), tensor) for key, tensor in state.tensors.items()]
+            self.grouped = self.grouped or any(map(is_grouped, state.tensors))
+            tensors = split_grouped(state.tensors, f"{self.path}: {file_name}")
+            named[rank] = [(self._parse(key), tensor) for key, tensor in tensors.items()]
             for what, rest in (("_extra_state objects", state.others), ("other entries", state.around)):
                 if rest:
                     self.skipped[what] = self.skipped.get(what, 0) + len(rest)
@@ -133,14 +143,14 @@ class RankWeights:
                 self.keys.setdefault(whole, {}).setdefault(name.half or 0, tensor.name)
                 if name.text in nemo1_names.DERIVED:
                     self.derived_keys.setdefault(tensor.name, tensor)
-                if (whole, name.half) in seen:
+                if (whole, name.half) in seen and name.text not in nemo1_names.DERIVED:  # each run has those
                     raise CorruptCheckpoint(f"{self.path}: {whole} is there twice, under two names")
                 seen.add((whole, name.half))
                 self._add(name, whole, tensor_rank, tensor)
 
         for (_, stage), file_name in files.items():
             for key in self._states[file_name].others:
-                name = nemo1_names.parse(key)
+                name = self._parse(key)
                 run = name.chunk * self.pipeline_parallel_size + stage
                 layer = None if name.layer is None else starts.get(run, 0) + name.layer
                 self.nothing.setdefault(name.at(layer), (key, layer))

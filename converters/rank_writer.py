@@ -208,8 +208,13 @@ def empty_entries(weights: RankWeights) -> tuple[list[tuple[str, int | None]], l
     """Keys to be written with the value None (and their layers), and a note if some of them had another.
 
     ``_extra_state`` is of one rank, and None is what every TransformerEngine takes for it. Raises
-    UnsupportedError for anything else that is no tensor.
+    UnsupportedError for anything else that is no tensor, and for experts that lie all together.
     """
+    if weights.grouped:
+        raise UnsupportedError(
+            f"{weights.path}: its experts lie all together (experts.weight1) and are not cut for other ranks",
+            hint="convert it to nemo2, which any layout and kind of experts reads",
+        )
     full: set[str] = set()
     for name, state in weights.states().items():
         for key, value in state.others.items():

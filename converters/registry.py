@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from nemoconv.converters.base import Checkpoint, Converter
-from nemoconv.errors import UnsupportedFormat, UsageError
+from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError
+from nemoconv.formats.files import is_there
 from nemoconv.plugins import entries
 
 
@@ -24,10 +25,14 @@ def converter(name: str) -> Converter:
 def recognize(path: Path) -> Converter:
     """The converter whose format ``path`` has.
 
-    Raises UnsupportedFormat that says what was looked for.
+    Raises UnsupportedFormat that says what was looked for, CorruptCheckpoint for what may not be read.
     """
-    if not os.path.lexists(path):
+    if not is_there(path):
         raise UnsupportedFormat(f"{path}: does not exist")
+    if not path.exists():
+        raise CorruptCheckpoint(f"{path}: is a link to nothing")
+    if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
+        raise CorruptCheckpoint(f"{path}: cannot be read (Permission denied)")
     tried = []
     for name in entries("converters"):
         candidate = converter(name)

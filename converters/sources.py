@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError, some
+from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError, some
+from nemoconv.formats.files import is_there
 
 _REPO = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+#: one ONNX model of a repository, which may have several
+_ONNX = re.compile(r"(?:hf://)?(\w[\w.-]*/[\w.-]+?)(?:@([\w.-]+))?/([\w./ -]+\.onnx)")
 #: what a conversion can use of a repository: no pickles, no code
-_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.txt", "*.jinja"]
+_BESIDE = ["*.json", "*.model", "*.txt", "*.jinja"]
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", *_BESIDE]
+#: names of files that are patterns of nothing else
+_PLAIN = re.compile(r"[\w./ -]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +33,16 @@ class HubOptions:
 def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
     """The local path of ``source``: a path, ``org/name[@revision]`` or ``hf://org/name[@revision]``.
 
+    ``org/name[@revision]/path/in/it.onnx`` is an ONNX model of a repository: it is fetched with the files
+    that hold its weights, configs and tokenizer. Of a repository whose name alone is given, an ONNX model is
+    taken only if it has neither safetensors nor a .nemo archive: model.onnx or onnx/model.onnx.
+
     A local path wins over a repository of the same name. Raises UnsupportedFormat, saying what was
     tried, when it is neither.
     """
-    if not source.startswith("hf://") and os.path.lexists(source):
+    if not source.startswith("hf://") and is_there(source):
         return Path(source)
-    match = _REPO.fullmatch(source)
+    match = _ONNX.fullmatch(source) or _REPO.fullmatch(source)
     if match is None:
         raise UnsupportedFormat(
             f"{source}: no such file or directory",
@@ -41,15 +51,16 @@ def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
     name, revision = match[1], match[2]
     if revision and hub.revision and revision != hub.revision:
         raise UsageError(f"two revisions are given: {revision!r} and {hub.revision!r}")
-    return _download(name, revision or hub.revision, hub)
+    wanted = match[3] if match.re is _ONNX else None
+    return _download(name, revision or hub.revision, hub, wanted)
 
 
-def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
+def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub import constants, errors
 
     offline = hub.offline or constants.HF_HUB_OFFLINE
-    tried = f"{name}: not a local path, and "
+    tried = f"{name}{f'@{revision}' if revision else ''}: not a local path, and "
 
     def fetch(patterns: list[str]) -> Path:
         return Path(
@@ -64,9 +75,18 @@ def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
         )
 
     try:
+        if onnx is not None:
+            return _fetch_onnx(name, onnx, fetch)
         found = fetch(_PATTERNS)
         if not any(found.glob("*.safetensors")):  # many of NeMo's own repositories hold nothing else
             found = fetch(["*.nemo"])
+        if not any(found.glob("*.safetensors")) and not any(found.glob("*.nemo")):
+            from nemoconv.converters.onnx_reader import PLACES
+
+            found = fetch([*PLACES])
+            place = next((place for place in PLACES if (found / place).exists()), None)
+            if place is not None:
+                return _fetch_onnx(name, place, fetch)
     except errors.GatedRepoError:
         raise UnsupportedFormat(
             tried + "the hub repository is gated",
@@ -106,6 +126,30 @@ def _download(name: str, revision: str | None, hub: HubOptions) -> Path:
             hint=f"give one of them: {archives[0]}",
         )
     return archives[0]
+
+
+def _fetch_onnx(name: str, path: str, fetch: Callable[[list[str]], Path]) -> Path:
+    """An ONNX model of a repository, with the files that its graph says hold weights."""
+    from nemoconv.formats.files import SourceDir
+    from nemoconv.formats.onnx_file import external_files
+
+    place = PurePosixPath(path)
+    if ".." in place.parts or place.as_posix() != path:
+        raise UsageError(f"{path} is not the name of a file of a hub repository")
+    found = fetch([path, *_BESIDE])
+    if not (found / path).exists():
+        raise UnsupportedFormat(f"the hub repository {name} has no file {path}")
+    folder = SourceDir(found)
+    try:
+        held = external_files(folder.file(path))
+    finally:
+        folder.close()
+    for location in held:
+        if not _PLAIN.fullmatch(location) or ".." in PurePosixPath(location).parts:
+            raise UnsafeCheckpoint(f"{found / path}: names {location!r} as a file that holds weights")
+    if held:
+        fetch([str(place.parent / location) for location in held])
+    return found / path
 
 
 def _cause(error: BaseException) -> str:

@@ -209,11 +209,11 @@ def to_archive(model: Model, table: SpeechTable) -> tuple[bytes, dict[str, bytes
     extractor = _extractor(model)
     pieces, data = _pieces(model, table)
     _check_size(table, len(pieces.pieces), model.config["vocab_size"], speech_tokenizer.MODEL)
-    vocab = model.files.get(speech_tokenizer.VOCAB)
-    texts = {
-        speech_tokenizer.MODEL: data,
-        speech_tokenizer.VOCAB: speech_tokenizer.vocab_txt(pieces) if vocab is None else _data(vocab),
-    }
+    held = model.files.get(speech_tokenizer.VOCAB)
+    vocab = None if held is None else _data(held)
+    if vocab is None or speech_tokenizer.is_token_list(vocab):
+        vocab = speech_tokenizer.vocab_txt(pieces)
+    texts = {speech_tokenizer.MODEL: data, speech_tokenizer.VOCAB: vocab}
     artifacts = {nemo_archive.artifact_name(name, text): text for name, text in texts.items()}
     rest = model.files.get(REST)
     flat: dict[str, Value] = {}

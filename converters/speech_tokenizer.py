@@ -195,6 +195,13 @@ def vocab_txt(model: SentencePieceModel) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
+def is_token_list(data: bytes) -> bool:
+    """Whether a vocab.txt is the list of tokens and their numbers that lies beside ONNX graphs, and not the
+    one of :func:`vocab_txt`."""
+    lines = data.splitlines()
+    return bool(lines) and all(line.endswith(b" %d" % number) for number, line in enumerate(lines))
+
+
 def from_tokenizer_json(data: bytes, where: str, count: int) -> SentencePieceModel:
     """The SentencePiece model of which the first ``count`` tokens of a tokenizer.json were made.
 

@@ -28,6 +28,8 @@ class Health:
     checksummed_nbytes: int
     manifest: bool
     model: str
+    #: the format has checksums of its own
+    own: bool = False
 
     equal = True
 
@@ -36,7 +38,8 @@ class Health:
 
     def describe(self) -> str:
         """One line."""
-        against = "the manifest and the file's own checksums" if self.manifest else "the file's own checksums"
+        kinds = {"the manifest": self.manifest, "the file's own checksums": self.own}
+        against = " and ".join(kind for kind, there in kinds.items() if there)
         if not self.checksummed_nbytes:
             return f"{self.tensors:,} tensors ({self.model}): complete; the format holds no checksums"
         return (
@@ -93,6 +96,7 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
             raise CorruptCheckpoint(f"{checkpoint.path}: holds {copy.name} twice, but {difference}")
     for _, nbytes in checkpoint.verify_checksums():
         advance(nbytes)
+    own = done > 0
     directory = checkpoint.open_folder()
     written = manifest.read(directory) if directory is not None else None
     if directory is not None and written is not None:
@@ -102,7 +106,7 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
             advance(nbytes)
     if directory is not None:
         directory.close()
-    return Health(len(checkpoint.keys()), done, written is not None, kind)
+    return Health(len(checkpoint.keys()), done, written is not None, kind, own)
 
 
 def _check_manifest(directory: Folder, files: dict[str, Any]) -> list[int]:
@@ -114,7 +118,7 @@ def _check_manifest(directory: Folder, files: dict[str, Any]) -> list[int]:
         if file.size != entry["size"]:
             raise CorruptCheckpoint(
                 f"{where}: has {file.size:,} bytes, the manifest says {entry['size']:,}",
-                hint="the copy looks cut short; compare with the original",
+                hint="compare it with the original",
             )
         rows = entry.get("tensors", [])
         for tensor, offset, nbytes, expected in rows:

@@ -78,7 +78,7 @@ class BlockScaledFP8(Encoding):
             if column == 0 and width == columns:  # whole rows, of one row of blocks
                 most = min(self.block[0] - inside % self.block[0], rows - inside)
                 height = min(most, (len(target) - done) // columns, max(1, BAND // columns))
-            codes = _read(self.codes, first + done, height * width).reshape(height, width)
+            codes = read_run(self.codes, first + done, height * width).reshape(height, width)
             scales = self._scales(matrix, inside // self.block[0], column, width)
             part = target[done : done + height * width].reshape(height, width)
             fp8_into(codes, self.codes.dtype.name, scales, part)
@@ -88,7 +88,7 @@ class BlockScaledFP8(Encoding):
         """The scale of each of some columns, float32 [width], or [1] where they have one."""
         low, high = column // self.block[1], (column + width - 1) // self.block[1]
         at = (matrix * self.grid[0] + row) * self.grid[1] + low
-        values = scale_values(_read(self.scales, at, high - low + 1))
+        values = scale_values(read_run(self.scales, at, high - low + 1))
         if low == high:
             return values
         inside = column - low * self.block[1]
@@ -120,8 +120,8 @@ class MXFP4(Encoding):
         while done < len(target):
             group, skip = divmod(first + done, MXFP4_GROUP)
             count = min(-(-(skip + len(target) - done) // MXFP4_GROUP), BAND // MXFP4_GROUP)
-            packed = _read(self.codes, group * MXFP4_NBYTES, count * MXFP4_NBYTES)
-            exponents = _read(self.scales, group, count).view(numpy.uint8)
+            packed = read_run(self.codes, group * MXFP4_NBYTES, count * MXFP4_NBYTES)
+            exponents = read_run(self.scales, group, count).view(numpy.uint8)
             length = min(count * MXFP4_GROUP - skip, len(target) - done)
             whole = skip == 0 and length == count * MXFP4_GROUP
             values = target[done : done + length] if whole else numpy.empty(count * MXFP4_GROUP, target.dtype)
@@ -135,7 +135,7 @@ def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(length for length in shape if length != 1)
 
 
-def _read(tensor: StoredTensor, first: int, count: int) -> Array:
+def read_run(tensor: StoredTensor, first: int, count: int) -> Array:
     """Elements of a tensor that lies in C order in one extent; eight-bit types come as uint8."""
     (extent,) = tensor.extents
     size = tensor.dtype.itemsize

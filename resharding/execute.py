@@ -53,10 +53,11 @@ def _threads(plan: Plan, limits: Limits) -> int:
 
 def _copies_long_runs(job: Job) -> bool:
     itemsize = job.source_dtype.itemsize
+    pieces: list[Extent | Target] = [*job.sources, *job.targets]
     return (
         job.source_dtype == job.target_dtype
         and not any(extent.file.stored_nbytes(itemsize) != itemsize for extent in job.sources)  # decoded
-        and all(_run_nbytes(piece, itemsize) >= LONG_RUN_NBYTES for piece in (*job.sources, *job.targets))
+        and all(_run_nbytes(piece, itemsize) >= LONG_RUN_NBYTES for piece in pieces)
     )
 
 

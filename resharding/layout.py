@@ -49,8 +49,8 @@ class Layout:
         """Raise UsageError for what no model could be cut by."""
         for name in _POSITIVE:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name}={value} is not a positive number")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name}={value!r} is not a positive number")
         if self.expert_tensor_parallel_size == self.tensor_parallel_size:
             object.__setattr__(self, "expert_tensor_parallel_size", None)  # one way to say one thing
         if self.virtual_pipeline_parallel_size > 1 and self.pipeline_parallel_size == 1:

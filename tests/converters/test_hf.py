@@ -21,6 +21,7 @@ from nemoconv.errors import (
     UnsupportedArchitecture,
     UnsupportedConfig,
     UnsupportedFormat,
+    UsageError,
 )
 
 INDEX = "model.safetensors.index.json"
@@ -517,6 +518,24 @@ def test_open_and_read(model):
             checkpoint.spec("nothing")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tensor_parallel_size": 0},
+        {"tensor_parallel_size": "2"},
+        {"pipeline_parallel_size": -1},
+        {"expert_parallel_size": 1.0},
+        {"max_shard_nbytes": 0},
+        {"make_vocab_size_divisible_by": 0},
+    ],
+    ids=str,
+)
+def test_sizes_that_are_none(model, tmp_path, wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(UsageError, match=f"^{name}={value!r} is not a positive number$"):
+        convert(model, tmp_path / "out", to="nemo2", **wrong)
+
+
 # --- verify ----------------------------------------------------------------------------------------
 
 
@@ -548,20 +567,42 @@ def test_two_names_swapped_in_a_header_are_noticed(model, tmp_path):
 
 @pytest.mark.parametrize("to", ["hf", "nemo2"])
 def test_every_file_of_an_output_is_watched(model, tmp_path, to):
-    """A flipped bit anywhere, in frames and configs too, fails verify; the manifest watches the rest."""
+    """A flipped bit anywhere, in frames and configs too, fails verify; the manifest watches the rest, and itself."""
     (model / "tokenizer.json").write_text("{}")
     convert(model, tmp_path / "out", to=to)
     random = numpy.random.default_rng(0)
     for path in sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()):
-        if path.name == "nemoconv_manifest.json":
-            continue
         data = path.read_bytes()
-        for at in {0, len(data) - 1, *random.integers(0, len(data), 6).tolist()}:
+        end = len(data) - (len(',"crc32":"01234567"}\n') if path.name == "nemoconv_manifest.json" else 0)
+        for at in {0, end - 1, *random.integers(0, end, 6).tolist()}:
             path.write_bytes(data[:at] + bytes([data[at] ^ (1 << at % 8)]) + data[at + 1 :])
             with pytest.raises(NemoconvError):
                 nemoconv.verify(tmp_path / "out")
         path.write_bytes(data)
     nemoconv.verify(tmp_path / "out")
+
+
+def test_a_manifest_that_somebody_wrote_anew_is_taken_at_its_word(model, tmp_path):
+    """Its checksum is of the bytes that we write; whoever edits it has others."""
+    convert(model, tmp_path / "out", to="hf")
+    path = tmp_path / "out" / "nemoconv_manifest.json"
+    path.write_text(path.read_text().replace('"written_by":"nemoconv', '"written_by":"mine'))
+    with pytest.raises(CorruptCheckpoint) as caught:
+        nemoconv.verify(tmp_path / "out")
+    assert caught.value.message == f"{path}: has another checksum than it says"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=1))
+    assert nemoconv.verify(tmp_path / "out").manifest
+
+
+def test_what_verify_says_it_compared(model, tmp_path):
+    for to in ("hf", "nemo2"):
+        convert(model, tmp_path / to, to=to)
+    assert nemoconv.verify(tmp_path / "hf").describe().endswith(" bytes agree with the manifest")
+    said = nemoconv.verify(tmp_path / "nemo2").describe()
+    assert said.endswith(" bytes agree with the manifest and the file's own checksums")
+    (tmp_path / "nemo2" / "nemoconv_manifest.json").unlink()
+    assert nemoconv.verify(tmp_path / "nemo2").describe().endswith(" agree with the file's own checksums")
+    assert nemoconv.verify(model).describe().endswith("complete; the format holds no checksums")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.converters.nemo1_names import Name, parse
+from nemoconv.mappings.nemo1_dialects import BERT, GPT
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,47 @@ from nemoconv.converters.nemo1_names import Name, parse
 )  # fmt: skip
 def test_keys(key, name):
     assert parse(key) == name
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("model.language_model.encoder.initial_layernorm.bias", "encoder.initial_layernorm.bias"),
+        ("model.language_model.embedding.tokentype_embeddings.weight", "embedding.tokentype_embeddings.weight"),
+        ("model.language_model.encoder.layers.3.input_layernorm.weight", "encoder.layers.3.post_att_layernorm.weight"),
+        (
+            "model.language_model.encoder.layers.3.post_attention_layernorm.bias",
+            "encoder.layers.3.post_mlp_layernorm.bias",
+        ),
+        (
+            "model.language_model.encoder.layers.0.self_attention.query_key_value.weight",
+            "encoder.layers.0.self_attention.linear_qkv.weight",
+        ),
+        ("model.language_model.pooler.dense.weight", "pooler.dense.weight"),
+        ("model.lm_head.layernorm.weight", "lm_head.layer_norm.weight"),
+        ("model.lm_head.bias", "output_layer.bias"),
+        ("model.word_embeddings.weight", "output_layer.weight"),
+    ],
+)  # fmt: skip
+def test_the_dialect_of_bert_has_two_directions(key, name):
+    parsed = parse(key, BERT)
+    assert parsed.at(parsed.layer) == name
+    assert "model." + BERT.write(name) == key
+    mcore = parse("model." + name, BERT)
+    assert mcore.at(mcore.layer) == name
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "embedding.word_embeddings.weight",
+        "decoder.layers.2.self_attention.linear_proj.bias",
+        "decoder.layers.2.pre_mlp_layernorm.weight",
+        "decoder.final_layernorm.weight",
+    ],
+)
+def test_the_dialect_of_gpt_has_two_directions(key):
+    assert GPT.read(GPT.write(key)) == key
 
 
 def test_whole_names():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+import tiny
+from onnx_source import CONFIGS, arrays
 
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.sources import locate
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
+from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError
 
 SAMPLES = Path(__file__).parents[2] / "fixtures" / "speech"
 
@@ -66,3 +70,93 @@ def test_nothing_of_use_is_said(hub):
     hub("README.md")
     with pytest.raises(CorruptCheckpoint, match="no files that can be converted"):
         locate("org/name")
+
+
+# --- ONNX models of a repository -------------------------------------------------------------------
+
+
+@pytest.fixture
+def onnx_hub(monkeypatch, tmp_path):
+    """A hub with one repository of files with contents; what was fetched is recorded."""
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    fetched = []
+
+    def repository(contents):
+        def download(name, *, revision, allow_patterns, **_):
+            snapshot.mkdir(parents=True, exist_ok=True)
+            for file, data in contents.items():
+                if any(fnmatch(file, pattern) for pattern in allow_patterns) and file not in fetched:
+                    fetched.append(file)
+                    blob = snapshot.parents[1] / "blobs" / str(len(fetched))
+                    (snapshot / file).parent.mkdir(parents=True, exist_ok=True)
+                    blob.parent.mkdir(exist_ok=True)
+                    blob.write_bytes(data)
+                    (snapshot / file).symlink_to(os.path.relpath(blob, (snapshot / file).parent))
+            return str(snapshot)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+        return fetched
+
+    return repository
+
+
+def onnx_files(place, **more):
+    """A repository with a builder's Llama at a place, and other variants of it."""
+    folder = SAMPLES.parent / "onnx" / "genai_llama"
+    at = place.rpartition("/")[0]
+    data = f"{at}/model.onnx.data" if at else "model.onnx.data"
+    return {
+        "config.json": json.dumps(CONFIGS["llama"]).encode(),
+        "tokenizer.json": b"{}",
+        place: (folder / "model.onnx").read_bytes(),
+        data: (folder / "model.onnx.data").read_bytes(),
+        "onnx/model_fp16.onnx": b"not asked for",
+        "onnx/model_fp16.onnx_data": b"not asked for",
+        **more,
+    }
+
+
+@pytest.mark.parametrize("source", ["org/name/onnx/model.onnx", "hf://org/name@main/onnx/model.onnx"])
+def test_an_onnx_model_is_fetched_by_its_path(onnx_hub, tmp_path, source):
+    files = onnx_files("onnx/model.onnx", **{"model.safetensors": b"not asked for"})
+    fetched = onnx_hub(files)
+    convert(locate(source), tmp_path / "out", to="hf", verify=True)
+    assert set(fetched) == {"config.json", "tokenizer.json", "onnx/model.onnx", "onnx/model.onnx.data"}
+    found = tiny.load(tmp_path / "out")
+    assert {name: array.tobytes() for name, array in found.items()} == {
+        name: array.tobytes() for name, array in arrays(CONFIGS["llama"]).items()
+    }
+
+
+@pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx"])
+def test_an_onnx_model_is_what_a_repository_without_others_is(onnx_hub, tmp_path, place):
+    fetched = onnx_hub(onnx_files(place))
+    convert(locate("org/name"), tmp_path / "out", to="hf")
+    assert len(fetched) == 4
+
+
+def test_onnx_files_are_not_fetched_beside_safetensors(onnx_hub):
+    fetched = onnx_hub(onnx_files("onnx/model.onnx", **{"model.safetensors": b""}))
+    locate("org/name")
+    assert sorted(fetched) == ["config.json", "model.safetensors", "tokenizer.json"]
+
+
+def test_an_onnx_model_that_is_not_there(onnx_hub):
+    onnx_hub(onnx_files("onnx/model.onnx"))
+    with pytest.raises(UnsupportedFormat, match="repository org/name has no file onnx/model_q4.onnx"):
+        locate("org/name/onnx/model_q4.onnx")
+    with pytest.raises(UsageError, match="is not the name of a file of a hub repository"):
+        locate("org/name/onnx/../model.onnx")
+
+
+@pytest.mark.parametrize("location", ["../secret", "*", "a[b]"])
+def test_names_of_external_data_are_no_patterns(onnx_hub, location):
+    from onnx import TensorProto, helper
+
+    weight = TensorProto(name="w", data_type=1, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.add(key="location", value=location)
+    graph = helper.make_graph([], "g", [], [], [weight])
+    fetched = onnx_hub({"model.onnx": helper.make_model(graph).SerializeToString(), "secret": b"", "a": b""})
+    with pytest.raises(UnsafeCheckpoint, match="as a file that holds weights"):
+        locate("org/name/model.onnx")
+    assert fetched == ["model.onnx"]

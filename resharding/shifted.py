@@ -1,0 +1,25 @@
+"""Tensors that a format keeps with a constant added, as they are without it."""
+
+from __future__ import annotations
+
+import numpy
+
+from nemoconv.formats.memory_file import MemoryFile
+from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
+from nemoconv.resharding.read import read_box
+
+
+def less_one(tensor: StoredTensor) -> StoredTensor:
+    """``tensor`` less 1, taken in float32 (float64 for itself) and rounded once to its own type.
+
+    For vectors such as a norm's weights: the result is kept in memory.
+    """
+    stored = read_box(tensor, (0,) * len(tensor.shape), tensor.shape)
+    wide = stored.astype(numpy.promote_types(numpy.float32, stored.dtype))
+    with numpy.errstate(invalid="ignore"):  # signalling NaNs
+        data = (wide - 1).astype(stored.dtype).tobytes()
+    whole = tensor.extents[0].file
+    assert whole is not None
+    strides = contiguous_strides(tensor.shape, tensor.dtype.itemsize)
+    extent = Extent(MemoryFile(whole, tensor.name, data), 0, (0,) * len(tensor.shape), tensor.shape, strides)
+    return StoredTensor(tensor.name, tensor.dtype, tensor.shape, (extent,))
