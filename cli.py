@@ -26,7 +26,13 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 _UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 
-class ByteSize(click.ParamType[int]):
+if TYPE_CHECKING:
+    _IntType = click.ParamType[int]
+else:  # click before 8.4 knows no type parameter
+    _IntType = click.ParamType
+
+
+class ByteSize(_IntType):
     """A number of bytes: 512MiB (powers of 1024), 5GB (powers of 1000), 1000."""
 
     name = "size"
@@ -36,12 +42,13 @@ class ByteSize(click.ParamType[int]):
             return value
         match = re.fullmatch(r"([\d.]+)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
         try:
-            number = float(match[1]) if match else -1
+            number = float(match[1]) if match else 0.0
         except ValueError:
-            number = -1
-        if match is None or number <= 0:
+            number = 0.0
+        nbytes = number * (1024 if match[3] else 1000) ** _UNITS[match[2]] if match else 0.0
+        if not 1 <= nbytes < 2**63:
             self.fail(f"{value!r} is not a size such as 512MiB or 5GB", param, ctx)
-        return int(number * (1024 if match[3] else 1000) ** _UNITS[match[2]])
+        return int(nbytes)
 
 
 class _Signal(BaseException):
@@ -63,7 +70,9 @@ def _outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
     try:
         yield
     except _Signal as caught:
-        print(f"stopped by {signal.Signals(caught.number).name}; nothing was left behind", file=sys.stderr)
+        several = "WORLD_SIZE" in os.environ
+        left = "what is finished stays for --resume" if several else "nothing was left behind"
+        print(f"stopped by {signal.Signals(caught.number).name}; {left}", file=sys.stderr)
         sys.exit(128 + caught.number)
     except NemoconvError as error:
         if debug:
@@ -182,6 +191,15 @@ def _nemo1(command: Callable[..., None]) -> Callable[..., None]:
     )(command)  # fmt: skip
 
 
+def _nemo2(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of commands that can write NeMo 2 directories."""
+    return click.option(
+        "--experts", type=click.Choice(["stacked", "singleton"]),
+        help="NeMo 2: a key for all experts of a layer, which megatron-core's grouped GEMM and sequential "
+        "experts both have there (default), or keys that nothing shares (its singleton_local_shards).",
+    )(command)  # fmt: skip
+
+
 _device = click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
     help="Where values are decoded and cast, and short runs gathered; the result is the same.",
@@ -202,6 +220,10 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
         ),
         _device,
         click.option("--exact", is_flag=True, help="With --dtype: refuse if a value would be rounded."),
+        click.option(
+            "--normalize-rows", is_flag=True,
+            help="Baichuan 2: divide the rows of the output layer by their lengths. Lossy.",
+        ),
         click.option(
             "--dequantize", is_flag=True,
             help="Accept weights that SRC holds only roughly (ONNX int4, int8).",
@@ -334,6 +356,7 @@ def _reshard(
 
 @main.command()
 @_conversion
+@_nemo2
 @_source
 @_common
 def hf2nemo2(**arguments: Any) -> None:
@@ -383,9 +406,13 @@ def nemo2onnx(**arguments: Any) -> None:
 @main.command()
 @_conversion
 @_nemo1
+@_nemo2
 @_onnx
 @click.option(
-    "--to", required=True, metavar="FORMAT", help="hf, nemo2, nemo or onnx; the source's format is detected."
+    "--to",
+    required=True,
+    metavar="FORMAT",
+    help="hf, nemo2, nemo, onnx or peft; the source's format is detected.",
 )
 @_source
 @_common
@@ -397,6 +424,7 @@ def convert(**arguments: Any) -> None:
 @main.command()
 @_conversion
 @_nemo1
+@_nemo2
 @_onnx
 @click.option("--to", required=True, metavar="FORMAT", help="hf, nemo2, nemo or onnx.")
 @_picture
@@ -444,7 +472,13 @@ def reshard(src: str, out: str | None, **arguments: Any) -> None:
 @_source
 @_common
 def inspect(
-    path: str, tensors: bool, grep: str | None, as_json: bool, config: str | None, **arguments: Any
+    path: str,
+    tensors: bool,
+    grep: str | None,
+    as_json: bool,
+    quiet: bool,
+    config: str | None,
+    **arguments: Any,
 ) -> None:
     """Tell what is in a checkpoint, from its headers alone."""
     from nemoconv.converters.inspection import describe, tensor_rows
@@ -461,6 +495,8 @@ def inspect(
         rows = tensor_rows(checkpoint, grep) if tensors or grep is not None else None
     if as_json:
         terminal.print_json({**facts, **({"tensor_list": rows} if rows is not None else {})})
+        return
+    if quiet:
         return
     print("\n".join(terminal.facts_lines(facts)))
     for row in rows or ():
@@ -495,13 +531,15 @@ def verify(
 
 @main.command()
 @_common
-def supported(as_json: bool, **_: Any) -> None:
+def supported(as_json: bool, quiet: bool, **_: Any) -> None:
     """List formats and architectures, where they come from and how each is verified."""
     from nemoconv.converters.support import matrix
 
     facts = matrix()
     if as_json:
         terminal.print_json(facts)
+        return
+    if quiet:
         return
     print("formats:")
     for row in facts["formats"]:
@@ -515,13 +553,17 @@ def supported(as_json: bool, **_: Any) -> None:
 @main.command()
 @click.argument("folder", required=False, metavar="[FOLDER]")
 @_common
-def demo(folder: str | None, quiet: bool, **_: Any) -> None:
+def demo(folder: str | None, as_json: bool, quiet: bool, **_: Any) -> None:
     """Run the main job on a tiny built-in Llama: HF -> NeMo 2 (tp2) -> HF, verified.
 
     Everything is written below FOLDER (default: a temporary one that is removed).
     """
     from nemoconv.demo import run
 
+    lines = []
     for line in run(folder):
-        if not quiet:
+        lines.append(line)
+        if not (quiet or as_json):
             print(line, flush=True)
+    if as_json:
+        terminal.print_json({"lines": lines})

@@ -112,6 +112,8 @@ def test_inspect_lists_tensors(llama: Path) -> None:
         (["hf2nemo2", "{llama}", "{tmp}/o", "--dtype", "int8"], 2, "error: unknown dtype 'int8'; one of float64"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--max-memory", "1MB"], 2, "error: --max-memory 0 MiB is too little"),
         (["hf2nemo2", "{llama}", "/proc/o"], 6, "error: /proc/"),
+        (["hf2nemo2", "{llama}", "/dev/null/o"], 6, "error: /dev/null: is not a directory; choose another "),
+        (["inspect", "nobody/nothing@v2"], 5, "error: nobody/nothing@v2: not a local path, and not in the hub "),
         (
             ["hf2nemo2", "nobody/nothing", "{tmp}/o"], 5,
             "error: nobody/nothing: not a local path, and not in the hub cache {tmp}/hub (offline); unset HF_HUB_",
@@ -179,7 +181,7 @@ def test_a_signal_cleans_up(number: signal.Signals, tmp_path: Path) -> None:
         [sys.executable, "-m", "nemoconv", "hf2nemo2", str(source), str(out), "--no-progress"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    stage = tmp_path / ".out.incomplete" / "weights" / "__0_0.distcp"
+    stage = tmp_path / ".out.incomplete" / "out" / "weights" / "__0_0.distcp"
     deadline = time.monotonic() + 60
     while not stage.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -242,11 +244,49 @@ def test_converting_imports_neither_torch_nor_the_hub(llama: Path, tmp_path: Pat
     assert result.returncode == 0, result.stderr
 
 
+def test_quiet_says_nothing(llama: Path, tmp_path: Path) -> None:
+    for arguments in (
+        ["inspect", llama],
+        ["supported"],
+        ["verify", llama],
+        ["demo"],
+        ["hf2nemo2", llama, tmp_path / "o"],
+    ):
+        result = nemoconv(*arguments, "-q")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("size", ["0", "-1", "five", "1e3", "0.0001k", "1.2.3GB", "9" * 400, "9999999TiB"])
+def test_sizes_that_are_none(llama: Path, tmp_path: Path, size: str) -> None:
+    result = nemoconv("hf2nemo2", llama, tmp_path / "out", f"--max-memory={size}")
+    assert result.returncode == 2
+    assert f"{size!r} is not a size such as 512MiB or 5GB" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_link_to_nothing_and_what_may_not_be_read(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "dangling").symlink_to("nothing")
+    result = nemoconv("inspect", tmp_path / "dangling")
+    assert (result.returncode, result.stderr) == (3, f"error: {tmp_path}/dangling: is a link to nothing\n")
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    llama.chmod(0)
+    for path in (llama, llama / "inside"):
+        result = nemoconv("inspect", path)
+        assert (result.returncode, result.stderr) == (
+            3,
+            f"error: {path}: cannot be read (Permission denied)\n",
+        )
+    llama.chmod(0o700)
+
+
 def test_demo_runs_and_removes_its_files(tmp_path: Path) -> None:
     result = nemoconv("demo", env={"TMPDIR": str(tmp_path)})
     assert result.returncode == 0, result.stderr
     assert "equal bit for bit" in result.stdout
     assert list(tmp_path.iterdir()) == []
+    lines = json.loads(nemoconv("demo", "--json", env={"TMPDIR": str(tmp_path)}).stdout)["lines"]
+    assert lines[-1] == result.stdout.splitlines()[-1]
     assert nemoconv("demo", tmp_path / "kept").returncode == 0
     assert (tmp_path / "kept" / "llama-nemo2-tp2" / "weights" / "__1_0.distcp").exists()
 

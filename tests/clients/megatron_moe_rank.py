@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import megatron_rank as rank
@@ -13,10 +14,14 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.activations import quick_gelu
 from megatron.core.fusions import fused_softmax
 from megatron.core.models.gpt import GPTModel
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec, get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_decoder_block_spec,
+    get_gpt_layer_local_spec,
+    get_gpt_mtp_block_spec,
+)
 from megatron.core.transformer import multi_latent_attention
 from megatron.core.transformer.dot_product_attention import DotProductAttention
-from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe import grouped_gemm_util, moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from nemoconv.converters.nemo2_context import read_context
@@ -35,6 +40,7 @@ TRANSFORMER_ENGINE_ONLY = (
 )
 
 
+FURTHER_NORMS = ("enorm", "hnorm", "final_layernorm")
 ACTIVATIONS = {"silu": torch.nn.functional.silu, "quick_gelu": quick_gelu}
 own_window_mask = fused_softmax.get_sliding_window_causal_mask
 
@@ -73,7 +79,17 @@ def as_transformer_engine_names_it(layer: Any, latent: bool) -> None:
     layer.submodules.sharded_state_dict_keys_map = names
 
 
-def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
+def one_by_one(a: torch.Tensor, b: torch.Tensor, sizes: torch.Tensor, trans_b: bool) -> torch.Tensor:
+    """What the kernel of GroupedMLP computes, which exists for CUDA only."""
+    assert not trans_b
+    return torch.cat([part @ b[expert] for expert, part in enumerate(a.split(sizes.tolist()))])
+
+
+grouped_gemm_util.assert_grouped_gemm_is_available = lambda: None
+grouped_gemm_util.ops = SimpleNamespace(gmm=one_by_one)
+
+
+def build(fields: dict[str, Any], tp: int, pp: int, ep: int, grouped: bool = False) -> GPTModel:
     """The part of a model that this rank holds, in float32, from what io.json says."""
     latent = fields.get("multi_latent_attention", False)
     kind = MLATransformerConfig if latent else TransformerConfig
@@ -95,7 +111,8 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
             "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
             "sequence_parallel": False,
             "moe_token_dispatcher_type": "allgather",
-            "moe_grouped_gemm": False,
+            "moe_grouped_gemm": grouped,
+            "moe_use_legacy_grouped_gemm": grouped,
         }
     )
     for name, value in fields.items():
@@ -112,6 +129,8 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
     else:
         spec = get_gpt_layer_local_spec(
             num_experts=config.num_moe_experts,
+            moe_grouped_gemm=grouped,
+            moe_use_legacy_grouped_gemm=grouped,
             qk_layernorm=config.qk_layernorm,
             multi_latent_attention=latent,
             normalization="RMSNorm",
@@ -127,10 +146,14 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
         if latent:
             layer.submodules.self_attention.submodules.core_attention = LatentAttention
     stage = parallel_state.get_pipeline_model_parallel_rank()
+    further = None
+    if config.mtp_num_layers:  # as NeMo's mtp_block_spec does
+        further = get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False)
     return (
         GPTModel(
             config=config,
             transformer_layer_spec=spec,
+            mtp_block_spec=further,
             vocab_size=fields["vocab_size"],
             max_sequence_length=fields["seq_length"],
             pre_process=stage == 0,
@@ -147,17 +170,12 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int) -> GPTModel:
     )
 
 
-def compare_moe(
-    directory: str, reference: str, tp: int, pp: int, ep: int, etp: int | None = None
-) -> dict[str, Any]:
-    """Load a NeMo 2 directory in float32; how far are its logits from the reference {ids, logits}?"""
-    source = SourceDir(Path(directory))
-    context = read_context(source)
-    source.close()
-    table = table_for_nemo(context.config_class, context.fields, "here")
-    defaults = table.nemo.defaults[context.config_class.name]
-    fields = {name: value for name, value in defaults.items() if value is not None} | context.fields
-    model = build(fields, tp, pp, ep)
+def load_moe(
+    directory: str, tp: int, pp: int, ep: int, grouped: bool = False
+) -> tuple[GPTModel, dict[str, Any], dict[str, Any]]:
+    """The model of a NeMo 2 directory in float32, its fields, and what was loaded."""
+    fields = read_fields(directory)
+    model = build(fields, tp, pp, ep, grouped)
     weights = f"{directory}/weights"
     stored = dist_checkpointing.load_tensors_metadata(weights)
     result = {"tensors": len(stored)}
@@ -165,8 +183,31 @@ def compare_moe(
         f"layers.{layer}{name}._extra_state"
         for layer in ("", *(f"{number}." for number in range(fields["num_layers"])))
         for name in TRANSFORMER_ENGINE_ONLY
+    } | {
+        f"module.mtp.layers.{depth}.{name}._extra_state"
+        for depth in range(fields.get("mtp_num_layers") or 0)
+        for name in (*FURTHER_NORMS, *(f"transformer_layer.{name}" for name in TRANSFORMER_ENGINE_ONLY))
     }
     result |= rank.load(model, weights, dist_checkpointing.load_content_metadata(weights))
+    return model, fields, result
+
+
+def read_fields(directory: str) -> dict[str, Any]:
+    """What io.json says, and NeMo's defaults for what it leaves out."""
+    source = SourceDir(Path(directory))
+    context = read_context(source)
+    source.close()
+    table = table_for_nemo(context.config_class, context.fields, "here")
+    defaults = table.nemo.defaults[context.config_class.name]
+    return {name: value for name, value in defaults.items() if value is not None} | context.fields
+
+
+def compare_moe(
+    directory: str, reference: str, tp: int, pp: int, ep: int, etp: int | None = None, grouped: bool = False
+) -> dict[str, Any]:
+    """Load a NeMo 2 directory in float32; how far are its logits from the reference {ids, logits}?"""
+    model, fields, result = load_moe(directory, tp, pp, ep, grouped)
+    model.config.bf16 = grouped  # GroupedMLP asks for it, and computes in any dtype
     given = torch.load(reference, weights_only=True)
     out = rank.forward(model, given["ids"], fields["hidden_size"], pp)
     if out is not None:
@@ -175,7 +216,65 @@ def compare_moe(
     return result
 
 
+def save_moe(
+    directory: str,
+    out: str,
+    tp: int,
+    pp: int,
+    ep: int,
+    grouped: bool,
+    metadata: dict[str, Any] | None = None,
+    etp: int | None = None,
+) -> dict[str, Any]:
+    """Load a NeMo 2 directory and let megatron-core save it: torch_dist with this content ``metadata``, or
+    without any a state dict for each rank."""
+    model, _, _ = load_moe(directory, tp, pp, ep, grouped)
+    if metadata is None:
+        place = Path(out) / f"mp_rank_{parallel_state.get_tensor_model_parallel_rank():02d}"
+        place.mkdir(parents=True)
+        torch.save({"model": model.state_dict(), "iteration": 0}, place / "model_optim_rng.pt")
+        return {"keys": sorted(model.state_dict())}
+    if torch.distributed.get_rank() == 0:
+        Path(out).mkdir(parents=True)
+    torch.distributed.barrier()
+    state = model.sharded_state_dict(prefix="module.", metadata=metadata)
+    dist_checkpointing.save(state, out, content_metadata=metadata)
+    return {"keys": sorted(dist_checkpointing.load_tensors_metadata(out))}
+
+
+class WithLabels:
+    """A model that is called with labels: megatron-core predicts further tokens only then."""
+
+    def __init__(self, model: GPTModel, labels: torch.Tensor) -> None:
+        self.model, self.labels, self.set_input_tensor = model, labels, model.set_input_tensor
+
+    def __call__(self, *args: Any) -> torch.Tensor:
+        return self.model(*args, labels=self.labels)
+
+
+def compare_further(
+    directory: str, reference: str, tp: int, pp: int, ep: int, etp: int | None = None
+) -> dict[str, Any]:
+    """The same for {ids, logits, further}: the logits of each layer that predicts further tokens, too."""
+    model, fields, result = load_moe(directory, tp, pp, ep)
+    given, seen = torch.load(reference, weights_only=True), []
+    if model.post_process:
+        model.output_layer.register_forward_hook(lambda _, __, out: seen.append(out[0].transpose(0, 1)))
+        model.compute_language_model_loss = lambda labels, _: torch.zeros(labels.shape)
+    rank.forward(WithLabels(model, given["ids"]), given["ids"], fields["hidden_size"], pp)
+    if seen:
+        *further, logits = seen
+        pairs = [(logits, given["logits"]), *zip(further, given["further"], strict=True)]
+        result["diffs"] = []
+        for depth, (ours, theirs) in enumerate(pairs):
+            known = ours.shape[1] - depth  # the tokens behind the last one are not given
+            result["diffs"].append((ours - theirs)[:, :known].abs().max().item())
+    return result
+
+
 rank.JOBS["compare_moe"] = compare_moe
+rank.JOBS["compare_further"] = compare_further
+rank.JOBS["save_moe"] = save_moe
 
 if __name__ == "__main__":
     rank.serve()

@@ -222,6 +222,22 @@ CASES |= {
 }
 
 
+LITE = {key: value for key, value in LATENT.items() if key != "first_k_dense_replace"}
+CASES |= {
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        {
+            **LITE,
+            "q_lora_rank": 24,
+            "num_experts_per_tok": 3,
+            "mlp_layer_types": ["dense", "dense", "sparse", "sparse"],
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+        },
+    ),
+}
+
+
 def build(folder: Path, case: str) -> Path:
     """Save a random model whose activations, router logits and logits are of order 1."""
     import torch

@@ -113,7 +113,7 @@ def _layers() -> list[type]:
         def __init__(self, in_features: int, out_features: int, **named: Any) -> None:
             super().__init__()
             ranks = named.get("tp_size", 1)
-            mode = named.get("parallel_mode")
+            mode = self.parallel_mode = named.get("parallel_mode")
             out_features //= ranks if mode == "column" else 1
             in_features //= ranks if mode == "row" else 1
             self.weight = parameter(out_features, in_features, like=named)
