@@ -429,8 +429,8 @@ def _odd(architecture: str) -> dict[str, Any]:
         ("llama4", "llama4_text"),
         ("internvl", "InternViT"),
         ("llava_next", "pack_image_features"),
-        ("qwen2_5_omni", "no model of it"),
-        ("paligemma", "no model of it"),
+        ("qwen2_5_omni", "no Megatron model of it"),
+        ("paligemma", "no Megatron model of it"),
     ],
 )
 def test_others_are_refused_by_name_with_a_reason(architecture: str, reason: str) -> None:
