@@ -397,7 +397,9 @@ class NeMo1Converter(Converter):
             from nemoconv.converters.nemo_model_writer import NemoModelWriter
 
             return NemoModelWriter(output, model, options)
-        if options.rank_files or nemo1_config.only_ranks(model.table):
+        from nemoconv.converters import nemo1_build
+
+        if options.rank_files or nemo1_build.only_ranks(model.table):
             from nemoconv.converters.nemo1_rank_writer import NeMo1RankWriter
 
             return NeMo1RankWriter(output, model, options, sizes)

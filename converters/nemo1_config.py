@@ -1,4 +1,4 @@
-"""What model a ``.nemo`` of a Megatron language model is: its table, model config and tokenizer, and back."""
+"""What model a ``.nemo`` of a Megatron language model is: its table, model config and tokenizer."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from nemoconv.converters import tokenizer_files
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES
-from nemoconv.converters.nemo1_run import RUN
-from nemoconv.converters.nemo_archive import artifact, artifact_name, original_name
+from nemoconv.converters.nemo_archive import artifact, original_name
 from nemoconv.errors import (
     CorruptCheckpoint,
     NemoconvError,
@@ -23,19 +22,16 @@ from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.mappings import architectures, load_table, nemo1_families
 from nemoconv.mappings.config_fields import Value, write_config
 from nemoconv.mappings.nemo1_families import Entry, Family
-from nemoconv.mappings.nemo1_fields import defaults, read_fields, write_yaml
+from nemoconv.mappings.nemo1_fields import defaults, read_fields
 from nemoconv.mappings.nemo1_rules import Word
-from nemoconv.mappings.nemo_fields import NemoClasses, plain, text
+from nemoconv.mappings.nemo_fields import NemoClasses, text
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.layout import Layout
 
-#: the last NeMo with Megatron GPT models, whose layout is written
-NEMO_VERSION: Final = "2.4.1"
 #: where the tokenizer's files lie that NeMo 1 has no key for
 HF_FOLDER: Final = "huggingface"
 _CENTERED: Final = "layernorm_zero_centered_gamma"
-_PRECISIONS: Final = {"float32": 32, "float16": 16, "bfloat16": "bf16"}
 
 
 def is_megatron(config: Mapping[str, Any]) -> bool:
@@ -121,7 +117,8 @@ def model_of(
     said = "; ".join(_grouped([(name, _short(error, where)) for name, error in reasons]))
     raise UnsupportedArchitecture(
         f"{where}: no table describes this model ({said})",
-        hint="if a config.json of the model exists, pass --config",
+        hint="if a config.json of the model exists, pass --config; a key of which you know that it changes "
+        "nothing, pass with --allow-ignored",
     )
 
 
@@ -245,117 +242,3 @@ def _hf_name(key: str, name: str) -> str:
     if key == "merge_file":
         return "merges.txt"
     return "vocab.json" if suffix == "json" else "vocab.txt"
-
-
-# Writing
-
-#: NeMo 2's classes have these by default, NeMo 1 has not
-_UNSTATED: Final = {"hidden_dropout": 0.0, "bias_activation_fusion": False}
-
-
-def family_for(table: Table) -> Family:
-    """The NeMo class that can be told to be a table's model. Raises UnsupportedArchitecture."""
-    family = nemo1_families.family_for(table.architecture)
-    if family is None:
-        known = [name for family in nemo1_families.FAMILIES for name in family.architectures]
-        raise UnsupportedArchitecture(
-            f"no model class of NeMo 1 can be told to be a {table.architecture!r}",
-            hint=f"they can be told to be one of: {', '.join(known)}",
-        )
-    return family
-
-
-def only_ranks(table: Table) -> bool:
-    """Whether only files cut by rank can hold a table's model."""
-    return table.architecture in family_for(table).only_ranks
-
-
-def build_yaml(
-    table: Table,
-    config: Mapping[str, Value],
-    layout: Layout,
-    rows: int,
-    tokenizer: Mapping[str, Value],
-    *,
-    ranks: bool = False,
-) -> dict[str, Value]:
-    """``model_config.yaml`` that NeMo 1 builds this model from, with ``rows`` of vocabulary; ``ranks``: its
-    weights lie cut by rank.
-
-    Raises UnsupportedArchitecture for a table that NeMo 1 needs code of its own for, UnsupportedConfig
-    for what it has no word for.
-    """
-    family, nemo = family_for(table), table.nemo
-    entry = family.entry(table.architecture)
-    assert entry is not None
-    size = {"vocab_size": rows, "tensor_parallel_size": layout.tensor_parallel_size}
-    config_class, fields = nemo.write({**config, **size})
-    stated = {**_UNSTATED, **nemo.defaults[config_class], **fields, **entry.words, **entry.written}
-    custom = {name: stated.pop(name) for name in entry.customized}
-    for name, value in entry.implied.items():
-        if plain(stated.pop(name, value)) != value:
-            raise UnsupportedConfig(f"NeMo 1 has no word for {name}={text(fields[name])}, only {text(value)}")
-    if layout.virtual_pipeline_parallel_size > 1 or layout.stages is not None:
-        raise UnsupportedConfig(
-            "a .nemo has no interleaved or freely dealt pipeline stages", hint="leave out --vpp and --stages"
-        )
-    dtype = str(config.get("params_dtype") or "float32")
-    if dtype not in _PRECISIONS:
-        raise UnsupportedConfig(f"NeMo 1 has no precision for {dtype}", hint="pass --dtype")
-    divisor = fields.get("make_vocab_size_divisible_by", 1) if family.pads_vocabulary else 1
-    own = ranks and family.own_ranks
-    return {
-        **RUN,
-        family.mcore: not own,
-        "transformer_engine": not own,
-        "tensor_model_parallel_size": layout.tensor_parallel_size,
-        "pipeline_model_parallel_size": layout.pipeline_parallel_size,
-        "virtual_pipeline_model_parallel_size": None,
-        "expert_model_parallel_size": layout.expert_parallel_size,
-        **_ends(layout),
-        **write_yaml(stated, family.rules),
-        **({"mcore_customization_config": custom} if custom else {}),
-        **({} if family.pads_vocabulary else {"override_vocab_size": rows}),
-        "make_vocab_size_divisible_by": divisor,
-        "tokenizer": dict(tokenizer),
-        "dist_ckpt_format": "torch_dist",
-        "precision": _PRECISIONS[dtype],
-        "target": (ranks and family.rank_target) or family.target,
-        "nemo_version": NEMO_VERSION,
-    }
-
-
-def _ends(layout: Layout) -> dict[str, Value]:
-    """How the ends of the pipeline differ, where they do."""
-    said = {
-        "num_layers_in_first_pipeline_stage": layout.num_layers_in_first_pipeline_stage,
-        "num_layers_in_last_pipeline_stage": layout.num_layers_in_last_pipeline_stage,
-        "account_for_embedding_in_pipeline_split": layout.account_for_embedding_in_pipeline_split or None,
-        "account_for_loss_in_pipeline_split": layout.account_for_loss_in_pipeline_split or None,
-    }
-    return {name: value for name, value in said.items() if value is not None}
-
-
-def build_tokenizer(
-    files: Mapping[str, SourceFile | bytes],
-) -> tuple[dict[str, Value], dict[str, bytes], Sequence[str]]:
-    """(the ``tokenizer`` section, members to write, notes) for files by their Hugging Face names."""
-    contents = {
-        name: file if isinstance(file, bytes) else file.pread(file.size, 0) for name, file in files.items()
-    }
-    section: dict[str, Value] = {"library": None, "type": None, "model": None}
-    section |= {"vocab_file": None, "merge_file": None, "sentencepiece_legacy": False}
-    members = {f"{HF_FOLDER}/{name}": data for name, data in contents.items() if name != "tokenizer.model"}
-    model = contents.get("tokenizer.model")
-    if model is not None:
-        name = artifact_name("tokenizer.model", model)
-        section |= {"library": "sentencepiece", "model": f"nemo:{name}"}
-        return section, {name: model, **members}, ()
-    section["library"] = "huggingface"
-    if not any(name in TOKENIZER_FILES for name in contents):
-        return section, members, ("the source has no tokenizer, without which NeMo 1 restores no model",)
-    note = (
-        "NeMo 1 finds a Hugging Face tokenizer by its name only: set tokenizer.type to a hub id or a path "
-        f"when it restores this file (the tokenizer's files are kept in {HF_FOLDER}/)"
-    )
-    return section, members, (note,)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from nemoconv.converters import nemo1_config, nemo_archive
+from nemoconv.converters import nemo1_build, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.rank_writer import Rank, RankWriter
 from nemoconv.errors import LayoutError
@@ -40,7 +40,7 @@ class NeMo1RankWriter(RankWriter):
                 hint="leave out --ep, or leave out --rank-files",
             )
         layout.check(sizes["layers"])
-        family = nemo1_config.family_for(model.table)
+        family = nemo1_build.family_for(model.table)
         self._dialect = family.dialect if family.own_ranks else None
         tied = None
         if model.config.get("share_embeddings_and_output_weights"):
@@ -55,8 +55,8 @@ class NeMo1RankWriter(RankWriter):
             nothing=() if self._dialect else _extra_states(model, sizes),
             tied=tied,
         )
-        section, self._members, self._told = nemo1_config.build_tokenizer(model.files)
-        self._yaml = nemo1_config.build_yaml(
+        section, self._members, self._told = nemo1_build.build_tokenizer(model.files)
+        self._yaml = nemo1_build.build_yaml(
             model.table, model.config, layout, sizes["vocab"], section, ranks=True
         )
 

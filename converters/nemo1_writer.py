@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.converters import nemo1_config, nemo_archive
+from nemoconv.converters import nemo1_build, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.formats import plain_yaml, torch_items
@@ -28,8 +28,8 @@ class NeMo1Writer(NeMo2Writer):
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> None:
         super().__init__(output, model, options, sizes)
-        section, self._members, self._notes = nemo1_config.build_tokenizer(model.files)
-        self._yaml = nemo1_config.build_yaml(
+        section, self._members, self._notes = nemo1_build.build_tokenizer(model.files)
+        self._yaml = nemo1_build.build_yaml(
             model.table, model.config, options.layout, sizes["vocab"], section
         )
 

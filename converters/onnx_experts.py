@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from nemoconv.converters.onnx_dataflow import Dataflow
-from nemoconv.converters.onnx_weighted import Linear
+from nemoconv.converters.onnx_weighted import Linear, Weight
 from nemoconv.formats.onnx_file import Node
 
 #: operations that leave the order of experts as it is
 _SAME: Final = frozenset({"Cast", "CastLike", "Identity", "Softmax", "Sigmoid"})
+#: operations that also take something else, and the first of their inputs that may be scores
+_ADDED: Final = {"Add": 0, "Where": 1}
 _RESHAPED: Final = frozenset({"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
 
@@ -107,12 +109,30 @@ def _are_best(flow: Dataflow, value: str, router: Linear) -> bool:
 
 
 def _is_given(flow: Dataflow, scores: str, router: Linear) -> bool:
-    """Whether a value is what the router gives, in its order."""
+    """Whether a value is made of what the router gives, element by element and in its order."""
     while scores != router.output:
         made = flow.producer.get(scores)
-        if made is None or made.op not in (*_SAME, "Reshape"):
+        if made is None or made.op not in (*_SAME, *_ADDED, "Reshape"):
             return False
         if made.op == "Reshape" and (flow.shape_told(made.inputs[1]) or [None])[-1] != router.rows:
             return False
-        scores = made.inputs[0]
+        given = made.inputs[:1] if made.op not in _ADDED else made.inputs[_ADDED[made.op] :]
+        routed = [value for value in given if flow.sources.get(value, 0) & router.bit]
+        if len(routed) != 1:
+            return False
+        (scores,) = routed
     return True
+
+
+def correction(flow: Dataflow, router: Linear) -> Weight | None:
+    """What is added to the scores of all tokens for choosing experts only: a number for each expert."""
+    scores = {router.output}
+    for node in flow.after(router.output):
+        if node.op == "Sigmoid" and node.inputs[0] in scores:
+            scores.add(node.outputs[0])
+        elif node.op == "Add" and scores & set(node.inputs):
+            other = next((value for value in node.inputs if value not in scores), "")
+            weight = flow.weight(other) if other else None
+            if weight is not None and weight.shape == (router.rows,):
+                return weight
+    return None

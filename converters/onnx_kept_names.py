@@ -50,7 +50,8 @@ def _turned(flow: Dataflow) -> set[str]:
     found = set()
     for linear in flow.linears:
         weight = linear.weight
-        if weight.decoder is not None or weight.transposed:
+        stacked = len(weight.initializer.shape) == 3  # which Hugging Face stores [experts, in, out]
+        if weight.decoder is not None or weight.transposed != stacked:
             found.add(weight.name)
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from nemoconv.converters.onnx_dataflow import ACTIVATIONS, Attention, Dataflow
-from nemoconv.converters.onnx_experts import expert_of, picks_experts
+from nemoconv.converters.onnx_experts import correction, expert_of, picks_experts
 from nemoconv.converters.onnx_model_parts import OPERANDS, Layer, Mlp, Part, bits
 from nemoconv.converters.onnx_spans import Spans, tile
 from nemoconv.converters.onnx_weighted import Linear, Rows
@@ -71,10 +71,14 @@ class Chain:
         # layers that take their data from the stream and their choice of matrices from the router
         routers = [one for one in wide if self.fed_by(stream | one.bit)]
         if routers:
-            if len(wide) != 1:
-                rest = next(one for one in wide if one is not routers[0])
-                raise self.refuse(f"{where}: {rest.node} stands beside the router of a mixture of experts")
-            return self._experts(routers[0], stream, where)
+            shared = self._shared([one for one in wide if one is not routers[0]], where)
+            mixture = self._experts(routers[0], stream, where)
+            return Mlp(
+                [*mixture.parts, *shared.parts],
+                mixture.widened | shared.widened,
+                mixture.added | shared.added,
+                correction(self._flow, routers[0]),
+            )
         if len(wide) not in (1, 2):
             raise self.refuse(f"{where}: the MLP begins with {len(wide)} linear layers")
         parts, down = self._dense(wide, where)
@@ -91,6 +95,21 @@ class Chain:
         fed = wide[0].bit | wide[-1].bit | chosen_by
         down = self._only(fed, f"{where}: the MLP's second half", "fed by its first")
         return self._gated(wide, where) if len(wide) == 2 else self._packed_gate(wide[0], where), down
+
+    def _shared(self, beside: Sequence[Linear], where: str) -> Mlp:
+        """An expert that every token passes, perhaps times one number for each token."""
+        scales = [one for one in beside if one.rows == 1]
+        wide = [one for one in beside if one.rows != 1]
+        if len(wide) not in (0, 2) or len(scales) > (1 if wide else 0):
+            raise self.refuse(f"{where}: {beside[0].node} stands beside the router of a mixture of experts")
+        found: list[tuple[str, int | None, Part]] = [("shared scale", None, Part(one)) for one in scales]
+        if not wide:
+            return Mlp(found, 0, 0)
+        parts, down = self._dense(wide, f"{where}, shared expert")
+        found += [(f"shared {role}", None, part) for role, part in parts.items()]
+        found.append(("shared down", None, Part(down)))
+        once = bits(part for _, _, part in found[:1] if scales)
+        return Mlp(found, once | bits(parts.values()), once | down.bit)
 
     def _experts(self, router: Linear, stream: int, where: str) -> Mlp:
         """Experts that are linear layers of their own, numbered as the router's rows are."""

@@ -55,11 +55,13 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class Mlp:
     """An MLP, or a mixture of experts: its parts by role, with the number of the expert. ``widened`` are the
-    bits of the layers that the residual stream feeds, ``added`` of what it adds to the stream."""
+    bits of the layers that the residual stream feeds, ``added`` of what it adds to the stream;
+    ``correction`` is added to the router's scores for choosing only."""
 
     parts: Sequence[tuple[str, int | None, Part]]
     widened: int
     added: int
+    correction: Weight | None = None
 
 
 @dataclass(frozen=True, slots=True)

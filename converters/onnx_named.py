@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from nemoconv.formats.tensors import StoredTensor
@@ -16,10 +16,11 @@ MARK: Final = "nemoconv.format"
 @dataclass(frozen=True, slots=True)
 class Named:
     """Tensors by their Hugging Face names, how the names were found, initializers that are no weights of
-    the model, and those that are only approximations: decoded from fewer bits, or norms with 1 added."""
+    the model, and those that are only approximations: decoded from fewer bits, or norms with 1 added, with
+    what they may be off by."""
 
     tensors: Mapping[str, StoredTensor]
     how: str
     left: Sequence[str] = ()
     decoded: Sequence[str] = ()
-    folded: Sequence[str] = ()
+    folded: Mapping[str, float] = field(default_factory=dict)

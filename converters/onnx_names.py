@@ -116,7 +116,7 @@ class _ByPlace:
         tensors = {name: self._tensor(name, parts) for name, parts in found.items()}
         used = {weight.name for parts in found.values() for weight in parts.values()} | self._weights.scales
         left = [name for name in self._flow.onnx.initializers if name not in used]
-        lossy = [*self._weights.decoded], [*self._weights.folded]
+        lossy = [*self._weights.decoded], self._weights.folded
         return Named(tensors, "places in the graph", left, *lossy)
 
     def _tensor(self, name: str, parts: Parts) -> StoredTensor:

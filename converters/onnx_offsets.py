@@ -1,16 +1,18 @@
 """Whether a norm's weight can be had back exactly from what an exporter stored: the weight plus 1.
 
 In general it cannot: float32 rounds the sum. But a weight that was bfloat16 or float16 has few bits, and
-often only one number of that type gives the stored sum. Then that number is the weight.
+often only one number of that type gives the stored sum. Then that number is the weight. Some exporters add in
+bfloat16, though, which leaves eight bits of the sum: then nothing can be had back.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy
 
-from nemoconv.formats.dtypes import DType
+from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.tensors import StoredTensor
 
 #: bytes of a norm's weight that are looked at
@@ -24,14 +26,9 @@ def is_exact(stored: StoredTensor, original: DType | None) -> bool:
     The sum may have been made in float32 only: where all of ``stored`` are numbers of type ``original``, it
     may have been rounded to that, and nothing is proved.
     """
-    (extent,) = stored.extents
-    if original is None or original.name not in _BITS or stored.dtype.name != "float32":
+    sums = _sums(stored)
+    if original is None or original.name not in _BITS or sums is None:
         return False
-    if not 0 < stored.nbytes <= _MOST or len(stored.shape) != 1:
-        return False
-    held = numpy.empty(stored.nbytes, numpy.uint8)
-    extent.file.pread_into(held.data, extent.offset)
-    sums = held.view(numpy.float32)
     kind = original.numpy()
     if not numpy.isfinite(sums).all() or (_rounded(sums, kind) == sums).all():
         return False
@@ -39,6 +36,29 @@ def is_exact(stored: StoredTensor, original: DType | None) -> bool:
     bits = found.view(_BITS[original.name])
     beside = (_sum((bits + numpy.uint16(step)).view(kind)) for step in (1, 0xFFFF))
     return bool((_sum(found) == sums).all() and all((other != sums).all() for other in beside))
+
+
+def rounding(stored: StoredTensor) -> float:
+    """By how much weights may be off that are ``stored`` less 1: the sums were rounded to the narrowest type
+    of which all of them are numbers."""
+    sums = _sums(stored)
+    largest = 1.0 if sums is None else float(numpy.nan_to_num(numpy.abs(sums)).max())
+    binade = 2.0 ** max(0, math.frexp(largest)[1] - 1)
+    for name, step in (("bfloat16", 2.0**-8), ("float16", 2.0**-11)):
+        rounded = sums is not None and (_rounded(sums, BY_NAME[name].numpy()) == sums).all()
+        if rounded or stored.dtype.name == name:
+            return step * binade
+    return 2.0**-24 * binade
+
+
+def _sums(stored: StoredTensor) -> numpy.ndarray[Any, Any] | None:
+    """The elements of a vector of float32, None for anything else."""
+    (extent,) = stored.extents
+    if stored.dtype.name != "float32" or not 0 < stored.nbytes <= _MOST or len(stored.shape) != 1:
+        return None
+    held = numpy.empty(stored.nbytes, numpy.uint8)
+    extent.file.pread_into(held.data, extent.offset)
+    return held.view(numpy.float32)
 
 
 def _rounded(values: numpy.ndarray[Any, Any], kind: Any) -> numpy.ndarray[Any, Any]:

@@ -65,8 +65,9 @@ class _Walk:
             for place, part in layer.placed(number):
                 self._put(place, part)
                 placed.add(id(part.linear))
-            if layer.sinks is not None:
-                self._found[Place("sinks", number)] = layer.sinks
+            for role, weight in (("sinks", layer.sinks), ("router correction", layer.mlp.correction)):
+                if weight is not None:
+                    self._found[Place(role, number)] = weight
         for role, linear in tail.items():
             self._put(Place(role), Part(linear))
             placed.add(id(linear))

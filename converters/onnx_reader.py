@@ -161,7 +161,8 @@ class OnnxCheckpoint(HeldTensors):
                          f"{some(named.decoded, 3)}")  # fmt: skip
         if named.folded:
             notes.append(
-                f"LOSSY: 1 is taken off {len(named.folded)} norms, to about 1e-7: {some(named.folded, 3)}"
+                f"LOSSY: 1 is taken off {len(named.folded)} norms, which may be off by "
+                f"{max(named.folded.values()):.1g}: {some(named.folded, 3)}"
             )
         if named.left:
             notes.append(f"{len(named.left)} constants of the graph are not weights: {some(named.left, 3)}")

@@ -1,6 +1,7 @@
 """What each architecture calls the parts of its model that an ONNX graph tells apart.
 
-Parts with the same name are one tensor, one below the other in the order of the roles. A name for a role with
+Parts with the same name are one tensor, one below the other in the order of the roles. Those of experts have
+"expert" before their role, where layers without experts may be, too. A name for a role with
 its kind ("predictions bias") is that of the tensor itself.
 """
 
@@ -45,23 +46,33 @@ _PHI3: Final = {**_GLM, **dict.fromkeys(("query", "key", "value"), LAYER + "self
 _QWEN3_MOE: Final = {
     **_LLAMA,
     "router": LAYER + "mlp.gate",
-    **{role: f"{LAYER}mlp.experts.{{expert}}.{role}_proj" for role in ("gate", "up", "down")},
+    **{f"expert {role}": f"{LAYER}mlp.experts.{{expert}}.{role}_proj" for role in ("gate", "up", "down")},
+}
+_QWEN2_MOE: Final = {
+    **_QWEN3_MOE,
+    **{f"shared {role}": f"{LAYER}mlp.shared_expert.{role}_proj" for role in ("gate", "up", "down")},
+    "shared scale": LAYER + "mlp.shared_expert_gate",
+}
+_GLM4_MOE: Final = {
+    **_QWEN3_MOE,
+    "router correction weight": LAYER + "mlp.gate.e_score_correction_bias",
+    **{f"shared {role}": f"{LAYER}mlp.shared_experts.{role}_proj" for role in ("gate", "up", "down")},
 }
 _MIXTRAL: Final = {
     **_LLAMA,
     "router": LAYER + "block_sparse_moe.gate",
-    "gate": LAYER + "block_sparse_moe.experts.{expert}.w1",
-    "up": LAYER + "block_sparse_moe.experts.{expert}.w3",
-    "down": LAYER + "block_sparse_moe.experts.{expert}.w2",
+    "expert gate": LAYER + "block_sparse_moe.experts.{expert}.w1",
+    "expert up": LAYER + "block_sparse_moe.experts.{expert}.w3",
+    "expert down": LAYER + "block_sparse_moe.experts.{expert}.w2",
 }
 _GPT_OSS: Final = {
     **_LLAMA,
     "sinks weight": LAYER + "self_attn.sinks",
     "router": LAYER + "mlp.router",
-    **dict.fromkeys(("gate weight", "up weight"), LAYER + "mlp.experts.gate_up_proj"),
-    **dict.fromkeys(("gate bias", "up bias"), LAYER + "mlp.experts.gate_up_proj_bias"),
-    "down weight": LAYER + "mlp.experts.down_proj",
-    "down bias": LAYER + "mlp.experts.down_proj_bias",
+    **dict.fromkeys(("expert gate weight", "expert up weight"), LAYER + "mlp.experts.gate_up_proj"),
+    **dict.fromkeys(("expert gate bias", "expert up bias"), LAYER + "mlp.experts.gate_up_proj_bias"),
+    "expert down weight": LAYER + "mlp.experts.down_proj",
+    "expert down bias": LAYER + "mlp.experts.down_proj_bias",
 }
 _STARCODER2: Final = {**_LLAMA, "up": LAYER + "mlp.c_fc", "down": LAYER + "mlp.c_proj"}
 _H: Final = "transformer.h.{layer}."
@@ -134,10 +145,10 @@ class Roles:
 
     def name(self, place: Place) -> str | None:
         """Hugging Face's name of a weight, None for one that the architecture does not have."""
-        whole = self.names.get(f"{place.role} {place.kind}")
-        name = whole or self.names.get(place.role)
-        numbered = place.expert is not None and not self.stacked
-        if name is None or ("{expert}" in name) != numbered:
+        role = place.role if place.expert is None else f"expert {place.role}"
+        whole = self.names.get(f"{role} {place.kind}")
+        name = whole or self.names.get(role)
+        if name is None:
             return None
         told = name.format(layer=place.layer, expert=place.expert)
         return told if whole else f"{told}.{place.kind}"
@@ -162,6 +173,8 @@ ROLES: Final[Mapping[str, Roles]] = {
     "starcoder2": Roles(_STARCODER2),
     "mixtral": Roles(_MIXTRAL),
     "qwen3_moe": Roles(_QWEN3_MOE),
+    "qwen2_moe": Roles(_QWEN2_MOE),
+    "glm4_moe": Roles(_GLM4_MOE),
     "gpt_oss": Roles(_GPT_OSS, stacked=True),
     "gpt2": Roles(_GPT2, in_out=True),
     "gpt_bigcode": Roles(_GPT2, by_group=True),

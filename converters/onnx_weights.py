@@ -32,14 +32,14 @@ class Weights:
     """Gives weights as tensors. With ``approximate``, those too that the file holds only roughly, decoded
     to ``dtype`` (None: the type of their scales); without, they are an UnsupportedError. ``original`` is the
     type that the model's weights had. ``decoded`` and ``folded`` are the initializers that were only
-    approximations, ``scales`` what decoding them took."""
+    approximations, the latter with what they may be off by, ``scales`` what decoding them took."""
 
     def __init__(
         self, flow: Dataflow, *, approximate: bool, dtype: DType | None, original: DType | None = None
     ) -> None:
         self._flow, self._approximate, self._dtype, self._original = flow, approximate, dtype, original
         self.decoded: dict[str, None] = {}
-        self.folded: dict[str, None] = {}
+        self.folded: dict[str, float] = {}
         self.scales: set[str] = set()
 
     def tensor(
@@ -89,13 +89,13 @@ class Weights:
             )
 
     def _less_one(self, tensor: StoredTensor) -> StoredTensor:
-        from nemoconv.converters.onnx_offsets import is_exact
+        from nemoconv.converters.onnx_offsets import is_exact, rounding
         from nemoconv.resharding.decoded import decoded
         from nemoconv.resharding.decoded_onnx import LessOne
 
         if not is_exact(tensor, self._original):
             self._allow(f"{tensor.name!r} holds a norm's weight plus 1, rounded: the weight itself is lost")
-            self.folded[tensor.name] = None
+            self.folded[tensor.name] = rounding(tensor)
         return decoded(tensor.name, LessOne(tensor), tensor.dtype)
 
     def _decode(self, weight: Weight) -> StoredTensor:

@@ -7,9 +7,10 @@ and the model that it writes computes other logits). On request the rows are div
 """
 
 from nemoconv.mappings import blocks
+from nemoconv.mappings.baichuan_fields import BaichuanLimits, PlainOutput
 from nemoconv.mappings.blocks import HF, NEMO
 from nemoconv.mappings.config_fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.config_fields_gpt import AutoMap, BaichuanLimits, PlainHeads, PlainOutput
+from nemoconv.mappings.config_fields_gpt import AutoMap, PlainHeads
 from nemoconv.mappings.nemo_configs_gpt import BAICHUAN_DEFAULTS
 from nemoconv.mappings.nemo_fields import DECODER as NEMO_FIELDS
 from nemoconv.mappings.nemo_fields import NO_BIASES, NemoClasses, with_rules

@@ -1,7 +1,7 @@
 """What the tables of DeepSeek V2 and V3 share: latent attention, shared experts, dense layers first.
 
-megatron-core's norms of latents take ``rms_norm_eps``, transformers' always 1e-6: the released DeepSeek models
-say 1e-6, and where a model says 1e-5 logits of random weights differ by 1e-4.
+megatron-core's norms of latents take ``rms_norm_eps``, transformers' always 1e-6: the released DeepSeek
+models say 1e-6, and where a model says 1e-5 logits of random weights differ by 1e-4.
 
 Source: transformers/models/deepseek_v3, megatron/core/transformer/multi_latent_attention.py,
 nemo/collections/llm/gpt/model/deepseek.py.

@@ -71,6 +71,7 @@ TABLE = Table(
         "transformers logits",
         "megatron-core logits",
         "both for further tokens",
+        "real NeMo load",
         "transformers' own FP8 decoding",
     ),
 )

@@ -141,5 +141,11 @@ TABLE = Table(
     further=HF,
     copies=COPIES,
     tied=TIED,
-    verified=("bit-equal", "transformers logits", "megatron-core logits", "both for further tokens"),
+    verified=(
+        "bit-equal",
+        "transformers logits",
+        "megatron-core logits",
+        "both for further tokens",
+        "real NeMo load",
+    ),
 )

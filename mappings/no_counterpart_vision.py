@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-#: of image and text (and sound), of which NeMo 2.5 has no model: nemo/collections/vlm has LLaVA,
+#: of image and text (and sound), of which NeMo 2.5 has no Megatron model: nemo/collections/vlm has LLaVA,
 #: Qwen2-VL, Qwen2.5-VL and those named below
 _UNKNOWN_TO_NEMO: Final = tuple(
     """
@@ -15,7 +15,9 @@ _UNKNOWN_TO_NEMO: Final = tuple(
     qwen2_5_omni qwen3_omni_moe qwen3_vl qwen3_vl_moe smolvlm video_llava vipllava
     """.split()
 )
-_NO_VISION_MODEL: Final = "NeMo 2 has no model of it, so nothing says what its tensors would be called there"
+_NO_VISION_MODEL: Final = (
+    "NeMo 2 has no Megatron model of it, so nothing says what its tensors would be called there"
+)
 _INTERNVL: Final = "NeMo 2 has its vision tower (InternViT) alone, and no model that joins it to a decoder"
 
 VISION_LANGUAGE: Final[Mapping[str, str]] = {

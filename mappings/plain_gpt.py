@@ -1,5 +1,5 @@
-"""NeMo 2's plain ``GPTConfig`` for decoders with a gated SiLU and rotary embeddings that have no config class of
-their own in NeMo: it builds them from megatron-core's fields.
+"""NeMo 2's plain ``GPTConfig`` for decoders with a gated SiLU and rotary embeddings that have no config class
+of their own in NeMo: it builds them from megatron-core's fields.
 
 Source: nemo/collections/llm/gpt/model/base.py.
 """

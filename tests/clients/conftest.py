@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,27 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
         return built[key]
 
     return directory
+
+
+@pytest.fixture(scope="session")
+def exported_speech(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """Folders of ONNX graphs and transformers' models of cases of :mod:`speech_models`, each built once.
+    The model that ``CASE`` was made from is ``CASE.hf`` beside it. Not to be changed."""
+    from nemoconv.converters.conversion import convert
+
+    from . import speech_models
+
+    root = tmp_path_factory.mktemp("speech")
+    built: dict[str, tuple[Path, Any]] = {}
+
+    def of(case: str) -> tuple[Path, Any]:
+        if case not in built:
+            source = speech_models.build(root / f"{case}.hf", case)
+            convert(source, root / case, to="onnx", verify=True)
+            built[case] = root / case, speech_models.load(source, case)
+        return built[case]
+
+    return of
 
 
 @pytest.fixture(scope="session")

@@ -213,6 +213,16 @@ def test_a_copy_that_differs_is_refused_before_anything_is_written(
     convert(source, tmp_path / "nemo", to="nemo2", allow_ignored=["num_nextn_predict_layers"])
 
 
+def test_what_ranks_of_megatron_lm_hold_is_read(further: Further, world: World, tmp_path: Path) -> None:
+    source = further("glm4_moe")
+    convert(source, tmp_path / "nemo", to="nemo2")
+    where = {"directory": str(tmp_path / "nemo"), "out": str(tmp_path / "ranks")}
+    keys = world.run("save_moe", **where, tp=2, pp=1, ep=1, grouped=False)[0]["keys"]
+    assert "mtp.layers.1.transformer_layer.mlp.router.expert_bias" in keys
+    convert(tmp_path / "ranks", tmp_path / "back", to="hf", config=source, verify=True)
+    models.assert_same_tensors(source, tmp_path / "back")
+
+
 @pytest.mark.usefixtures("known_layers")
 def test_without_labels_megatron_core_computes_nothing(
     further: Further, world: World, tmp_path: Path

@@ -13,6 +13,7 @@ from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint
+from nemoconv.formats.files import SourceFile
 
 from . import models
 from .models import VARIANTS, Variant, variant
@@ -109,7 +110,9 @@ def swap(nemo: Path, first: tuple[str, int], second: tuple[str, int], nbytes: in
 
 
 @pytest.mark.parametrize("what", ["gate and up", "key and value", "query heads", "layers", "norms"])
-def test_the_judge_sees_weights_in_the_wrong_place(hf: HF, judge: Judge, tmp_path: Path, what: str) -> None:
+def test_the_judge_sees_weights_in_the_wrong_place(
+    hf: HF, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     v = variant("gqa", dtype="float32")
     nemo = tmp_path / "nemo"
     convert(hf(v), nemo, to="nemo2")
@@ -134,6 +137,9 @@ def test_the_judge_sees_weights_in_the_wrong_place(hf: HF, judge: Judge, tmp_pat
     assert judge(nemo, hf(v), 1, 1) > 100 * TOLERANCE
     with pytest.raises(CorruptCheckpoint):
         verify(nemo)
+    with pytest.raises(CorruptCheckpoint, match="has checksum"):
+        verify(nemo, hf(v))
+    monkeypatch.setattr(SourceFile, "expect", lambda *_: None)  # the swap hidden
     found = verify(nemo, hf(v))
     assert isinstance(found, Comparison)
     assert not found.equal

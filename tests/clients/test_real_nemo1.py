@@ -38,6 +38,8 @@ GEMMA2 = {"query_pre_attn_scalar": 24, "sliding_window": 16, "rms_norm_eps": 1e-
 CASES: dict[str, dict[str, Any]] = {
     "bert": {**SIZES, "architectures": ["BertModel"]},
     "bert heads": {**SIZES, "architectures": ["BertForPreTraining"]},
+    "megatron-bert": SIZES,
+    "megatron-bert heads": {**SIZES, "architectures": ["MegatronBertForPreTraining"]},
     "gemma": {**GROUPED, "head_dim": 16},
     "gemma2": {**GROUPED, **GEMMA2, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0},
     "falcon 7B": COMMON,
@@ -78,7 +80,7 @@ def nemo(archive: Path, kind: str, reference: Path, hf_class: str) -> dict[str, 
 
 
 def class_of(name: str, rank_files: bool) -> str:
-    if not name.startswith("bert"):
+    if "bert" not in name:
         return GPT
     return EMBEDDING if name == "bert" and not rank_files else BERT
 

@@ -22,7 +22,7 @@ from . import models
 from . import test_vision_language as vision
 
 PYTHON = os.environ.get("NEMOCONV_NEMO_PYTHON")
-#: NeMo's connectors for Qwen's models want transformers 4.51.3 or older
+#: NeMo's connectors for Qwen's models want transformers 4.51.3 or older, that for LLaVA a newer one
 OLDER = os.environ.get("NEMOCONV_NEMO_TRANSFORMERS")
 pytestmark = pytest.mark.skipif(
     not PYTHON, reason="NEMOCONV_NEMO_PYTHON does not name a Python that has NeMo (real_nemo/README.md)"
@@ -39,12 +39,12 @@ CONNECTED = {
 }
 
 
-def nemo(job: str, *folders: Path) -> dict[str, Any]:
+def nemo(job: str, *folders: Path, architecture: str = "llava") -> dict[str, Any]:
     """The answer of NeMo's process."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
     for name in ("PYTHONPATH", "PYTEST_CURRENT_TEST"):
         environment.pop(name, None)
-    if job != "logits" and OLDER:
+    if architecture != "llava" and OLDER:
         environment["PYTHONPATH"] = OLDER
     command = [str(PYTHON), "-W", "ignore", str(CHILD), job, *map(str, folders)]
     done = subprocess.run(
@@ -136,7 +136,7 @@ def build(folder: Path, architecture: str) -> Path:
 def test_nemo_imports_to_what_we_write(tmp_path: Path, architecture: str) -> None:
     source = build(tmp_path, architecture)
     convert(source, tmp_path / "ours", to="nemo2")
-    answer = nemo("import", source, tmp_path / "ours", tmp_path / "theirs")
+    answer = nemo("import", source, tmp_path / "ours", tmp_path / "theirs", architecture=architecture)
     assert answer["version"] == {"qwen2_vl": "qwen2-vl", "qwen2_5_vl": "qwen25-vl"}.get(architecture)
     stored = [read_metadata(SourceDir(tmp_path / name), "weights") for name in ("ours", "theirs")]
     keys = [{name: (t.dtype, t.shape) for name, t in metadata.tensors.items()} for metadata in stored]
@@ -152,5 +152,5 @@ def test_nemo_exports_what_we_wrote(tmp_path: Path, architecture: str) -> None:
     """(It has no exporter for LLaVA.)"""
     source = build(tmp_path, architecture)
     convert(source, tmp_path / "nemo", to="nemo2", tensor_parallel_size=2)
-    nemo("export", tmp_path / "nemo", tmp_path / "exported")
+    nemo("export", tmp_path / "nemo", tmp_path / "exported", architecture=architecture)
     models.assert_same_tensors(source, tmp_path / "exported")

@@ -6,8 +6,13 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
+from nemoconv import samples
 from nemoconv.converters.conversion import convert
+from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
+from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.mappings import load_table
+from nemoconv.mappings.config_fields import read_config
 
 pytest.importorskip("torch")
 
@@ -33,9 +38,6 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("rank_files", [False, True], ids=["torch_dist", "rank files"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_there_and_back(tmp_path, architecture, rank_files):
-    from nemoconv.mappings import load_table
-    from nemoconv.mappings.config_fields import read_config
-
     table = load_table(architecture)
     config = {"model_type": architecture, "architectures": [table.hf_class], "torch_dtype": "bfloat16"}
     config |= ARCHITECTURES[architecture]
@@ -56,3 +58,21 @@ def test_every_architecture_there_and_back(tmp_path, architecture, rank_files):
     assert back.architecture == architecture
     legacy.assert_holds(tmp_path / "back", arrays)
     assert verify(tmp_path / "hf", tmp_path / "back").equal
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "qwen3_moe"])
+def test_norms_of_q_and_k_need_the_spec_that_heeds_them(tmp_path, architecture):
+    """NeMo 1's usual layer spec builds them for no model, and would load the rest without a word."""
+    config = {"model_type": architecture, "architectures": [load_table(architecture).hf_class]}
+    samples.build(tmp_path / "hf", {**config, **ARCHITECTURES[architecture]})
+    convert(tmp_path / "hf", tmp_path / "x.nemo", to="nemo")
+    with open_checkpoint(tmp_path / "x.nemo") as checkpoint:
+        assert checkpoint.yaml["name"] == "decoder_block_gpt"
+        assert checkpoint.yaml["qk_layernorm"] is True
+
+
+def test_experts_that_are_shared_through_a_gate_are_not_for_nemo_1(tmp_path):
+    config = {"model_type": "qwen2_moe", "architectures": ["Qwen2MoeForCausalLM"]}
+    samples.build(tmp_path / "hf", {**config, **EXPERTS, "shared_expert_intermediate_size": 16})
+    with pytest.raises(UnsupportedArchitecture, match="qwen2_moe"):
+        convert(tmp_path / "hf", tmp_path / "x.nemo", to="nemo")

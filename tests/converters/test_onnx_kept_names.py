@@ -29,8 +29,28 @@ SIZES = {
 
 EXPERTS = {**SIZES, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "head_dim": 8}
 KEPT = {
-    "qwen2_moe": {**EXPERTS, "num_experts": 4, "shared_expert_intermediate_size": 20},
-    "glm4_moe": {**EXPERTS, "n_routed_experts": 4, "num_nextn_predict_layers": 0},
+    "deepseek_v3": {
+        **EXPERTS,
+        "num_key_value_heads": 4,
+        "kv_lora_rank": 20,
+        "q_lora_rank": 12,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 4,
+        "v_head_dim": 6,
+        "n_routed_experts": 4,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "num_nextn_predict_layers": 0,
+    },
+    "llama4_text": {
+        **SIZES,
+        "head_dim": 8,
+        "intermediate_size_mlp": 40,
+        "num_local_experts": 4,
+        "interleave_moe_layer_step": 2,
+        "attn_temperature_tuning": False,
+    },
 }
 
 
@@ -69,9 +89,9 @@ def test_names_that_were_kept(tmp_path, architecture):
 def test_kept_names_of_transposed_weights(tmp_path):
     """A square matrix stored the other way round has the right name and the right shape."""
     config = {
-        "model_type": "glm4_moe",
-        "architectures": ["Glm4MoeForCausalLM"],
-        **KEPT["glm4_moe"],
+        "model_type": "llama4_text",
+        "architectures": ["Llama4ForCausalLM"],
+        **KEPT["llama4_text"],
         "num_key_value_heads": 4,
     }
     samples.build(tmp_path / "hf", config)

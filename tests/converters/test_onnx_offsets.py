@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_offsets import is_exact
+from nemoconv.converters.onnx_offsets import is_exact, rounding
 from nemoconv.errors import UnsupportedError
 from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
@@ -53,7 +53,11 @@ def test_small_weights_are_gone(lost):
 def test_sums_that_may_have_been_rounded_before():
     """1 added in bfloat16: all of the sums are bfloat16 numbers, and so are other sums."""
     held = weights(ml_dtypes.bfloat16)
-    assert not is_exact(stored((held + ml_dtypes.bfloat16(1)).astype(numpy.float32)), BFLOAT16)
+    sums = stored((held + ml_dtypes.bfloat16(1)).astype(numpy.float32))
+    assert not is_exact(sums, BFLOAT16)
+    assert rounding(sums) == 2**-8
+    assert rounding(stored(numpy.full(4, 5.3))) == 2**-22
+    assert rounding(stored((weights(numpy.float16) + numpy.float16(1)).astype(numpy.float32))) == 2**-11
 
 
 def test_other_weights():
@@ -98,3 +102,14 @@ def test_a_gemma_that_does_not_say_so_does_not(tmp_path):
     assert "holds a norm's weight plus 1, rounded: the weight itself is lost" in message
     assert json.loads((tmp_path / "model" / "config.json").read_text())["torch_dtype"] == "float32"
     assert onnx_source.CONFIGS["gemma"]["torch_dtype"] == "float32"
+
+
+def test_what_torch_exports_of_a_gemma_of_bfloat16_comes_back(tmp_path):
+    """The exporter folds 1 + weight into constants."""
+    sample(tmp_path / "model", "dynamo-bfloat16_gemma2", torch_dtype="bfloat16")
+    convert(tmp_path / "model", tmp_path / "out", to="hf", dtype="bfloat16", exact=True)
+    found = tiny.load(tmp_path / "out")
+    told = onnx_source.arrays(onnx_source.CONFIGS["gemma2"], bfloat16=True)
+    assert found.keys() == told.keys()
+    for name, array in told.items():
+        assert numpy.array_equal(found[name], array >> 16), name

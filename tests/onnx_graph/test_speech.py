@@ -59,7 +59,6 @@ def test_every_weight_is_in_a_graph_and_no_large_constant(name: str) -> None:
     graphs = build(name, held)
     for data in graphs.values():
         model = onnx.load_from_string(data)
-        onnx.checker.check_model(data)
         properties = {entry.key: entry.value for entry in model.metadata_props}
         assert properties["nemoconv.files"].split() == list(graphs)
         assert properties["key"] == "value"
