@@ -253,7 +253,8 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
 def main() -> None:
     """Convert checkpoints between NeMo, Megatron and Hugging Face, bit for bit.
 
-    SRC is a path, a hub repository (org/name[@revision]) or hf://org/name.
+    SRC is a path, a hub repository (org/name[@revision]) or hf://org/name; org/name/onnx/model.onnx is one
+    ONNX model of it.
 
     \b
     Examples:

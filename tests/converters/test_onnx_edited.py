@@ -200,3 +200,22 @@ def test_a_table_for_two_things(tmp_path):
 
     edited(tmp_path / "model", edit)
     assert "two tables look like that of embedding: " in refused(tmp_path / "model", MappingError, 5)
+
+
+def test_a_correction_of_the_router_that_moves_experts(tmp_path):
+    """Scores in another order than the router gives them would number experts otherwise."""
+    sample(tmp_path / "model", "dynamo_glm4_moe")
+
+    def edit(graph):
+        place = next(i for i, node in enumerate(graph.node) if node.op_type == "Add" and any(
+            other.op_type == "Sigmoid" and other.output[0] == node.input[0] for other in graph.node))  # fmt: skip
+        scores = graph.node[place].input[0]
+        turned = onnx.numpy_helper.from_array(numpy.array([2, 0, 1]), "turned")
+        graph.initializer.append(turned)
+        graph.node[place].input[0] = "moved"
+        moved = onnx.helper.make_node("Gather", [scores, "turned"], ["moved"], axis=1)
+        graph.node.insert(place, moved)
+
+    edited(tmp_path / "model", edit)
+    message = refused(tmp_path / "model", MappingError, 5)
+    assert "layer 1: the graph does not tell which experts MatMul" in message

@@ -46,6 +46,7 @@ EXACT = [
     "dynamo_mixtral",
     "dynamo_qwen3_moe",
     "optimum_qwen3_moe",
+    "dynamo_glm4_moe",
     "genai_gpt_oss",
     "dynamo_gpt_oss",
 ]

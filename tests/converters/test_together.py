@@ -13,10 +13,15 @@ from pathlib import Path
 import pytest
 import tiny
 
+from nemoconv.converters.base import WriteOptions
 from nemoconv.converters.conversion import convert
+from nemoconv.converters.planning import prepare
+from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.converters.reshard import reshard
-from nemoconv.converters.together import Ranks, ranks_of
+from nemoconv.converters.together import Ranks, _part, _shares, ranks_of
 from nemoconv.errors import UsageError
+from nemoconv.formats.output import OutputDirectory
+from nemoconv.resharding.layout import Layout
 
 LLAMA = {**tiny.CONFIG, "num_hidden_layers": 4, "num_key_value_heads": 4}
 #: an end in the middle: after so many files of its own, the process is gone, without a word or with one
@@ -77,6 +82,23 @@ def test_ranks_write_what_one_process_writes(hf: Path, tmp_path: Path) -> None:
     assert json.loads(outs[0])["verified"] is True
     assert outs[1:] == [""] * (world - 1)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alone", "out"]
+
+
+@pytest.mark.parametrize("to", ["nemo2", "hf"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_no_byte_is_read_by_two_ranks(hf: Path, tmp_path: Path, to: str, world: int) -> None:
+    """What is cut by rows or columns is read by the rank that writes it; together they read all, once."""
+    convert(hf, tmp_path / "nemo", to="nemo2", tensor_parallel_size=2)
+    source = hf if to == "nemo2" else tmp_path / "nemo"
+    options = WriteOptions(Layout(4 if to == "nemo2" else 1), max_shard_nbytes=4000)
+    with open_checkpoint(source) as opened:
+        conversion = prepare(opened, OutputDirectory(tmp_path / "out"), converter(to), options)
+        shares = _shares(conversion, world)
+        parts = [_part(conversion.plan, files) for files in shares]
+        assert all(part.jobs for part in parts)
+        assert sum(part.write_nbytes for part in parts) == conversion.plan.write_nbytes
+        assert sum(part.read_nbytes for part in parts) == conversion.plan.read_nbytes
+        assert max(part.read_nbytes for part in parts) < 1.4 * conversion.plan.read_nbytes / world
 
 
 def test_ranks_reshard(hf: Path, tmp_path: Path) -> None:
