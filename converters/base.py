@@ -304,6 +304,9 @@ class Writer(ABC):
     #: the writer takes along whatever the source holds besides weights: a change of layout, not of format
     keeps_everything: ClassVar[bool] = False
 
+    #: what a table says Megatron stores under two names is written under both
+    stores_again: ClassVar[bool] = True
+
     def begin(self, bound: Bound) -> None:  # noqa: B027 - most need no word of it
         """Told, before anything is reserved, which of the source's tensors belong to which rule."""
 
