@@ -229,7 +229,9 @@ def _conversion(command: Callable[..., None]) -> Callable[..., None]:
             help="Accept weights that SRC holds only roughly (ONNX int4, int8).",
         ),
         click.option(
-            "--dtype", metavar="DTYPE", help="float32, bfloat16, float16 or float64; default: as it is.",
+            "--dtype",
+            metavar="DTYPE",
+            help="float32, bfloat16, float16 or float64 (fp32, bf16, fp16, fp64); default: as it is.",
         ),
         click.option(
             "--ep", "expert_parallel_size", type=click.IntRange(1), default=1, help="Expert parallel size.",

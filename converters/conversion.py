@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]
 EXPERTS = ("stacked", "singleton")
 #: what weights may be cast to; the eight-bit types need scales, which a cast does not make
 _DTYPES = ("float64", "float32", "bfloat16", "float16")
+_SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def run(
@@ -200,6 +201,7 @@ def convert(
 
     Raises the errors of :mod:`nemoconv.errors`; the target is then absent, or what it was before.
     """
+    dtype = _SHORT.get(dtype, dtype) if dtype else dtype
     if dtype is not None and dtype not in _DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(_DTYPES)}")
     if verify and dtype is not None:

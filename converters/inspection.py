@@ -52,6 +52,8 @@ def describe(checkpoint: Checkpoint) -> dict[str, Value]:
 def _model(checkpoint: Checkpoint) -> dict[str, Value]:
     model = checkpoint.model()
     config = model.config
+    if not config:  # tensors of any class: their table only repeats their names
+        return {}
     rows = max(
         (
             checkpoint.spec(name).shape[0]

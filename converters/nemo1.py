@@ -21,7 +21,7 @@ from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
 from nemoconv.formats.tensors import StoredTensor
-from nemoconv.mappings import nemo1_families, table_for
+from nemoconv.mappings import nemo1_families, nemo1_fields_t5, table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.nemo1_families import NORM_WEIGHT
 from nemoconv.mappings.speech import ArchiveOnly
@@ -40,6 +40,8 @@ class NeMo1Checkpoint(Checkpoint):
 
     format = "nemo"
     side = "nemo"
+    #: whether q, k and v of all heads of a rank lie one below the other
+    _in_blocks = False
 
     def __init__(
         self, path: Path, folder: Folder, yaml: Mapping[str, Any], *, config: Path | None = None
@@ -58,6 +60,7 @@ class NeMo1Checkpoint(Checkpoint):
             self._weights = RankWeights(folder, ranks, read_rank, family.dialect)
             self.layout = self._weights.layout
             self._check_layout()
+        self._in_blocks = nemo1_fields_t5.in_blocks(yaml)
         self._rules: dict[str, Rule] | None = None
         self._sizes: dict[str, int] = {}
         #: norms that hold 1 + weight, where the table means the weight
@@ -99,7 +102,8 @@ class NeMo1Checkpoint(Checkpoint):
         if not isinstance(self._weights, RankWeights):
             tensor = self._weights.stored(name)
         else:
-            tensor = self._weights.stored(name, rule, self._sizes_of(name, rule) if rule else None)
+            sizes = self._sizes_of(name, rule) if rule else None
+            tensor = self._weights.stored(name, rule, sizes, in_blocks=self._in_blocks)
         if not self._shifted or name not in self._shifted:
             return tensor
         from nemoconv.resharding.shifted import less_one
@@ -123,6 +127,9 @@ class NeMo1Checkpoint(Checkpoint):
 
     def _set_rules(self, table: Table, config: Mapping[str, Value]) -> None:
         sizes = table.sizes(config)
+        held = len(self._weights.names())
+        if isinstance(self._weights, RankWeights) and sizes["layers"] > held:  # where each is by itself
+            raise CorruptCheckpoint(f"{self._where}: says num_layers={sizes['layers']}, of {held} tensors")
         rules: dict[str, Rule] = {}
         for instance in table.instances(config, sizes):
             for template in (instance.rule.nemo, *instance.rule.also):
@@ -361,7 +368,7 @@ def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
 class NeMo1Converter(Converter):
     name = "nemo"
     side = "nemo"
-    title = ".nemo archive (NeMo 1's GPT, BERT, speech and other models), or what it was unpacked into"
+    title = ".nemo archive (NeMo 1's GPT, BERT, T5, speech and other models), or what it was unpacked into"
     looks_for = "a .nemo or tar archive, or a folder, with model_config.yaml"
     options = frozenset({"rank_files"})
 

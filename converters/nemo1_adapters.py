@@ -48,10 +48,16 @@ class NeMo1Adapters(NeMo1Checkpoint):
         return Model(adapters, config, {}, {ADAPTER_CONFIG: plain_json.dumps(said)})
 
     def _settings(self) -> tuple[int, float, float]:
-        """(rank, alpha, dropout). Raises UnsupportedConfig for other kinds of adapters."""
+        """(rank, alpha, dropout). Raises UnsupportedFormat where the config speaks of no adapters,
+        UnsupportedConfig for other kinds of them."""
         where = f"{self._where}: peft"
         peft = self._yaml.get("peft")
         scheme = peft.get("peft_scheme") if isinstance(peft, dict) else None
+        if not scheme:
+            raise UnsupportedFormat(
+                f"{where}.peft_scheme is not set: a whole model is no set of adapters",
+                hint="convert it --to hf",
+            )
         if scheme not in ("lora", "qlora"):
             raise UnsupportedConfig(
                 f"{where}: peft_scheme={scheme!r}; of NeMo's adapters LoRA has a counterpart here",

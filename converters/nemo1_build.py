@@ -9,7 +9,7 @@ from nemoconv.converters.hf import TOKENIZER_FILES
 from nemoconv.converters.nemo1_config import HF_FOLDER
 from nemoconv.converters.nemo1_run import RUN
 from nemoconv.converters.nemo_archive import artifact_name
-from nemoconv.errors import UnsupportedArchitecture, UnsupportedConfig
+from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
 from nemoconv.formats.files import SourceFile
 from nemoconv.mappings import nemo1_families
 from nemoconv.mappings.config_fields import Value
@@ -41,6 +41,15 @@ def family_for(table: Table) -> Family:
 def only_ranks(table: Table) -> bool:
     """Whether only files cut by rank can hold a table's model."""
     return table.architecture in family_for(table).only_ranks
+
+
+def check_stages(family: Family, layout: Layout) -> None:
+    """Raise LayoutError for pipeline stages that NeMo 1 does not divide a class's models into."""
+    if family.whole_pipeline and layout.pipeline_parallel_size > 1:
+        raise LayoutError(
+            f"NeMo 1 does not divide this model into pipeline stages: {family.whole_pipeline}",
+            hint="leave out --pp",
+        )
 
 
 def build_yaml(
@@ -75,7 +84,7 @@ def build_yaml(
     dtype = str(config.get("params_dtype") or "float32")
     if dtype not in _PRECISIONS:
         raise UnsupportedConfig(f"NeMo 1 has no precision for {dtype}", hint="pass --dtype")
-    divisor = fields.get("make_vocab_size_divisible_by", 1) if family.pads_vocabulary else 1
+    divisor = fields.get("make_vocab_size_divisible_by", _divisor(family, rows, layout))
     own = ranks and family.own_ranks
     return {
         **RUN,
@@ -89,13 +98,19 @@ def build_yaml(
         **write_yaml(stated, family.rules),
         **({"mcore_customization_config": custom} if custom else {}),
         **({} if family.pads_vocabulary else {"override_vocab_size": rows}),
-        "make_vocab_size_divisible_by": divisor,
-        "tokenizer": dict(tokenizer),
+        "make_vocab_size_divisible_by": divisor if family.pads_vocabulary else 1,
+        "tokenizer": {**tokenizer, **family.tokenizer},
         "dist_ckpt_format": "torch_dist",
         "precision": _PRECISIONS[dtype],
         "target": (ranks and family.rank_target) or family.target,
         "nemo_version": NEMO_VERSION,
     }
+
+
+def _divisor(family: Family, rows: int, layout: Layout) -> int:
+    """The usual one if that can give ``rows``, else the one that gives them for every smaller vocabulary."""
+    count = layout.tensor_parallel_size
+    return family.vocab_divisor if rows % (family.vocab_divisor * count) == 0 else rows // count
 
 
 def _ends(layout: Layout) -> dict[str, Value]:
@@ -110,18 +125,19 @@ def _ends(layout: Layout) -> dict[str, Value]:
 
 
 def build_tokenizer(
-    files: Mapping[str, SourceFile | bytes],
+    files: Mapping[str, SourceFile | bytes], model_file: str = "tokenizer.model"
 ) -> tuple[dict[str, Value], dict[str, bytes], Sequence[str]]:
-    """(the ``tokenizer`` section, members to write, notes) for files by their Hugging Face names."""
+    """(the ``tokenizer`` section, members to write, notes) for files by their Hugging Face names;
+    ``model_file`` is that of a SentencePiece model."""
     contents = {
         name: file if isinstance(file, bytes) else file.pread(file.size, 0) for name, file in files.items()
     }
     section: dict[str, Value] = {"library": None, "type": None, "model": None}
     section |= {"vocab_file": None, "merge_file": None, "sentencepiece_legacy": False}
-    members = {f"{HF_FOLDER}/{name}": data for name, data in contents.items() if name != "tokenizer.model"}
-    model = contents.get("tokenizer.model")
+    members = {f"{HF_FOLDER}/{name}": data for name, data in contents.items() if name != model_file}
+    model = contents.get(model_file)
     if model is not None:
-        name = artifact_name("tokenizer.model", model)
+        name = artifact_name(model_file, model)
         section |= {"library": "sentencepiece", "model": f"nemo:{name}"}
         return section, {name: model, **members}, ()
     section["library"] = "huggingface"

@@ -58,7 +58,7 @@ def check_family(config: Mapping[str, Any], where: str) -> Family:
         why = nemo1_families.why_unknown(name)
         raise UnsupportedArchitecture(
             f"{where}: is a {name[:100]}{': ' if why else ''}{why}; of Megatron's models GPT with its "
-            "language model head and BERT are supported",
+            "language model head, BERT and T5 are supported",
             hint="convert --to safetensors to have its weights and config",
         )
     return family
@@ -174,7 +174,7 @@ def _read(
 _NOT_OF_ALL: Final = frozenset({"max_position_embeddings"})
 
 
-_ADDED_TOKENS: Final = ("special_tokens", "additional_special_tokens")
+_ADDED_TOKENS: Final = ("special_tokens", "additional_special_tokens", "num_sentinel_tokens")
 
 
 def true_vocab_size(
@@ -203,10 +203,12 @@ def tokenizer_of(folder: Folder, yaml: Mapping[str, Any]) -> dict[str, SourceFil
     tokenizer = yaml.get("tokenizer")
     if not isinstance(tokenizer, dict):
         return found
+    family = family_of(yaml)
+    model_file = family.tokenizer_file if family else "tokenizer.model"
     for key in ("model", "vocab_file", "merge_file"):
         file = artifact(folder, tokenizer.get(key))
         if file is not None:
-            found.setdefault(_hf_name(key, original_name(file.name)), file)
+            found.setdefault(_hf_name(key, original_name(file.name), model_file), file)
     return found
 
 
@@ -234,11 +236,11 @@ def tokenizer_config(files: Mapping[str, SourceFile]) -> bytes | None:
     return plain_json.dumps(config)
 
 
-def _hf_name(key: str, name: str) -> str:
-    """What Hugging Face calls the file that ``tokenizer.<key>`` names."""
+def _hf_name(key: str, name: str, model_file: str) -> str:
+    """What Hugging Face calls the file that ``tokenizer.<key>`` names, ``model_file`` for SentencePiece."""
     suffix = name.rpartition(".")[2]
     if key == "model":
-        return "tokenizer.json" if suffix == "json" else "tokenizer.model"
+        return "tokenizer.json" if suffix == "json" else model_file
     if key == "merge_file":
         return "merges.txt"
     return "vocab.json" if suffix == "json" else "vocab.txt"

@@ -48,7 +48,7 @@ def parse(key: str, dialect: Dialect = GPT) -> Name:
     key = key.replace("._orig_mod", "")
     chunk = _CHUNK.fullmatch(key)
     number = int(chunk[1]) if chunk else 0
-    key = chunk[2] if chunk else key.removeprefix("model.")
+    key = chunk[2] if chunk else key.removeprefix(dialect.prefix)
     while key.startswith("module."):
         key = key.removeprefix("module.")
     up = _UP.fullmatch(key)

@@ -41,7 +41,9 @@ class NeMo1RankWriter(RankWriter):
             )
         layout.check(sizes["layers"])
         family = nemo1_build.family_for(model.table)
+        nemo1_build.check_stages(family, layout)
         self._dialect = family.dialect if family.own_ranks else None
+        prefix = family.dialect.prefix
         tied = None
         if model.config.get("share_embeddings_and_output_weights"):
             tied = (self._named(_EMBEDDING), self._named(_OUTPUT))
@@ -54,8 +56,9 @@ class NeMo1RankWriter(RankWriter):
             # NeMo's own layers keep none
             nothing=() if self._dialect else _extra_states(model, sizes),
             tied=tied,
+            copies={prefix + copy: prefix + original for copy, original in family.dialect.copies},
         )
-        section, self._members, self._told = nemo1_build.build_tokenizer(model.files)
+        section, self._members, self._told = nemo1_build.build_tokenizer(model.files, family.tokenizer_file)
         self._yaml = nemo1_build.build_yaml(
             model.table, model.config, layout, sizes["vocab"], section, ranks=True
         )
@@ -68,7 +71,7 @@ class NeMo1RankWriter(RankWriter):
         return self._told
 
     def _named(self, name: str) -> str:
-        return _PREFIX + (self._dialect.write(name) if self._dialect else name)
+        return self._dialect.prefix + self._dialect.write(name) if self._dialect else _PREFIX + name
 
     def _key(self, name: str, fragment: int) -> str:
         return self._local(self._named(name), self._instances[name].layer)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.converters import nemo_archive
+from nemoconv.converters import nemo1_build, nemo1_config, nemo_archive
 from nemoconv.converters.base import Model, WriteOptions
 from nemoconv.converters.nemo1_writer import NeMo1Writer
 from nemoconv.converters.rank_weights import RankWeights
@@ -14,6 +14,7 @@ from nemoconv.errors import LayoutError
 from nemoconv.formats import plain_yaml
 from nemoconv.formats.files import Folder
 from nemoconv.formats.output import OutputDirectory
+from nemoconv.mappings.nemo1_fields_t5 import not_in_blocks
 from nemoconv.resharding.layout import Layout
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ class NeMo1Resharder(RankWriter):
     ) -> None:
         layout = options.layout
         check_layout(layout)
+        family = nemo1_config.family_of(source.yaml)
+        if family is not None:
+            nemo1_build.check_stages(family, layout)
         self._source = source
         tied = model.config.get("share_embeddings_and_output_weights") is True
         keys = weights.keys
@@ -92,9 +96,11 @@ class NeMo1Resharder(RankWriter):
             nothing=nothing,
             everywhere=weights.derived_keys,
             tied=(next(iter(keys[_EMBEDDING].values())), _tied_key(keys)) if tied else None,
+            copies=weights.copies,
         )
         held = source.rows(_EMBEDDING)
-        self._members = {nemo_archive.CONFIG: changed_config(source.yaml, layout, sizes["vocab"], held)}
+        yaml = not_in_blocks(source.yaml)  # each head's q, k and v are written together
+        self._members = {nemo_archive.CONFIG: changed_config(yaml, layout, sizes["vocab"], held)}
         for name, data in self._members.items():
             file = output.file(name)
             file.size = len(data)

@@ -15,20 +15,18 @@ from typing import Any, Final
 
 from nemoconv.converters import nemo_archive, speech_files
 from nemoconv.converters.base import Checkpoint, HeldTensors, Model, TensorSpec
+from nemoconv.converters.nemo_weights import read_weights
 from nemoconv.errors import (
     NemoconvError,
     UnsupportedArchitecture,
     UnsupportedError,
     UnsupportedFormat,
     UsageError,
-    some,
 )
 from nemoconv.formats import plain_json
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.tar import TarFolder
 from nemoconv.formats.tensors import StoredTensor
-from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
-from nemoconv.formats.torch_zip import TensorRef
 from nemoconv.mappings import architectures, load_table
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.identity import identity_table
@@ -69,14 +67,8 @@ class NemoModel(HeldTensors):
         #: the full name of NeMo's class; a text, never imported
         self.target: str = target if isinstance(target, str) else ""
         self._head: str | None = None
-        if not folder.exists(nemo_archive.WEIGHTS):
-            inside = [*folder.names(), *folder.folders()]
-            raise UnsupportedFormat(
-                f"{path}: a {self.target or 'model of an unnamed class'} without {nemo_archive.WEIGHTS}; "
-                f"it has {some(inside)}"
-            )
-        self._state = read_state_dict(folder.file(nemo_archive.WEIGHTS))
-        self._tensors, self.nulls = _sorted_out(self._state, f"{path}: {nemo_archive.WEIGHTS}")
+        self._weights = read_weights(folder, self.target)
+        self._tensors, self.nulls = self._weights.tensors, self._weights.nulls
 
     @property
     def config(self) -> Mapping[str, Value]:
@@ -89,6 +81,12 @@ class NemoModel(HeldTensors):
         self._head = head
 
     def model(self, allow_ignored: Sequence[str] = ()) -> ArchiveModel:
+        if not self._weights.whole:
+            raise UnsupportedFormat(
+                f"{self.path}: the weights of a {self.target or 'model of an unnamed class'} in "
+                f"{len(self._weights.files)} files, which nothing here knows how to join",
+                hint="convert --to safetensors to have them as they are",
+            )
         table = identity_table(self.target, ((name, t.shape) for name, t in self._tensors.items()))
         return ArchiveModel(
             table,
@@ -100,7 +98,7 @@ class NemoModel(HeldTensors):
 
     def artifacts(self) -> dict[str, SourceFile]:
         """Every member that is neither the config nor the weights, nor a manifest of ours."""
-        ours = {nemo_archive.CONFIG, nemo_archive.WEIGHTS, "nemoconv_manifest.json"}
+        ours = {nemo_archive.CONFIG, *self._weights.files, "nemoconv_manifest.json"}
         return {
             name: self.folder.file(name) for name in nemo_archive.all_files(self.folder) if name not in ours
         }
@@ -156,6 +154,8 @@ class NemoModel(HeldTensors):
             facts["modules"] = sections
         if self.nulls:
             facts["empty entries"] = len(self.nulls)
+        if self._weights.skipped:
+            facts["other contents"] = dict(self._weights.skipped)
         facts["files"] = {name: self.folder.file(name).size for name in nemo_archive.all_files(self.folder)}
         return facts
 
@@ -164,11 +164,7 @@ class NemoModel(HeldTensors):
         return speech_files.tokenizer_files(self.folder, self._config)
 
     def skipped(self) -> Mapping[str, int]:
-        return (
-            {f"entries beside the weights ({some(self._state.around)})": len(self._state.around)}
-            if (self._state.around)
-            else {}
-        )
+        return self._weights.skipped
 
     def notes(self) -> Sequence[str]:
         if isinstance(self.folder, TarFolder) and self.folder.compressed:
@@ -176,14 +172,16 @@ class NemoModel(HeldTensors):
         return ()
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
-        yield nemo_archive.WEIGHTS, self._state.file.verify_crc()
+        yield from self._weights.checksums()
 
     def open_folder(self) -> Folder | None:
         compressed = isinstance(self.folder, TarFolder) and self.folder.compressed  # never by us
         return None if compressed else nemo_archive.open_folder(self.path)
 
     def plain_files(self) -> Mapping[str, SourceFile | bytes]:
-        files: dict[str, SourceFile | bytes] = {nemo_archive.CONFIG: self.folder.file(nemo_archive.CONFIG)}
+        # a config beside the tensors says that they are one state dict, which becomes an archive again
+        place = nemo_archive.CONFIG if self._weights.whole else f"{ARTIFACTS}/{nemo_archive.CONFIG}"
+        files: dict[str, SourceFile | bytes] = {place: self.folder.file(nemo_archive.CONFIG)}
         files |= {f"{ARTIFACTS}/{name}": file for name, file in self.artifacts().items()}
         if self.nulls:
             files[NULLS] = plain_json.dumps(list(self.nulls))
@@ -194,25 +192,6 @@ class NemoModel(HeldTensors):
 
     def close(self) -> None:
         self.folder.close()
-
-
-def _sorted_out(state: StateDict, where: str) -> tuple[dict[str, StoredTensor], tuple[str, ...]]:
-    """The tensors of a state dict, and the names that stand for None. Nothing else can be carried along."""
-    tensors = dict(state.tensors)
-    nulls, refused = [], []
-    for name, value in state.others.items():
-        if isinstance(value, TensorRef):
-            tensors[name] = state.file.tensor(name, value)
-        elif value is None:
-            nulls.append(name)
-        else:
-            refused.append(f"{name} ({type(value).__name__})")
-    if refused:
-        raise UnsupportedError(
-            f"{where}: {len(refused)} entries are neither tensors nor None: {some(refused)}",
-            hint="no other format here can hold them",
-        )
-    return tensors, tuple(nulls)
 
 
 class SpeechView(Checkpoint):

@@ -272,6 +272,7 @@ def _build_plan(
         boxes = asker.wanted(instance, target)
         same = writer.side == bound.checkpoint.side  # then what is stored once stays so
         again = [each for each in asker.again(boxes) if not same or each[0].request.name in bound.names]
+        again = again if writer.stores_again else []
         for group in (boxes, *again):
             requests.update(dict.fromkeys(box.request for box in group))
             asked.append((instance, source, target, group))

@@ -8,7 +8,7 @@ from 0.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, product
 from typing import Final
@@ -22,7 +22,7 @@ from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
 from nemoconv.mappings.nemo1_dialects import GPT, Dialect
-from nemoconv.mappings.table import Rule, Sizes
+from nemoconv.mappings.table import GROUP, Rule, Sizes
 from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.layout import Layout
 
@@ -117,6 +117,8 @@ class RankWeights:
         self.nothing: dict[str, tuple[str, int | None]] = {}
         #: whether experts lie all together (``experts.weight1``), so that ``keys`` of them are not the files'
         self.grouped = False
+        #: keys of the dialect's copies, with those of their originals
+        self.copies: dict[str, str] = {}
         self._states: dict[str, StateDict] = {}
         self._pieces: dict[str, Pieces] = {}
         self._read(folder, files)
@@ -130,6 +132,7 @@ class RankWeights:
             state = self._states[file_name] = self._read_file(folder.file(file_name))
             self.grouped = self.grouped or any(map(is_grouped, state.tensors))
             tensors = split_grouped(state.tensors, f"{self.path}: {file_name}")
+            self.copies |= self._copies(tensors)
             named[rank] = [(self._parse(key), tensor) for key, tensor in tensors.items()]
             for what, rest in (("_extra_state objects", state.others), ("other entries", state.around)):
                 if rest:
@@ -143,6 +146,9 @@ class RankWeights:
                 self.keys.setdefault(whole, {}).setdefault(name.half or 0, tensor.name)
                 if name.text in nemo1_names.DERIVED:
                     self.derived_keys.setdefault(tensor.name, tensor)
+                if tensor.name in self.copies:
+                    self._add(name, whole, tensor_rank, tensor)
+                    continue
                 if (whole, name.half) in seen and name.text not in nemo1_names.DERIVED:  # each run has those
                     raise CorruptCheckpoint(f"{self.path}: {whole} is there twice, under two names")
                 seen.add((whole, name.half))
@@ -154,6 +160,15 @@ class RankWeights:
                 run = name.chunk * self.pipeline_parallel_size + stage
                 layer = None if name.layer is None else starts.get(run, 0) + name.layer
                 self.nothing.setdefault(name.at(layer), (key, layer))
+
+    def _copies(self, keys: Collection[str]) -> dict[str, str]:
+        """Keys of what the dialect keeps twice, where both are there, with those of the originals."""
+        return {
+            key: original
+            for key in keys
+            for copy, whole in self._dialect.copies
+            if key.endswith("." + copy) and (original := key.removesuffix(copy) + whole) in keys
+        }
 
     def _starts(self, named: Mapping[Rank, Sequence[tuple[Name, StoredTensor]]]) -> dict[int, int]:
         """By how much the numbers of each run of layers, in model order, are off."""
@@ -232,17 +247,48 @@ class RankWeights:
             raise CorruptCheckpoint(f"{where} has different dtypes on different ranks")
         return found
 
-    def stored(self, name: str, rule: Rule | None = None, sizes: Sizes | None = None) -> StoredTensor:
-        """A whole tensor, put together as its rule cuts it; without a rule the first rank's piece."""
+    def stored(
+        self, name: str, rule: Rule | None = None, sizes: Sizes | None = None, *, in_blocks: bool = False
+    ) -> StoredTensor:
+        """A whole tensor, put together as its rule cuts it; without a rule the first rank's piece.
+
+        ``in_blocks``: a rank has q, k and v of all its heads one below the other, where the rule has those of
+        each head together.
+        """
         pieces = self.pieces(name)
         if rule is None or sizes is None:
             return pieces[0]
+        if in_blocks and rule.cut == GROUP and len(rule.parts) > 1:
+            heads = sizes[GROUP] // len(pieces)
+            pieces = [by_head(f"{self.path}: {name}", piece, len(rule.parts), heads) for piece in pieces]
         return assemble(f"{self.path}: {name}", name, pieces, rule, sizes)
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
         """Those of the zip archives; the older layout of torch.save has none."""
         for file_name, state in self._states.items():
             yield file_name, state.file.verify_crc()
+
+
+def by_head(where: str, piece: StoredTensor, kinds: int, heads: int) -> StoredTensor:
+    """A rank's tensor with the rows of each head together, of one that has those of each kind together.
+
+    [kinds * heads * channels, ...] -> [heads * kinds * channels, ...]. Raises CorruptCheckpoint where the
+    rows are no such product.
+    """
+    rows, *rest = piece.shape
+    if heads < 1 or rows % (kinds * heads):
+        raise CorruptCheckpoint(f"{where} has {rows} rows, which are not {kinds} blocks of {heads} heads")
+    channels = rows // (kinds * heads)
+    box, extents = (channels, *rest), []
+    for extent in piece.extents:
+        for kind, head in product(range(kinds), range(heads)):
+            first = ((kind * heads + head) * channels, *(0 for _ in rest))
+            common = intersect(extent.start, extent.shape, first, box)
+            if common:
+                part = narrow(extent, *common)
+                shift = ((head * kinds + kind) - (kind * heads + head)) * channels
+                extents.append(part._replace(start=(part.start[0] + shift, *part.start[1:])))
+    return StoredTensor(piece.name, piece.dtype, piece.shape, tuple(extents))
 
 
 def assemble(where: str, name: str, pieces: Sequence[StoredTensor], rule: Rule, sizes: Sizes) -> StoredTensor:

@@ -58,11 +58,13 @@ class RankWriter(Writer):
 
     ``names`` are the source's keys of each tensor, under its name in the whole model: one, or two that
     stand for the halves of one (gate and up). ``nothing`` are keys with the value None, ``everywhere``
-    tensors that every rank holds, and ``tied`` the key of the last stage's copy of the embedding.
+    tensors that every rank holds, ``tied`` the key of the last stage's copy of the embedding, and ``copies``
+    keys of what a rank holds twice, with those of the originals.
     """
 
     side = "nemo"
     keeps_everything = True
+    stores_again = False  # state dicts of ranks have what their own models hold twice: ``copies``
 
     def __init__(
         self,
@@ -75,11 +77,13 @@ class RankWriter(Writer):
         nothing: Iterable[tuple[str, int | None]] = (),
         everywhere: Mapping[str, StoredTensor] | None = None,
         tied: tuple[str, str] | None = None,
+        copies: Mapping[str, str] | None = None,
     ) -> None:
         self.layout = layout
         self._output, self._num_layers, self._file_name = output, num_layers, file_name
         self._names, self._nothing, self._tied = names, tuple(nothing), tied
         self._everywhere = dict(everywhere or {})
+        self._copies = dict(copies or {})
         self._ranks: dict[Rank, dict[str, _Tensor | None]] = {}
         self._items: dict[Rank, StateDictItem] = {}
 
@@ -150,6 +154,12 @@ class RankWriter(Writer):
                 first = self._ranks[tensor, 0][original]
                 assert first is not None
                 self._ranks[tensor, last][copy] = _Tensor(first.dtype, first.shape, same_as=first)
+
+        for tensors in self._ranks.values():
+            for again, original in self._copies.items():
+                found = tensors.get(original)
+                if found is not None:
+                    tensors[again] = _Tensor(found.dtype, found.shape, same_as=found.same_as or found)
 
     def _add_others(self) -> None:
         from nemoconv.resharding.read import read_box

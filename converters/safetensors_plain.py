@@ -173,7 +173,8 @@ def prepare_plain(
         notes=[
             "tensors keep the source's names; config, tokenizer and graph are not written"
             if not files
-            else "tensors keep the source's names; the source's other files lie beside them"
+            else "tensors keep the source's names; the source's other files lie beside them",
+            *(f"{count:,} {what} not converted" for what, count in source.skipped().items()),
         ],
     )
     header: dict[str, Value] = {

@@ -37,8 +37,8 @@ def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
     that hold its weights, configs and tokenizer. Of a repository whose name alone is given, an ONNX model is
     taken only if it has neither safetensors nor a .nemo archive: model.onnx or onnx/model.onnx.
 
-    A local path wins over a repository of the same name. Raises UnsupportedFormat, saying what was
-    tried, when it is neither.
+    A local path wins over a repository of the same name, and so does a local folder in which a file is
+    missing. Raises UnsupportedFormat, saying what was tried, when it is neither.
     """
     if not source.startswith("hf://") and is_there(source):
         return Path(source)
@@ -52,6 +52,10 @@ def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
     if revision and hub.revision and revision != hub.revision:
         raise UsageError(f"two revisions are given: {revision!r} and {hub.revision!r}")
     wanted = match[3] if match.re is _ONNX else None
+    if wanted and not source.startswith("hf://") and is_there(match[1]):
+        raise UnsupportedFormat(
+            f"{source}: no such file or directory", hint=f"a repository is meant by hf://{source}"
+        )
     return _download(name, revision or hub.revision, hub, wanted)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
-from nemoconv.errors import CorruptCheckpoint, OutputError, UnsafeCheckpoint
+from nemoconv.errors import CorruptCheckpoint, OutputError, UnsafeCheckpoint, UnsupportedFormat
 from nemoconv.formats.files import FilePart, Folder, SourceFile, plain_parts
 
 BLOCK: Final = 512
@@ -26,6 +26,16 @@ _MAX_EXTENDED: Final = 1 << 20
 _MAX_INFLATION: Final = 64
 _INFLATE_FREE: Final = 64 << 20
 _CHUNK: Final = 4 << 20
+
+_LFS: Final = b"version https://git-lfs"
+_WEB: Final = (b"<!doctype html", b"<html")
+#: archives that people pack models into, by their first bytes; bzip2's fourth says how large its blocks are
+_OTHER_KINDS: Final = {
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ\0": "xz data",
+    b"\x28\xb5\x2f\xfd": "zstd data",
+    b"PK\x03\x04": "a zip archive",
+}
 
 _REGULAR: Final = (b"0", b"\0", b"7")
 _FOLDER: Final = b"5"
@@ -45,7 +55,8 @@ class TarFolder(Folder):
 
     Members are named without a leading ``./``. A gzip archive is inflated once into an unnamed scratch
     file. Raises CorruptCheckpoint for an archive that is cut short or contradicts itself,
-    UnsafeCheckpoint for members that are no plain files, OutputError when scratch space is short.
+    UnsupportedFormat for another kind of archive, UnsafeCheckpoint for members that are no plain files,
+    OutputError when scratch space is short.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -92,6 +103,24 @@ def _parent(name: str) -> str:
 # Reading
 
 
+def _no_tar(file: SourceFile, said: str) -> CorruptCheckpoint | UnsupportedFormat:
+    """What to say of a file whose first header is none."""
+    start = file.pread(min(file.size, 64), 0)
+    if start.startswith(_LFS):
+        return CorruptCheckpoint(
+            f"{file.path}: is a Git LFS pointer, not the file itself", hint="run 'git lfs pull' there"
+        )
+    if start.lower().startswith(_WEB):
+        return CorruptCheckpoint(f"{file.path}: is a web page, not an archive", hint="download it again")
+    for magic, kind in _OTHER_KINDS.items():
+        if start.startswith(magic):
+            return UnsupportedFormat(
+                f"{file.path}: is {kind}; a .nemo archive is a tar, plain or gzip",
+                hint="unpack it, and give the folder",
+            )
+    return CorruptCheckpoint(said, hint="is the file a .nemo archive, and copied whole?")
+
+
 def _index(file: SourceFile) -> tuple[dict[str, tuple[int, int]], set[str]]:
     """(offset, size) of each regular member, and the names of all folders."""
     members: dict[str, tuple[int, int]] = {}
@@ -100,10 +129,10 @@ def _index(file: SourceFile) -> tuple[dict[str, tuple[int, int]], set[str]]:
     at = count = 0
     while True:
         if at + BLOCK > file.size:
-            raise CorruptCheckpoint(
-                f"{file.path}: ends at byte {file.size:,} without an end-of-archive mark",
-                hint="the copy looks cut short; compare its size with the original",
-            )
+            said = f"{file.path}: ends at byte {file.size:,} without an end-of-archive mark"
+            if not at:
+                raise _no_tar(file, said)
+            raise CorruptCheckpoint(said, hint="the copy looks cut short; compare its size with the original")
         block = file.pread(BLOCK, at)
         if not any(block):
             break
@@ -155,14 +184,11 @@ class _Header:
     """One header block. ``extended`` are the records that went before it and overrule it."""
 
     def __init__(self, file: SourceFile, at: int, block: bytes, extended: dict[str, str]) -> None:
-        self._where = f"{file.path}: byte {at:,}"
+        self._file, self._at, self._where = file, at, f"{file.path}: byte {at:,}"
         self.name = ""
         expected = sum(block) - sum(block[148:156]) + 8 * ord(" ")
         if self.number(block[148:156]) != expected:
-            raise CorruptCheckpoint(
-                f"{self._where}: not a tar header (its checksum is wrong)",
-                hint="is the file a .nemo archive, and copied whole?",
-            )
+            raise self._no_header("its checksum is wrong")
         self.kind = block[156:157]
         name = block[:100].partition(b"\0")[0]
         if block[257:263] == b"ustar\0":
@@ -195,8 +221,14 @@ class _Header:
         if not digits:
             return 0
         if digits.strip(b"01234567"):
-            raise CorruptCheckpoint(f"{self._where}: a tar header with the number {field!r}")
+            raise self._no_header(f"{field!r} is no number")
         return int(digits, 8)
+
+    def _no_header(self, why: str) -> CorruptCheckpoint | UnsupportedFormat:
+        said = f"{self._where}: not a tar header ({why})"
+        if self._at:
+            return CorruptCheckpoint(said, hint="is the file copied whole?")
+        return _no_tar(self._file, said)
 
     def records(self, raw: bytes) -> dict[str, str]:
         """The ``length key=value`` lines of a pax header that matter here."""

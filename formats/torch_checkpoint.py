@@ -99,6 +99,8 @@ class TorchFile:
     ) -> None:
         self.file, self.offset = file, offset
         self.length = file.size - offset if length is None else length
+        if not self.length:
+            raise CorruptCheckpoint(f"{file.path}: is empty", hint="the copy is not whole; make it again")
         start = file.pread(min(len(torch_legacy.MAGIC), self.length), offset)
         self.is_zip = start.startswith(_ZIP_MAGIC)
         if self.is_zip:

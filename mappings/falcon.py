@@ -8,16 +8,8 @@ Source: transformers/models/falcon, scripts/checkpoint_converters/convert_falcon
 megatron/falcon of NeMo 1.21 to 2.4.
 """
 
+from nemoconv.mappings import falcon_fields
 from nemoconv.mappings.blocks import NEMO, UNTIED
-from nemoconv.mappings.config_fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.config_fields_gpt import Gelu, Only
-from nemoconv.mappings.falcon_fields import Biases, FfnSize, Layers
-from nemoconv.mappings.gpt import PLAIN_LAYERS
-from nemoconv.mappings.nemo_configs_dense import GPT, family
-from nemoconv.mappings.nemo_fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo_fields import ArchivesOnly, Same, with_rules
-from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
-from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.rules import same, vocabulary
 from nemoconv.mappings.table import Module, Rule, Table
 
@@ -50,42 +42,8 @@ def _norm(nemo: str, hf: str, when: tuple[tuple[str, object], ...] = ()) -> tupl
 TABLE = Table(
     architecture="falcon",
     hf_class="FalconForCausalLM",
-    nemo=ArchivesOnly(
-        module="nemo.collections.nlp.models.language_modeling.megatron_gpt_model",
-        model="MegatronGPTModel",
-        config="MegatronGPTModel",
-        defaults=family(
-            MegatronGPTModel=family(
-                GPT, hidden_dropout=0.0, new_decoder_architecture=False, parallel_attention=False
-            )
-        ),  # type: ignore[arg-type]
-        rules=with_rules(
-            NEMO_FIELDS,
-            *(rule for rule in PLAIN_LAYERS if "add_bias_linear" not in rule.names),
-            NemoFixed("position_embedding_type", "rope", written=True),
-            *(Same(name) for name in ("add_bias_linear", "new_decoder_architecture", "parallel_attention")),
-        ),
-    ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 32),
-        Field("hidden_size", "hidden_size", 4544),
-        FfnSize(),
-        Field("num_attention_heads", "num_attention_heads", 71),
-        Layers(),
-        Gelu("activation", "gelu", "gelu_pytorch_tanh"),
-        Biases(),
-        Field("vocab_size", "vocab_size", 65024),
-        Field("max_position_embeddings", "seq_length", 2048),
-        Field("layer_norm_epsilon", "layernorm_epsilon", 1e-5, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", True, kind=bool),
-        Only("alibi", False, default=False, why="NeMo 1's Falcon has rotary embeddings"),
-        Fixed("apply_residual_connection_post_layernorm", False),
-        Unread(("hidden_dropout",)),
-        Rope(),
-        Dtype(),
-    ),
+    nemo=falcon_fields.CLASSES,
+    fields=falcon_fields.FIELDS,
     rules=(
         vocabulary("embedding.word_embeddings.weight", "transformer.word_embeddings.weight"),
         *(rule for nemo, hf, when in NORMS for rule in _norm(NEMO + nemo, HF + hf, when)),

@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.config_fields import Value, check_kind
+from nemoconv.mappings.config_fields import Dtype, Field, Fixed, Unread, Value, check_kind
+from nemoconv.mappings.config_fields_gpt import Gelu, Only
+from nemoconv.mappings.gpt import PLAIN_LAYERS
+from nemoconv.mappings.nemo_configs_dense import GPT, family
+from nemoconv.mappings.nemo_fields import DECODER as NEMO_FIELDS
+from nemoconv.mappings.nemo_fields import ArchivesOnly, Same, with_rules
+from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
+from nemoconv.mappings.rope import Rope
 
 _KEYS = "new_decoder_architecture parallel_attn num_ln_in_parallel_attn multi_query num_kv_heads".split()
 
@@ -107,3 +114,41 @@ class FfnSize:
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
         hf["ffn_hidden_size"] = config["ffn_hidden_size"]
+
+
+CLASSES = ArchivesOnly(
+    module="nemo.collections.nlp.models.language_modeling.megatron_gpt_model",
+    model="MegatronGPTModel",
+    config="MegatronGPTModel",
+    defaults=family(
+        MegatronGPTModel=family(
+            GPT, hidden_dropout=0.0, new_decoder_architecture=False, parallel_attention=False
+        )
+    ),  # type: ignore[arg-type]
+    rules=with_rules(
+        NEMO_FIELDS,
+        *(rule for rule in PLAIN_LAYERS if "add_bias_linear" not in rule.names),
+        NemoFixed("position_embedding_type", "rope", written=True),
+        *(Same(name) for name in ("add_bias_linear", "new_decoder_architecture", "parallel_attention")),
+    ),
+)
+FIELDS = (
+    Field("num_hidden_layers", "num_layers", 32),
+    Field("hidden_size", "hidden_size", 4544),
+    FfnSize(),
+    Field("num_attention_heads", "num_attention_heads", 71),
+    Layers(),
+    Gelu("activation", "gelu", "gelu_pytorch_tanh"),
+    Biases(),
+    Field("vocab_size", "vocab_size", 65024),
+    Field("max_position_embeddings", "seq_length", 2048),
+    Field("layer_norm_epsilon", "layernorm_epsilon", 1e-5, kind=float),
+    Field("initializer_range", "init_method_std", 0.02, kind=float),
+    Field("attention_dropout", "attention_dropout", 0.0, kind=float),
+    Field("tie_word_embeddings", "share_embeddings_and_output_weights", True, kind=bool),
+    Only("alibi", False, default=False, why="NeMo 1's Falcon has rotary embeddings"),
+    Fixed("apply_residual_connection_post_layernorm", False),
+    Unread(("hidden_dropout",)),
+    Rope(),
+    Dtype(),
+)

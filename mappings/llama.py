@@ -3,17 +3,18 @@
 Source: transformers/models/llama, megatron/core/models/gpt, nemo/collections/llm/gpt/model/llama.py.
 """
 
+from dataclasses import replace
+
+from nemoconv.mappings import blocks
+from nemoconv.mappings.blocks import HF, NEMO
 from nemoconv.mappings.config_fields import Biases, Dtype, Field, Fixed, HeadDim
 from nemoconv.mappings.nemo_configs import LLAMA_DEFAULTS
 from nemoconv.mappings.nemo_configs_llama import NANO_DEFAULTS
 from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.rope import Rope
-from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
-from nemoconv.mappings.table import Module, Table
+from nemoconv.mappings.rules import gated, same
+from nemoconv.mappings.table import Table
 
-HF = "model.layers.{layer}."
-NEMO = "decoder.layers.{layer}."
-UNTIED = (("share_embeddings_and_output_weights", False),)
 BIASES = (("add_bias_linear", True),)
 ATTENTION_BIAS = (("attention_bias", True),)
 MLP_BIAS = (("mlp_bias", True),)
@@ -49,30 +50,11 @@ TABLE = Table(
         Dtype(),
     ),
     rules=(
-        vocabulary("embedding.word_embeddings.weight", "model.embed_tokens.weight"),
-        same(
-            NEMO + "self_attention.linear_qkv.layer_norm_weight",
-            HF + "input_layernorm.weight",
-            "hidden",
-            also=(NEMO + "input_layernorm.weight",),
-        ),
-        fused_qkv(
-            NEMO + "self_attention.linear_qkv.weight",
-            *(HF + f"self_attn.{name}_proj.weight" for name in "qkv"),
-        ),
-        fused_qkv(
-            NEMO + "self_attention.linear_qkv.bias",
-            *(HF + f"self_attn.{name}_proj.bias" for name in "qkv"),
-            bias=True,
-            when=BIASES,
-            hf_when=ATTENTION_BIAS,
-        ),
-        same(
-            NEMO + "self_attention.linear_proj.weight",
-            HF + "self_attn.o_proj.weight",
-            "hidden (group query_head head_dim)",
-            cut="group",
-        ),
+        blocks.EMBEDDING,
+        blocks.input_norm(),
+        blocks.QKV,
+        replace(blocks.QKV_BIAS, when=BIASES, hf_when=ATTENTION_BIAS),
+        blocks.PROJ,
         same(
             NEMO + "self_attention.linear_proj.bias",
             HF + "self_attn.o_proj.bias",
@@ -80,13 +62,8 @@ TABLE = Table(
             when=BIASES,
             hf_when=ATTENTION_BIAS,
         ),
-        same(
-            NEMO + "mlp.linear_fc1.layer_norm_weight",
-            HF + "post_attention_layernorm.weight",
-            "hidden",
-            also=(NEMO + "pre_mlp_layernorm.weight",),
-        ),
-        gated(NEMO + "mlp.linear_fc1.weight", HF + "mlp.gate_proj.weight", HF + "mlp.up_proj.weight"),
+        blocks.mlp_norm(),
+        blocks.GATED_FC1,
         gated(
             NEMO + "mlp.linear_fc1.bias",
             HF + "mlp.gate_proj.bias",
@@ -95,7 +72,7 @@ TABLE = Table(
             when=BIASES,
             hf_when=MLP_BIAS,
         ),
-        same(NEMO + "mlp.linear_fc2.weight", HF + "mlp.down_proj.weight", "hidden ffn", cut="ffn"),
+        blocks.FC2,
         same(
             NEMO + "mlp.linear_fc2.bias",
             HF + "mlp.down_proj.bias",
@@ -103,21 +80,11 @@ TABLE = Table(
             when=BIASES,
             hf_when=MLP_BIAS,
         ),
-        same("decoder.final_layernorm.weight", "model.norm.weight", "hidden"),
-        vocabulary("output_layer.weight", "lm_head.weight", when=UNTIED),
+        blocks.final_norm(),
+        blocks.OUTPUT,
     ),
-    modules=(
-        Module(NEMO + "self_attention.core_attention"),
-        Module(NEMO + "self_attention.linear_proj"),
-        Module(NEMO + "self_attention.linear_qkv"),
-        Module(NEMO + "mlp.linear_fc1"),
-        Module(NEMO + "mlp.linear_fc2"),
-        Module("decoder.final_layernorm"),
-    ),
-    ignored=(HF + "self_attn.rotary_emb.inv_freq",),
-    tied=(
-        ("lm_head.weight", "model.embed_tokens.weight"),
-        ("output_layer.weight", "embedding.word_embeddings.weight"),
-    ),
-    verified=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo export"),
+    modules=blocks.MODULES,
+    ignored=(blocks.INV_FREQ,),
+    tied=blocks.TIED,
+    verified=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
 )

@@ -9,14 +9,14 @@ Source: transformers/models/megatron_bert, megatron_bert_model.py and megatron/b
 
 from dataclasses import replace
 
-from nemoconv.mappings import bert, bert_fields
-from nemoconv.mappings.bert import HF, NEMO, both
+from nemoconv.mappings import bert, bert_fields, bert_rules
 from nemoconv.mappings.bert_fields import HEADS, Heads
+from nemoconv.mappings.bert_rules import HF, KINDS, NEMO, both
 from nemoconv.mappings.config_fields import Field
 from nemoconv.mappings.nemo_configs_bert import BERT_DEFAULTS
 from nemoconv.mappings.nemo_fields import ArchivesOnly
 from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Module, Rule, Table
+from nemoconv.mappings.table import Module, Table
 
 #: of NeMo 2's classes, which say whose layers they build
 NEMO_2_ONLY = ("bert_type", "transformer_layer_spec")
@@ -33,18 +33,14 @@ NORMS = (
     ("self_attention.linear_qkv.layer_norm_", "input_layernorm.", "attention.ln."),
     ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.", "ln."),
 )
-OTHER_NORMS = ("encoder.initial_layernorm.", *(NEMO + name for name, _ in bert.NORMS))
-
-
-def _norms(nemo: str, plain: str, hf: str) -> tuple[Rule, ...]:
-    return tuple(
-        same(NEMO + nemo + kind, HF + hf + kind, "hidden", also=(NEMO + plain + kind,)) for kind in bert.KINDS
-    )
-
-
+OTHER_NORMS = ("encoder.initial_layernorm.", *(NEMO + name for name, _ in bert_rules.NORMS))
 RULES = (
-    *(rule for rule in bert.RULES if not rule.nemo.startswith(OTHER_NORMS)),
-    *(rule for names in NORMS for rule in _norms(*names)),
+    *(rule for rule in bert_rules.RULES if not rule.nemo.startswith(OTHER_NORMS)),
+    *(
+        same(NEMO + nemo + kind, HF + hf + kind, "hidden", also=(NEMO + plain + kind,))
+        for nemo, plain, hf in NORMS
+        for kind in KINDS
+    ),
     *both("encoder.final_layernorm.", "bert.encoder.ln.", "hidden"),
 )
 FIELDS = tuple(

@@ -80,6 +80,6 @@ TABLE = replace(
         "bit-equal",
         "logits of transformers' Qwen2",
         "megatron-core logits, of further tokens too",
-        "real NeMo load and save",
+        "real NeMo load and save, by hand",
     ),
 )

@@ -1,8 +1,8 @@
-"""What NeMo 1's own implementation (``mcore_gpt`` or ``mcore_bert`` off) calls the tensors that the tables
-name in megatron-core's words.
+"""What NeMo 1's own implementation (``mcore_gpt``, ``mcore_bert`` or ``mcore_t5`` off) calls the tensors that
+the tables name in megatron-core's words.
 
-Source: megatron/gpt_model.py, megatron/bert/bert_model.py and modules/common/megatron/transformer.py of
-NeMo 1.0 to 2.4.
+Source: megatron/gpt_model.py, megatron/bert/bert_model.py and, of modules/common/megatron, transformer.py and
+token_level_encoder_decoder.py of NeMo 1.0 to 2.4.
 """
 
 from __future__ import annotations
@@ -25,6 +25,15 @@ class Dialect:
     tops: tuple[tuple[str, str], ...]
     modules: tuple[tuple[str, str], ...]
     older: tuple[tuple[str, str], ...] = ()
+    #: (a module's beginning in the table's words, pairs as in ``modules`` that hold only inside it)
+    within: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+    #: what all names of the class begin with
+    prefix: str = "model."
+    #: (copy, original) of whole names that every file has both of
+    copies: tuple[tuple[str, str], ...] = ()
+
+    def _inside(self, name: str) -> tuple[tuple[str, str], ...]:
+        return next((pairs for start, pairs in self.within if name.startswith(start)), ())
 
     def read(self, key: str) -> str:
         """The table's name of what a state dict calls ``key``, in either implementation."""
@@ -35,7 +44,7 @@ class Dialect:
             if key.startswith(own):
                 key = ours + key[len(own) :]
                 break
-        for own, ours in (*self.older, *self.modules):
+        for own, ours in (*self.older, *self._inside(key), *self.modules):
             key = key.replace(own, ours)
         return key
 
@@ -44,7 +53,7 @@ class Dialect:
         for own, ours in self.wholes:
             if name == ours:
                 return own
-        for own, ours in self.modules:
+        for own, ours in (*self._inside(name), *self.modules):
             name = name.replace(ours, own)
         for own, ours in self.tops:
             if name.startswith(ours):
@@ -103,4 +112,43 @@ MEGATRON_BERT: Final = Dialect(
         (".post_attention_layernorm.", ".mlp.linear_fc1.layer_norm_"),
         *_LAYERS,
     ),
+)
+_T5_STACKS: Final = tuple((f"enc_dec_model.{stack}.model.", f"{stack}.") for stack in ("encoder", "decoder"))
+_FIRST_NORM: Final = (".input_layernorm.", ".self_attention.linear_qkv.layer_norm_")
+_MLP_NORM: Final = ".mlp.linear_fc1.layer_norm_"
+#: ``post_attention_layernorm`` stands before what follows attention: the MLP, or attention to the encoder
+T5: Final = Dialect(
+    stack="decoder",
+    wholes=tuple(
+        (
+            f"{stack}_relative_position_embedding.relative_position_embedding.weight",
+            f"{stack}_relative_pos_emb.relative_attention_bias.weight",
+        )
+        for stack in ("encoder", "decoder")
+    ),
+    tops=(
+        ("encoder_embedding.", "embedding."),
+        ("decoder_embedding.", "embedding."),
+        ("tokens_head.", "lm_head.output_layer."),
+        *_T5_STACKS,
+    ),
+    modules=(
+        *_LAYERS,
+        (".inter_attention.query.", ".cross_attention.linear_q."),
+        (".inter_attention.key_value.", ".cross_attention.linear_kv."),
+        (".inter_attention.dense.", ".cross_attention.linear_proj."),
+    ),
+    within=(
+        ("encoder.", (_FIRST_NORM, (".post_attention_layernorm.", _MLP_NORM))),
+        (
+            "decoder.",
+            (
+                _FIRST_NORM,
+                (".post_inter_attention_layernorm.", _MLP_NORM),
+                (".post_attention_layernorm.", ".pre_cross_attn_layernorm."),
+            ),
+        ),
+    ),
+    prefix="enc_dec_model.",
+    copies=(("decoder_embedding.word_embeddings.weight", "encoder_embedding.word_embeddings.weight"),),
 )

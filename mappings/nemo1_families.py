@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nemoconv.mappings import nemo1_dialects, nemo1_fields, nemo1_fields_bert
+from nemoconv.mappings import nemo1_dialects, nemo1_fields, nemo1_fields_bert, nemo1_fields_t5
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo1_dialects import Dialect
 from nemoconv.mappings.nemo1_rules import YamlRule
@@ -60,8 +60,16 @@ class Family:
     inert: frozenset[str] = frozenset()
     told: Mapping[str, str] = field(default_factory=dict, hash=False)
     foreign: Mapping[str, str] = field(default_factory=dict, hash=False)
+    #: why its models are not divided into pipeline stages, where they are not
+    whole_pipeline: str = ""
+    #: what transformers calls the SentencePiece model of such models
+    tokenizer_file: str = "tokenizer.model"
+    #: what the section of the tokenizer says besides
+    tokenizer: Mapping[str, Value] = field(default_factory=dict, hash=False)
     #: NeMo pads the tokenizer's vocabulary itself; otherwise the config states the rows
     pads_vocabulary: bool = False
+    #: to a multiple of this, if the model's tables do not say to which
+    vocab_divisor: int = 1
 
     @property
     def architectures(self) -> tuple[str, ...]:
@@ -145,15 +153,38 @@ MEGATRON_BERT: Final = replace(
     dialect=nemo1_dialects.MEGATRON_BERT,
     foreign={},
 )
-FAMILIES: Final = (GPT, BERT, MEGATRON_BERT)
+#: T5 1.1 and what has its form; SFT and T0 models are the same, trained further
+T5: Final = Family(
+    classes="Megatron(?:T5(?:SFT|Finetune)?|T0)Model",
+    target=_MODELS + "language_modeling.megatron_t5_model.MegatronT5Model",
+    own_ranks=True,
+    only_ranks=("t5", "mt5"),
+    entries=_plain("t5", "mt5"),
+    rules=nemo1_fields_t5.RULES,
+    dialect=nemo1_dialects.T5,
+    mcore=nemo1_fields_t5.MCORE,
+    inert=nemo1_fields_t5.INERT,
+    whole_pipeline="its output layer is not the embedding, which NeMo asks for",
+    tokenizer_file="spiece.model",
+    # the tokens that stand for gaps, where transformers has them
+    tokenizer={
+        "num_sentinel_tokens": 100,
+        "sentencepiece_legacy": True,
+        "add_sentinel_tokens_in_reverse_order": True,
+        "add_sentinel_tokens_first": True,
+    },
+    pads_vocabulary=True,
+    vocab_divisor=128,
+)
+FAMILIES: Final = (GPT, BERT, MEGATRON_BERT, T5)
 
 
 #: patterns of other classes' names, and why no table describes their models
 UNKNOWN: Final = (
     (
-        ".*(?:T5|T0|BART|EncDec|EncoderDecoder).*",
-        "NeMo 1's encoder-decoder keeps the q, k and v of all heads in three blocks, unlike megatron-core's, "
-        "by which the tables here go",
+        ".*(?:T5|T0|BART|EncDec|EncoderDecoder|NMT).*",
+        "of NeMo 1's encoder-decoders only MegatronT5Model, and T0 and SFT models made of it, have a "
+        "counterpart",
     ),
     (".*(?:Reward|Critic).*", "it rates texts instead of writing them"),
     (".*Retr(?:o|ieval).*", "its layers look texts up in a data base"),

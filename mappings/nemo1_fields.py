@@ -16,7 +16,7 @@ from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.mappings import nemo_configs
 from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.nemo1_rules import Key, Only, Required, Says, Word, YamlRule, key, rare
+from nemoconv.mappings.nemo1_rules import Key, Needed, Only, Required, Word, YamlRule, key, rare
 from nemoconv.mappings.nemo_configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
 from nemoconv.mappings.nemo_fields import plain, text
 
@@ -269,7 +269,7 @@ def defaults(rules: Rules = RULES) -> dict[str, Value]:
     """The fields of a model whose yaml says no more than it must."""
     fields: dict[str, Value] = {}
     for rule in rules:
-        if not isinstance(rule, (Required, Says)):
+        if not isinstance(rule, Needed):
             rule.read({}, fields)
     return fields
 

@@ -25,6 +25,12 @@ class YamlRule(Protocol):
     def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None: ...
 
 
+class Needed:
+    """Marks rules whose keys no config can leave out, so that an empty one has no default for them."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Key:
     """One key, one field; ``default`` is what NeMo 1 takes where the key is absent."""
@@ -68,7 +74,7 @@ def rare(name: str, default: Value = None) -> Key:
 
 
 @dataclass(frozen=True, slots=True)
-class Required(Key):
+class Required(Key, Needed):
     """A key without which NeMo 1 builds nothing."""
 
     def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
@@ -103,7 +109,7 @@ class Only:
 
 
 @dataclass(frozen=True, slots=True)
-class Says:
+class Says(Needed):
     """A key that must have this value, which is not what NeMo 1 takes for an absent one."""
 
     name: str
@@ -126,6 +132,53 @@ class Says:
 
     def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
         yaml[self.name] = self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Means(Needed):
+    """A key that must have this value, which says that a field has that one; ``default`` is what NeMo 1 takes
+    where the key is absent."""
+
+    name: str
+    value: Value
+    default: Value
+    field: str
+    meant: Value
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        Says(self.name, self.value, self.default).read(yaml, fields)
+        fields[self.field] = self.meant
+
+    def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
+        if fields[self.field] != self.meant:
+            raise UnsupportedConfig(f"NeMo 1 has no word for {self.field}={text(fields[self.field])}")
+        yaml[self.name] = self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Unspoken:
+    """Fields that mean nothing in a class's models, and that NeMo 1 needs no word for."""
+
+    names: tuple[str, ...]
+    keys = frozenset[str]()
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        """Nothing."""
+
+    def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
+        """Nothing."""
 
 
 @dataclass(frozen=True, slots=True)

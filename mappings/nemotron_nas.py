@@ -9,14 +9,11 @@ from dataclasses import replace
 
 from nemoconv.mappings import blocks, nemotron_nas_fields
 from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim
-from nemoconv.mappings.config_fields_gpt import AutoMap
 from nemoconv.mappings.nemo_configs_llama import HETEROGENEOUS_SPEC, LLAMA_NEMOTRON_DEFAULTS
 from nemoconv.mappings.nemo_fields import DECODER as NEMO_FIELDS
 from nemoconv.mappings.nemo_fields import NO_BIASES, Llama3Scaling, NemoClasses, with_rules
 from nemoconv.mappings.nemo_fields import Fixed as NemoFixed
-from nemoconv.mappings.nemotron_nas_fields import BlockConfigs, EncodedBlocks
-from nemoconv.mappings.rope import Rope
+from nemoconv.mappings.nemotron_nas_fields import EncodedBlocks
 from nemoconv.mappings.rules import same
 from nemoconv.mappings.table import Module, Rule, Table
 
@@ -52,25 +49,7 @@ TABLE = Table(
             NemoFixed("transformer_layer_spec", HETEROGENEOUS_SPEC),
         ),
     ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 32),
-        Field("hidden_size", "hidden_size", 4096),
-        Field("num_attention_heads", "num_attention_heads", 32),
-        HeadDim(),
-        BlockConfigs(),
-        Field("vocab_size", "vocab_size", 32000),
-        Field("max_position_embeddings", "seq_length", 2048),
-        Field("rms_norm_eps", "layernorm_epsilon", 1e-6, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
-        Fixed("attention_bias", False),
-        Fixed("mlp_bias", False),
-        Fixed("hidden_act", "silu"),
-        AutoMap("configuration_decilm.DeciLMConfig", "modeling_decilm.DeciLMForCausalLM"),
-        Rope(),
-        Dtype(),
-    ),
+    fields=nemotron_nas_fields.FIELDS,
     rules=(
         blocks.EMBEDDING,
         *of("full attention", blocks.input_norm(), blocks.QKV, blocks.PROJ),
@@ -113,6 +92,6 @@ TABLE = Table(
         "bit-equal",
         "logits of transformers' Llama layers",
         "megatron-core logits",
-        "real NeMo import (with a stand-in for the released code)",
+        "real NeMo import (with a stand-in for the released code), by hand",
     ),
 )

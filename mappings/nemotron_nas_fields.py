@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim, Value
+from nemoconv.mappings.config_fields_gpt import AutoMap
+from nemoconv.mappings.rope import Rope
 from nemoconv.mappings.sizes import attention_sizes
 
 #: factors whose sizes differ between layers
@@ -166,3 +168,24 @@ class EncodedBlocks:
         fields["heterogeneous_layers_config_path"] = None
         fields["num_query_groups"] = next((groups for groups, _ in found if groups), None)
         fields["ffn_hidden_size"] = next((ffn for _, ffn in found if ffn), None)
+
+
+FIELDS = (
+    Field("num_hidden_layers", "num_layers", 32),
+    Field("hidden_size", "hidden_size", 4096),
+    Field("num_attention_heads", "num_attention_heads", 32),
+    HeadDim(),
+    BlockConfigs(),
+    Field("vocab_size", "vocab_size", 32000),
+    Field("max_position_embeddings", "seq_length", 2048),
+    Field("rms_norm_eps", "layernorm_epsilon", 1e-6, kind=float),
+    Field("initializer_range", "init_method_std", 0.02, kind=float),
+    Field("attention_dropout", "attention_dropout", 0.0, kind=float),
+    Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
+    Fixed("attention_bias", False),
+    Fixed("mlp_bias", False),
+    Fixed("hidden_act", "silu"),
+    AutoMap("configuration_decilm.DeciLMConfig", "modeling_decilm.DeciLMForCausalLM"),
+    Rope(),
+    Dtype(),
+)

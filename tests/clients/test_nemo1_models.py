@@ -70,10 +70,12 @@ def test_a_falcon_with_another_order_of_norms_is_felt(tmp_path: Path) -> None:
     assert (expected[0] - found[0]).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", ["BertModel", "BertForPreTraining"])
+@pytest.mark.parametrize(
+    "name", ["BertModel", "BertForPreTraining", "MegatronBertModel", "MegatronBertForPreTraining"]
+)
 def test_bert(tmp_path: Path, name: str) -> None:
     kind = getattr(transformers, name)
-    source = save(tmp_path / "hf", kind(transformers.BertConfig(**BERT)))
+    source = save(tmp_path / "hf", kind(kind.config_class(**BERT)))
     for rank_files in (False, True):
         nemo, back = tmp_path / f"{rank_files}.nemo", tmp_path / f"back{rank_files}"
         convert(source, nemo, to="nemo", tensor_parallel_size=2, rank_files=rank_files, verify=True)

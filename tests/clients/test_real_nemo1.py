@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
+from nemoconv.converters.verification import verify
 from nemoconv.mappings import load_table, table_for
 
 PYTHON = os.environ.get("NEMOCONV_NEMO1_PYTHON")
@@ -25,6 +28,7 @@ TOKENIZER = Path(__file__).parents[2] / "fixtures" / "legacy" / "hf_llama_mha" /
 TIMEOUT = 600
 MODELS = "nemo.collections.nlp.models."
 GPT = MODELS + "language_modeling.megatron_gpt_model.MegatronGPTModel"
+T5_MODEL = MODELS + "language_modeling.megatron_t5_model.MegatronT5Model"
 BERT = MODELS + "language_modeling.megatron_bert_model.MegatronBertModel"
 EMBEDDING = MODELS + "information_retrieval.megatron_bert_embedding_model.MegatronBertEmbeddingModel"
 
@@ -35,7 +39,14 @@ EXPERTS = {**GROUPED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermedi
 NEW = {"new_decoder_architecture": True, "num_kv_heads": 2}
 #: NeMo's layers take 1e-05 for the norms after attention and MLP, whatever the config says
 GEMMA2 = {"query_pre_attn_scalar": 24, "sliding_window": 16, "rms_norm_eps": 1e-5, "head_dim": 16}
+#: NeMo adds 100 tokens and more to the tokenizer's, and pads those to 256
+T5: dict[str, Any] = {
+    "d_model": 32, "d_ff": 48, "d_kv": 16, "num_heads": 4, "num_layers": 3, "vocab_size": 256,
+    "tie_word_embeddings": False,
+}  # fmt: skip
 CASES: dict[str, dict[str, Any]] = {
+    "t5": {**T5, "feed_forward_proj": "gated-gelu"},
+    "t5 silu": {**T5, "feed_forward_proj": "gated-silu"},
     "bert": {**SIZES, "architectures": ["BertModel"]},
     "bert heads": {**SIZES, "architectures": ["BertForPreTraining"]},
     "megatron-bert": SIZES,
@@ -60,7 +71,7 @@ def build(folder: Path, name: str) -> tuple[Path, str]:
     config = {"model_type": kind, "architectures": [load_table(kind).hf_class], **CASES[name]}
     samples.build(folder / "bfloat16", config, seed=3)
     convert(folder / "bfloat16", folder / "hf", to="hf", dtype="float32")
-    shutil.copy(TOKENIZER, folder / "hf")
+    shutil.copy(TOKENIZER, folder / "hf" / ("spiece.model" if kind == "t5" else TOKENIZER.name))
     return folder / "hf", table_for(config, name).hf_class
 
 
@@ -80,6 +91,8 @@ def nemo(archive: Path, kind: str, reference: Path, hf_class: str) -> dict[str, 
 
 
 def class_of(name: str, rank_files: bool) -> str:
+    if name.startswith("t5"):
+        return T5_MODEL
     if "bert" not in name:
         return GPT
     return EMBEDDING if name == "bert" and not rank_files else BERT
@@ -103,12 +116,56 @@ def test_nemo_restores_a_state_dict(tmp_path: Path, name: str) -> None:
     assert all(difference < 1e-5 for difference in answer["differences"].values())
 
 
-@pytest.mark.parametrize("name", ["bert heads", "falcon 40B"])
-def test_nemo_restores_every_rank(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "stages"), [("bert heads", 2), ("falcon 40B", 2), ("t5", 1)])
+def test_nemo_restores_every_rank(tmp_path: Path, name: str, stages: int) -> None:
     source, hf_class = build(tmp_path, name)
-    options = {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    options = {"tensor_parallel_size": 2, "pipeline_parallel_size": stages}
     convert(source, tmp_path / "x.nemo", to="nemo", rank_files=True, **options)  # type: ignore[arg-type]
-    assert len(nemo(tmp_path / "x.nemo", class_of(name, True), source, hf_class)["entries"]) == 4
+    assert len(nemo(tmp_path / "x.nemo", class_of(name, True), source, hf_class)["entries"]) == 2 * stages
+
+
+def as_the_script_does(archive: Path, out: Path, legacy: bool = True) -> None:
+    """A T5's archive with q, k and v of all heads one below the other, gate and up apart, as NeMo's
+    hf_t5-v1_1_to_nemo.py makes it."""
+    torch = pytest.importorskip("torch")
+    with tarfile.open(archive) as source, tarfile.open(out, "w") as target:
+        for member in source.getmembers():
+            if not member.isfile():
+                continue
+            file = source.extractfile(member)
+            assert file is not None
+            data = file.read()
+            if member.name.endswith("model_config.yaml"):
+                data = data.replace(b"activation: fast-geglu", b"activation: geglu")
+                if legacy:
+                    data = data.replace(b"megatron_legacy: false", b"megatron_legacy: true")
+            elif member.name.endswith("model_weights.ckpt"):
+                state = torch.load(io.BytesIO(data), weights_only=True)
+                for key, value in list(state.items()):
+                    kinds = 3 if "query_key_value" in key else 2 if "key_value" in key else 0
+                    if kinds:
+                        by_head = value.reshape(T5["num_heads"], kinds, T5["d_kv"], T5["d_model"])
+                        state[key] = by_head.transpose(0, 1).reshape(value.shape).clone()
+                    elif "dense_h_to_4h" in key:
+                        gate, up = (half.clone() for half in value.chunk(2))
+                        state[key], state[key.replace("dense_h_to_4h", "dense_h_to_4h_2")] = gate, up
+                written = io.BytesIO()
+                torch.save(state, written)
+                data = written.getvalue()
+            described = tarfile.TarInfo(member.name)
+            described.size = len(data)
+            target.addfile(described, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("legacy", [True, False], ids=["told so", "not told so"])
+def test_blocks_of_heads_are_read_as_nemo_reads_them(tmp_path: Path, legacy: bool) -> None:
+    """With the control: an archive whose config says the other order is another model, for both of us."""
+    source, hf_class = build(tmp_path, "t5")
+    convert(source, tmp_path / "written.nemo", to="nemo")
+    as_the_script_does(tmp_path / "written.nemo", tmp_path / "x.nemo", legacy)
+    answer = nemo(tmp_path / "x.nemo", T5_MODEL, source, hf_class)
+    assert (answer["differences"]["logits"] < 1e-5) is legacy
+    assert verify(tmp_path / "x.nemo", source).equal is legacy
 
 
 def test_a_wrong_tensor_does_not_pass(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The real NeMo 2.5.3 takes the T5 that we write and writes the one that we would have written. See
+"""The real NeMo 2.5.3 takes the T5 and mT5 that we write and writes those that we would have written. See
 real_nemo/README.md."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import pytest
 
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
+from nemoconv.mappings import load_table
 from nemoconv.testing import data_of
 
 from . import models
@@ -19,8 +20,6 @@ from .test_real_nemo import pytestmark as needs_nemo
 pytestmark = needs_nemo
 
 CONFIG = {
-    "model_type": "t5",
-    "architectures": ["T5ForConditionalGeneration"],
     "num_layers": 3,
     "num_decoder_layers": 3,
     "d_model": 64,
@@ -39,11 +38,11 @@ CONFIG = {
 }
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["t5", "mt5"])
+def source(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In float32, which is all that NeMo's importer of T5 makes."""
-    folder = tmp_path_factory.mktemp("t5")
-    samples.build(folder / "bfloat16", CONFIG)
+    folder, kind = tmp_path_factory.mktemp(request.param), load_table(request.param).hf_class
+    samples.build(folder / "bfloat16", {**CONFIG, "model_type": request.param, "architectures": [kind]})
     models.save_bpe(folder / "bfloat16")
     settings = folder / "bfloat16/tokenizer_config.json"
     settings.write_text(

@@ -150,6 +150,7 @@ def test_any_archive_becomes_safetensors_and_the_same_archive(tmp_path):
     assert verify(back).equal
     assert verify(folder).equal
     assert verify(source, back).equal
+    assert inspect(folder)["target"] == SPEAKER["target"]
     assert recognize(back).name == "nemo"
     assert recognize(folder).name == "safetensors"
 

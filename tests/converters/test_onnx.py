@@ -193,7 +193,7 @@ def test_a_new_dtype_is_in_weights_cache_and_graph(tmp_path: Path) -> None:
         for name, shape in tiny.shapes(tiny.CONFIG).items()
     }
     tiny.write(tmp_path / "hf", arrays=arrays)
-    report = convert(tmp_path / "hf", tmp_path / "onnx", to="onnx", dtype="float16")
+    report = convert(tmp_path / "hf", tmp_path / "onnx", to="onnx", dtype="fp16")
     assert "decoder.final_layernorm.weight: 16 finite values became infinite in the new dtype" in report.notes
     found = graph(tmp_path / "onnx").graph
     kinds = {value.type.tensor_type.elem_type for value in [*found.input[3:], *found.output]}

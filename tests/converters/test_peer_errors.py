@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,42 @@ def test_phi3_keeps_groups_vocabulary_and_epsilon(tmp_path: Path) -> None:
     """NeMo 2: the first two are dropped on import, the third is fixed on export."""
     written = there_and_back(tmp_path, config("phi3", rms_norm_eps=3e-4))
     assert (written["num_key_value_heads"], written["vocab_size"], written["rms_norm_eps"]) == (2, 67, 3e-4)
+
+
+HYBRID: Mapping[str, Any] = {
+    "hybrid_override_pattern": "M-*",
+    "num_hidden_layers": 3,
+    "attention_head_dim": 16,
+    "mamba_num_heads": 8,
+    "mamba_head_dim": 6,
+    "n_groups": 4,
+    "ssm_state_size": 10,
+}
+
+
+def test_a_nemotron_h_of_any_name_and_spelling_is_read(tmp_path: Path) -> None:
+    """NeMo 2 takes its config from the path, Megatron-Bridge knows one name of the embedding only."""
+    written = there_and_back(tmp_path, config("nemotron_h", **HYBRID), "nemotronh-8B-mixtral")
+    assert (written["mamba_num_heads"], written["n_groups"], written["ssm_state_size"]) == (8, 4, 10)
+    source, names = tmp_path / "nemotronh-8B-mixtral", ("backbone.embedding.", "backbone.embeddings.")
+    held = data_of(source)
+    (stored,) = (name for name in names if name + "weight" in held)
+    other = names[1 - names.index(stored)]
+    rewrite(source, lambda held: {name.replace(stored, other): tensor for name, tensor in held.items()})
+    assert other + "weight" in data_of(source)
+    convert(source, tmp_path / "other", to="nemo2")
+    assert data_of(tmp_path / "other") == data_of(tmp_path / "nemo")
+
+
+def test_gpt_oss_keeps_more_of_its_config_than_layers_and_experts(tmp_path: Path) -> None:
+    """NeMo 2's importer reads those and the dtype, and takes the rest from the released models."""
+    said = {"head_dim": 16, "rms_norm_eps": 3e-4, "sliding_window": 20, "swiglu_limit": 5.0}
+    routed = {"num_local_experts": 4, "num_experts_per_tok": 3}
+    stretched = {"factor": 4.0, "beta_fast": 16.0, "beta_slow": 2.0, "original_max_position_embeddings": 64}
+    rope = {"rope_type": "yarn", "rope_theta": 7e4, "truncate": False, **stretched}
+    written = there_and_back(tmp_path, config("gpt_oss", **said, **routed, rope_parameters=rope))
+    assert {key: written[key] for key in {**said, **routed}} == {**said, **routed}
+    assert {key: written["rope_parameters"][key] for key in rope} == rope
 
 
 @pytest.mark.parametrize("name", ["mixtral-8x22b", "nemotronh-56B-llama-2-70b"])
@@ -207,6 +244,28 @@ def test_every_tensor_is_accounted_for(
     with pytest.raises(error, match=named):
         convert(tmp_path / "source", tmp_path / "out", to="nemo2")
     assert not (tmp_path / "out").exists()
+
+
+def test_up_to_ten_names_are_listed_in_both_directions(tmp_path: Path) -> None:
+    """Of tensors without a rule, and of rules without a tensor: four biases of each of three layers."""
+    biased = {"attention_bias": True, "mlp_bias": True}
+    for name, changes in (("plain", {}), ("biased", biased)):
+        samples.build(tmp_path / name, config("llama", num_hidden_layers=3, **changes))
+        convert(tmp_path / name, tmp_path / f"{name}-nemo", to="nemo2")
+    for source, other, says in (
+        ("biased-nemo", "plain", r"12 tensors have no rule in the 'llama' table: .* and 2 more"),
+        ("plain-nemo", "biased", r"12 tensors that 'llama' needs are missing: .* and 2 more"),
+        ("biased", "plain", r"21 tensors have no rule in the 'llama' table: .* and 11 more"),
+        ("plain", "biased", r"21 tensors that 'llama' needs are missing: .* and 11 more"),
+    ):
+        weights = source
+        if source.endswith("nemo"):  # the weights alone, to be read with the other's config
+            weights = f"{source}-weights"
+            shutil.copytree(tmp_path / source / "weights", tmp_path / weights / "weights")
+        with pytest.raises(MappingError, match=says) as caught:
+            convert(tmp_path / weights, tmp_path / "out", to="hf", config=tmp_path / other)
+        assert caught.value.message.count(".bias") == 10
+        assert not (tmp_path / "out").exists()
 
 
 def test_an_equal_head_under_a_tied_config_is_the_embedding(tmp_path: Path) -> None:

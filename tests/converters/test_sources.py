@@ -14,7 +14,7 @@ import tiny
 from onnx_source import CONFIGS, arrays
 
 from nemoconv.converters.conversion import convert
-from nemoconv.converters.sources import locate
+from nemoconv.converters.sources import HubOptions, locate
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError
 
 SAMPLES = Path(__file__).parents[2] / "fixtures" / "speech"
@@ -160,3 +160,12 @@ def test_names_of_external_data_are_no_patterns(onnx_hub, location):
     with pytest.raises(UnsafeCheckpoint, match="as a file that holds weights"):
         locate("org/name/model.onnx")
     assert fetched == ["model.onnx"]
+
+
+def test_a_file_that_is_missing_in_a_local_folder_is_not_looked_for_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnsupportedFormat, match="no such file or directory; a repository is meant by"):
+        locate("org/name/x.onnx", HubOptions(offline=True))
+    with pytest.raises(UnsupportedFormat, match="not in the hub cache"):
+        locate("hf://org/name/x.onnx", HubOptions(offline=True, cache_dir=str(tmp_path)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import tarfile
 from pathlib import Path
 
 import pytest
 
-from nemoconv.errors import CorruptCheckpoint, OutputError, UnsafeCheckpoint
+from nemoconv.errors import CorruptCheckpoint, NemoconvError, OutputError, UnsafeCheckpoint
 from nemoconv.formats import tar
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.tar import TarFolder
@@ -141,6 +143,29 @@ def test_flipped_header_and_no_tar_at_all(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(CorruptCheckpoint, match="checksum is wrong"):
         TarFolder(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\nsize 5\n", 3, "a Git LFS pointer, .*git lfs pull"),
+        (b"<!DOCTYPE html>" + bytes(1000), 3, "a web page"),
+        (bz2.compress(bytes(range(256)) * 40), 5, "is bzip2 data; a .nemo archive is a tar"),
+        (lzma.compress(bytes(range(256)) * 40), 5, "is xz data"),
+        (b"PK\x03\x04" + b"9" * 1000, 5, "is a zip archive"),
+        (b"x" * 1000, 3, "byte 0: not a tar header .*is the file a .nemo archive"),
+        (b"x", 3, "ends at byte 1 .*is the file a .nemo archive"),
+    ],
+)
+def test_says_what_else_a_file_is(tmp_path: Path, content: bytes, code: int, message: str) -> None:
+    (tmp_path / "m.nemo").write_bytes(content)
+    with pytest.raises(NemoconvError, match=message) as error:
+        TarFolder(tmp_path / "m.nemo")
+    assert error.value.exit_code == code
+
+
+def test_a_member_may_be_called_like_another_kind_of_archive(tmp_path: Path) -> None:
+    assert TarFolder(archive(tmp_path / "m.nemo", {"BZh91AY": b"x", "<html": b"y"})).exists("BZh91AY")
 
 
 def test_gzip_that_is_cut_broken_or_a_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

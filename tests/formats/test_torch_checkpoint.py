@@ -211,7 +211,7 @@ def test_beyond_4_gib_and_65535_records(tmp_path):
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (b"", UnsupportedFormat),
+        (b"", CorruptCheckpoint),
         (b"PK\x03\x04" + bytes(60), CorruptCheckpoint),
         (pickle.dumps({"a": 1}), UnsupportedFormat),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), UnsupportedFormat),

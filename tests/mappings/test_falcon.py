@@ -10,6 +10,8 @@ from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config, write_config
 
+from .dense import assert_defaults_of_transformers
+
 FIELDS = load_table("falcon").fields
 LEAST: dict[str, Any] = {"hidden_size": 64, "num_attention_heads": 8, "num_hidden_layers": 2}
 NEW = {"new_decoder_architecture": True, "num_kv_heads": 2}
@@ -45,6 +47,10 @@ def test_transformers_means_the_same(given: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers")
     theirs = transformers.FalconConfig(**LEAST, **given).to_dict()
     assert read_config(FIELDS, theirs)[0] == read_config(FIELDS, {**LEAST, **given})[0]
+
+
+def test_missing_keys_take_the_defaults_of_transformers() -> None:
+    assert_defaults_of_transformers("falcon", "FalconConfig")
 
 
 @pytest.mark.parametrize("two", [True, False])

@@ -115,6 +115,22 @@ def test_an_unknown_key_can_be_allowed():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
+        ({"hidden_size": 24}, "the encoder is 16 wide, the decoder 24"),
+        ({"num_attention_heads": 3}, "hidden_size=16 is odd, or no multiple of num_attention_heads"),
+        ({"max_sequence_length": 1 << 24}, "max_sequence_length=16,777,216 is out of range"),
+        ({"num_layers": 10**9}, "layers are out of range"),
+    ],
+)
+def test_sizes_of_a_decoder_that_do_not_fit_are_refused(changes, says):
+    table = load_table("canary")
+    config = {**read_settings(table.settings, own(yaml_of("canary"))), **changes}
+    with pytest.raises(UnsupportedConfig, match=says):
+        table.sizes(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
         ({"n_heads": 5}, "not a multiple of n_heads"),
         ({"subsampling_factor": 6}, "subsampling_factor=6"),
         ({"feat_in": 81}, "feat_in=81"),

@@ -120,7 +120,15 @@ def restore(archive: Path, kind: Any) -> tuple[list[int], Any, bool]:
 def compute(model: Any, whole: bool, reference: Any, count: int) -> dict[str, tuple[Any, Any]]:
     """What NeMo's model computes, and what transformers' does."""
     tokens = (torch.arange(count) * 7 % 90 + 3)[None]
-    core = model.float().eval().model
+    model = model.float().eval()
+    if hasattr(model, "enc_dec_model"):
+        asked, given = tokens, tokens[:, : count // 2 + 1].flip(1)
+        masks = (torch.ones_like(asked), torch.ones_like(given))
+        ours = model.enc_dec_model(
+            enc_input_ids=asked, enc_attn_mask=masks[0], dec_input_ids=given, dec_attn_mask=masks[1]
+        )
+        return {"logits": (ours, reference(input_ids=asked, decoder_input_ids=given).logits)}
+    core = model.model
     if "Bert" not in type(model).__name__:
         import megatron.core.parallel_state as parallel
         from megatron.core.utils import GlobalMemoryBuffer
