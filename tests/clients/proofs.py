@@ -189,7 +189,7 @@ PROOFS: Final[Mapping[str, Proofs]] = {
         for case in ("mistral", "qwen2", "qwen3", "phi3", "starcoder2", "nemotron", "gemma", "gemma2")
     },
     "gemma3_text": _dense("gemma3_text"),
-    **{case: _in_one("gpt_architectures", case) for case in ("gpt_bigcode",)},
+    "gpt_bigcode": _in_one("gpt_architectures", "gpt_bigcode"),
     **{case: _loaded("gpt_architectures", case) for case in ("gpt2", "gpt_neox", "glm")},
     **{case: _loaded("plain_gpt", case) for case in ("smollm3", "seed_oss", "ernie4_5", "stablelm", "glm4")},
     **{case: _t5(case) for case in ("t5", "mt5")},
