@@ -71,7 +71,10 @@ def _tensor(file: SourceFile, base: int, name: str, entry: object) -> StoredTens
     first, last = offsets
     if last - first != count * dtype.itemsize or base + last > file.size:
         raise CorruptCheckpoint(
-            f"{where} of shape {shape} and dtype {dtype} does not fit bytes {first:,}..{last:,} of the data"
+            f"{where} of shape {shape} and dtype {dtype} does not fit bytes {first:,}..{last:,} of the data",
+            hint="the copy looks cut short; compare its size with the original"
+            if base + last > file.size
+            else "the header is broken; copy the file again",
         )
     size = tuple(shape)
     extent = Extent(file, base + first, (0,) * len(size), size, contiguous_strides(size, dtype.itemsize))

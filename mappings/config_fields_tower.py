@@ -77,24 +77,6 @@ class MultimodalRope(Rope):
 
 
 @dataclass(frozen=True, slots=True)
-class SquareHeads:
-    """``kv_channels`` of a decoder that has no key for it: hidden_size / num_attention_heads."""
-
-    hf_keys = frozenset[str]()
-    fields = frozenset({"kv_channels"})
-
-    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        if hidden % heads:
-            raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
-        config["kv_channels"] = hidden // heads
-
-    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        if config["kv_channels"] * config["num_attention_heads"] != config["hidden_size"]:
-            raise UnsupportedConfig(f"kv_channels={config['kv_channels']} has no counterpart in config.json")
-
-
-@dataclass(frozen=True, slots=True)
 class FullAttentionBlocks:
     """``fullatt_block_indexes``: the layers of a tower that see the whole image, the others see windows."""
 

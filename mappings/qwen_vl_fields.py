@@ -12,8 +12,9 @@ from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import ConfigRule, Dtype, Field, Fixed, FullAttention, Unread, Value
+from nemoconv.mappings.config_fields_gpt import EvenHeads
 from nemoconv.mappings.config_fields_projector import Projector
-from nemoconv.mappings.config_fields_tower import MultimodalRope, SquareHeads, VisionHeads
+from nemoconv.mappings.config_fields_tower import MultimodalRope, VisionHeads
 from nemoconv.mappings.config_fields_vision import Carried, Inner, Must, TiedEmbeddings
 
 #: patches a side of the square that the projector takes at once; NeMo counts positions by it in any case
@@ -33,7 +34,7 @@ def text_fields() -> tuple[ConfigRule, ...]:
         Field("intermediate_size", "ffn_hidden_size", 29568),
         Field("num_attention_heads", "num_attention_heads", 64),
         Field("num_key_value_heads", "num_query_groups", 8, default_from="num_attention_heads"),
-        SquareHeads(),
+        EvenHeads(),
         Field("vocab_size", "vocab_size", 152064),
         Field("max_position_embeddings", "seq_length", 32768),
         Field("rms_norm_eps", "layernorm_epsilon", 1e-5, kind=float),

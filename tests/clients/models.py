@@ -357,3 +357,19 @@ def randomize(model: Any, seed: int = 0) -> None:
             elif head is not None and p is head.weight:
                 noise *= p.shape[1] ** -0.5
             p.copy_(noise)
+
+
+def directories(
+    root: Path, build: Callable[[Path, str], None], as_transformers_4: Callable[[Path], None]
+) -> Callable[..., Path]:
+    """Directories of cases, each built once; style 4 has config.json as ``as_transformers_4`` rewrites it."""
+
+    def directory(case: str, style: int = 5) -> Path:
+        folder = root / f"{case}-{style}"
+        if not folder.exists():
+            build(folder, case)
+            if style == 4:
+                as_transformers_4(folder / "config.json")
+        return folder
+
+    return directory

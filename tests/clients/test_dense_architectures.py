@@ -113,18 +113,7 @@ UNREAD = {
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Directories of cases, each built once, in the config style of transformers 4 or 5."""
-    root = tmp_path_factory.mktemp("dense")
-
-    def directory(case: str, style: int = 5) -> Path:
-        folder = root / f"{case}-{style}"
-        if not folder.exists():
-            build(folder, case)
-            if style == 4:
-                as_transformers_4(folder / "config.json")
-        return folder
-
-    return directory
+    return models.directories(tmp_path_factory.mktemp("dense"), build, as_transformers_4)
 
 
 def build(folder: Path, case: str) -> None:

@@ -33,24 +33,19 @@ _GRID = (1, 32, 4)
 
 @pytest.fixture(scope="module")
 def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Directories of cases, each built once, with config.json as the hub has it (4) or transformers 5's."""
-    root = tmp_path_factory.mktemp("vision")
-
-    def directory(case: str, style: int = 5) -> Path:
-        folder = root / f"{case}-{style}"
-        if not folder.exists():
-            build(folder, CASES[case])
-            if style == 4:
-                (folder / "config.json").write_text(json.dumps(CASES[case]))
-        return folder
-
-    return directory
+    return models.directories(tmp_path_factory.mktemp("vision"), build, as_the_hub)
 
 
-def build(folder: Path, config: dict[str, Any]) -> None:
+def as_the_hub(file: Path) -> None:
+    """Config.json as it lies on the hub, flat as transformers 4 wrote it."""
+    file.write_text(json.dumps(CASES[file.parent.name.rpartition("-")[0]]))
+
+
+def build(folder: Path, case: str) -> None:
     import torch
     from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
+    config = CASES[case]
     settings = CONFIG_MAPPING[config["model_type"]].from_dict(json.loads(json.dumps(config)))
     model = AutoModelForImageTextToText.from_config(settings).to(torch.bfloat16)
     models.randomize(model)

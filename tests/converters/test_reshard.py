@@ -28,21 +28,7 @@ REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 OPTIMIZER = REAL / "mcore0140_optim_dp2"
 HF_TINY = REAL / "hf_tiny"
 LLAMA = {**tiny.CONFIG, "num_hidden_layers": 4}
-MOE = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 4,
-    "hidden_size": 16,
-    "moe_intermediate_size": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "vocab_size": 36,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
+MOE = tiny.MOE_CONFIG
 
 
 def random_bits(folder: Path, seed: int = 0) -> None:

@@ -214,6 +214,14 @@ def test_huge_offsets(tmp_path):
     assert "does not fit bytes 10,000," in refused(path)
 
 
+@pytest.mark.parametrize(("last", "hint"), [(4, "the copy looks cut short"), (2, "the header is broken")])
+def test_data_that_do_not_fit_say_what_to_do(tmp_path, last, hint):
+    path = file_of(tmp_path, {"a": entry(0, last)}, bytes(2))
+    with pytest.raises(CorruptCheckpoint) as caught:
+        read(path)
+    assert caught.value.hint.startswith(hint)
+
+
 @pytest.mark.parametrize("length", [3, 1 << 40, (1 << 64) - 1, 100_000_001])
 def test_a_header_longer_than_the_file(tmp_path, length):
     path = file_of(tmp_path, b"{}", length=length)

@@ -26,21 +26,7 @@ LLAMA = {
     "head_dim": 4,
     "vocab_size": 38,
 }
-MOE = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "num_hidden_layers": 4,
-    "hidden_size": 16,
-    "moe_intermediate_size": 8,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "vocab_size": 36,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
+MOE = tiny.MOE_CONFIG
 Run = Callable[..., list[dict[str, Any]]]
 
 
