@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemoconv import errors
 from nemoconv.errors import NemoconvError
+from nemoconv.version import __version__
 
 if TYPE_CHECKING:
     from nemoconv.converters.base import Checkpoint
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from nemoconv.converters.registry import open_checkpoint as open  # noqa: A004
     from nemoconv.converters.reshard import reshard
     from nemoconv.converters.verification import Health, verify
-
-__version__ = "0.1.0"
 
 _LAZY = {
     "Checkpoint": "nemoconv.converters.base:Checkpoint",

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nemoconv import __version__, terminal
+from nemoconv import terminal
 from nemoconv.errors import NemoconvError
+from nemoconv.version import __version__
 
 if TYPE_CHECKING:
     from nemoconv.converters.planning import Report

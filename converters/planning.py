@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemoconv import __version__
 from nemoconv.converters import further_layers, manifest, unit_rows
 from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
 from nemoconv.converters.binding import Asker, Bound, Wanted
@@ -25,6 +24,7 @@ from nemoconv.mappings.table import Instance, check_layout, splits_groups
 from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.ranks import RankRow, rank_rows, table_lines
+from nemoconv.version import __version__
 
 if TYPE_CHECKING:
     from nemoconv.resharding.execute import Limits

@@ -12,7 +12,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from nemoconv import __version__
 from nemoconv.converters import manifest, nemo_archive
 from nemoconv.converters.base import (
     Checkpoint,
@@ -35,6 +34,7 @@ from nemoconv.formats.tensors import contiguous_strides
 from nemoconv.mappings.config_fields import Value
 from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Job, Plan, Target
+from nemoconv.version import __version__
 
 #: the one name that a safetensors header keeps for itself
 _RESERVED: Final = "__metadata__"

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nemoconv import __version__
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph.architectures import Decoder
@@ -21,6 +20,7 @@ from nemoconv.onnx_graph.blocks import Parts, embedding, soft_cap
 from nemoconv.onnx_graph.builder import INT64, Graph, Weight
 from nemoconv.onnx_graph.pooling import pool
 from nemoconv.onnx_graph.rope import Frequencies, frequencies
+from nemoconv.version import __version__
 
 
 def build(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv import __version__
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph.architectures import LAYER, Encoder
 from nemoconv.onnx_graph.attention import BothWays, Heads
 from nemoconv.onnx_graph.blocks import Parts, Plain, embedding
 from nemoconv.onnx_graph.builder import INT64, Graph, Weight
+from nemoconv.version import __version__
 
 BY_TOKEN = ("batch_size", "sequence_length")
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv import __version__
 from nemoconv.errors import CorruptCheckpoint, some
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph import canary, transducer
 from nemoconv.onnx_graph.architectures import Speech
 from nemoconv.onnx_graph.builder import INT64, Graph, Weight
 from nemoconv.onnx_graph.fastconformer import encode
+from nemoconv.version import __version__
 
 #: the key of metadata_props that lists all graphs of a model
 FILES: Final = "nemoconv.files"
