@@ -20,8 +20,8 @@ from nemoconv.converters.base import (
 )
 from nemoconv.converters.hf import GENERATION_CONFIG, HFWriter, json_bytes
 from nemoconv.errors import UsageError
+from nemoconv.extras import import_extra
 from nemoconv.formats import plain_json
-from nemoconv.formats.onnx_types import require_onnx
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph import architectures, decoder, encoder, genai, speech
@@ -43,7 +43,7 @@ class GraphFiles:
         flavor = flavor or DEFAULT_FLAVOR
         if flavor not in FLAVORS:
             raise UsageError(f"unknown flavor {flavor!r}", hint=f"one of {', '.join(FLAVORS)}")
-        require_onnx("writing ONNX")
+        import_extra("onnx", "writing ONNX")
         #: the config.json that lies beside the files
         self.config = config
         self._model, self._flavor = model, flavor

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
+from nemoconv.extras import import_extra
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.memory_file import MemoryFile
-from nemoconv.formats.onnx_types import TYPES, OnnxType, require_onnx
+from nemoconv.formats.onnx_types import TYPES, OnnxType
 from nemoconv.formats.onnx_wire import PAYLOADS, Run, split
 from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 
@@ -219,7 +220,7 @@ def _metadata(message: Any, file: SourceFile) -> dict[str, str]:
 
 
 def _parse(data: bytes, file: SourceFile) -> Any:
-    onnx = require_onnx(f"{file.path}: reading ONNX")
+    onnx = import_extra("onnx", f"{file.path}: reading ONNX")
     from google.protobuf.message import DecodeError  # comes with onnx
 
     message = onnx.ModelProto()

@@ -5,19 +5,9 @@ Source: onnx.proto, ``TensorProto.DataType``.
 
 from __future__ import annotations
 
-import importlib
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from nemoconv.errors import UsageError
 from nemoconv.formats.dtypes import BY_NAME, DType
-
-
-def require_onnx(what: str) -> Any:
-    """The ``onnx`` package, for ``what``. Raises UsageError, naming the extra, where it is not installed."""
-    try:
-        return importlib.import_module("onnx")
-    except ImportError:
-        raise UsageError(f"{what} needs the package onnx", hint="pip install 'nemoconv[onnx]'") from None
 
 
 class OnnxType(NamedTuple):

@@ -13,8 +13,9 @@ from typing import Any, Final, TypeVar
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError, some
+from nemoconv.extras import import_extra
 from nemoconv.formats.dtypes import BY_NAME, DType
-from nemoconv.formats.onnx_types import TYPES, require_onnx
+from nemoconv.formats.onnx_types import TYPES
 
 #: the first opset with Attention, RMSNormalization and RotaryEmbedding
 OPSET: Final = 23
@@ -53,7 +54,7 @@ class Graph:
     def __init__(
         self, weights: Mapping[str, Weight], *, idle: Collection[str] = (), opset: int = OPSET
     ) -> None:
-        self._onnx = require_onnx("writing ONNX")
+        self._onnx = import_extra("onnx", "writing ONNX")
         self._weights, self._opset = weights, opset
         self.compute = BY_NAME[_compute_type({name: weights[name] for name in weights if name not in idle})]
         # filled in place: a large mixture of experts has 200,000 nodes, and helpers that join parts copy

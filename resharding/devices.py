@@ -21,9 +21,9 @@ def check_device(device: str) -> None:
         return
     if device != "cuda":
         raise UsageError(f"unknown device {device!r}", hint="cpu or cuda")
-    from nemoconv.resharding.live_copy import import_torch
+    from nemoconv.extras import import_extra
 
-    if not import_torch("--device cuda").cuda.is_available():
+    if not import_extra("torch", "--device cuda").cuda.is_available():
         raise UsageError("there is no CUDA device", hint="leave out --device cuda")
 
 

@@ -13,10 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from nemoconv.errors import MappingError, NemoconvError, UsageError
+from nemoconv.extras import import_extra
 from nemoconv.mappings import load_table, table_for
 from nemoconv.mappings.config_fields import Value, read_config
 from nemoconv.mappings.table import Table
-from nemoconv.resharding import live_copy
 from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.live_agree import Offer, agree
 from nemoconv.resharding.live_placement import Names, Placement
@@ -106,7 +106,7 @@ def reshard_state_dict(
 
     Raises the errors of :mod:`nemoconv.errors`, on all ranks or on none.
     """
-    live_copy.import_torch("resharding between ranks")
+    import_extra("torch", "resharding between ranks")
     import torch.distributed as dist
 
     try:

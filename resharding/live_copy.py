@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING
 
-from nemoconv.errors import UsageError
 from nemoconv.resharding.live_moves import Message, Move, aligned
 from nemoconv.resharding.strided import Loop
 
@@ -16,15 +14,6 @@ if TYPE_CHECKING:
 _ALIGNMENT = 16
 #: where bytes go, and where they come from
 Pair = tuple["torch.Tensor", "torch.Tensor"]
-
-
-def import_torch(what: str) -> ModuleType:
-    """torch, which only some work needs. Raises UsageError where it is not installed."""
-    try:
-        import torch
-    except ImportError:
-        raise UsageError(f"{what} needs torch", hint="pip install 'nemoconv[torch]'") from None
-    return torch
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from nemoconv.errors import NemoconvError, UsageError
-from nemoconv.resharding import live_copy, live_peer, live_state
+from nemoconv.extras import import_extra
+from nemoconv.resharding import live_peer, live_state
 from nemoconv.resharding.live_agree import Offer, agree, settle_types
 from nemoconv.resharding.live_peer import PeerStep
 from nemoconv.resharding.live_placement import Local
@@ -44,7 +45,7 @@ class LiveReshard:
         bucket_nbytes: int = BUCKET_NBYTES,
         transport: str = "p2p",
     ) -> None:
-        live_copy.import_torch("resharding between ranks")
+        import_extra("torch", "resharding between ranks")
         if transport not in TRANSPORTS:
             raise UsageError(f"unknown transport {transport!r}", hint=f"one of {', '.join(TRANSPORTS)}")
         if bucket_nbytes < 64 << 10:

@@ -118,6 +118,6 @@ def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match="unknown device 'tpu'"):
         reshard(tmp_path / "hf", tmp_path / "out", tensor_parallel_size=2, device="tpu")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UsageError, match="--device cuda needs torch"):
+    with pytest.raises(UsageError, match="--device cuda needs the package torch"):
         devices.check_device("cuda")
     assert not (tmp_path / "out").exists()
