@@ -17,6 +17,7 @@ from nemoconv.converters.planning import Report, prepare
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import UnsafeCheckpoint, UnsupportedFormat
 from nemoconv.formats.added_files import add_files, check_absent
+from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.onnx_graph.builder import Weight
@@ -67,7 +68,7 @@ class _InPlace(OnnxConverter):
         return _Existing(model, options.flavor)
 
 
-def check_plain(directory: Path, file: SourceFile) -> None:
+def check_plain(directory: Path, file: ByteSource) -> None:
     """Raise unless onnxruntime and onnx would follow a graph's reference to ``file``."""
     advice = f"write the model out instead: nemoconv hf2onnx {directory} OUT"
     if type(file) is not SourceFile:

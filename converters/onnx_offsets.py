@@ -57,7 +57,7 @@ def _sums(stored: StoredTensor) -> numpy.ndarray[Any, Any] | None:
     if stored.dtype.name != "float32" or not 0 < stored.nbytes <= _MOST or len(stored.shape) != 1:
         return None
     held = numpy.empty(stored.nbytes, numpy.uint8)
-    extent.file.pread_into(held.data, extent.offset)
+    extent.file.read_into(extent.offset, held.data)
     return held.view(numpy.float32)
 
 

@@ -454,7 +454,7 @@ def _digest(conversion: Conversion) -> str:
     """What a plan is: options, sources as they are on the disk, and every place in the output."""
     said: list[Any] = [
         conversion.header,
-        [(file.name, file.size, file.mtime_ns) for file in conversion.plan.sources()],
+        [(file.name, file.size, file.version) for file in conversion.plan.sources()],
         [(p.name, p.file.name, p.offset, p.nbytes) for p in conversion.payloads],
     ]
     return hashlib.sha256(json.dumps(said, default=str, sort_keys=True).encode()).hexdigest()

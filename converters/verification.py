@@ -145,7 +145,7 @@ def _crc_of(file: SourceFile, offset: int, nbytes: int, checksum: int = 0) -> in
     buffer = memoryview(bytearray(min(_BLOCK, nbytes)))
     while nbytes:
         block = buffer[: min(len(buffer), nbytes)]
-        file.pread_into(block, offset)
+        file.read_into(offset, block)
         checksum = crc32(block, checksum)
         offset, nbytes = offset + len(block), nbytes - len(block)
     return checksum

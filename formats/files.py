@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
+from nemoconv.formats.byte_source import ByteSource
 
 if TYPE_CHECKING:
     from nemoconv.formats.record_checks import RecordChecks
@@ -65,10 +66,10 @@ class SourceFile:
                 hint="the copy looks cut short; compare its size with the original",
             )
         buffer = bytearray(size)
-        self.pread_into(memoryview(buffer), offset)
+        self.read_into(offset, memoryview(buffer))
         return bytes(buffer)
 
-    def pread_into(self, buffer: memoryview, offset: int) -> None:
+    def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` (a writable view of bytes) from ``offset``."""
         done = 0
         while done < len(buffer):
@@ -109,7 +110,11 @@ class SourceFile:
         return length
 
     @property
-    def origins(self) -> tuple[SourceFile, ...]:
+    def version(self) -> str:
+        return f"{self.size}-{self.mtime_ns}"
+
+    @property
+    def origins(self) -> tuple[ByteSource, ...]:
         """The files that reading this one reads."""
         return (self,)
 
@@ -147,6 +152,10 @@ class FilePart(SourceFile):
     @property
     def fd(self) -> int:
         return self._whole.fd
+
+    @property
+    def version(self) -> str:
+        return self._whole.version
 
     def position(self, offset: int) -> tuple[str, int]:
         return self._whole.path, self.base + offset

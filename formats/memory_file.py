@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.files import SourceFile
 
 
@@ -10,12 +11,12 @@ class MemoryFile(SourceFile):
 
     __slots__ = ("_data", "_whole")
 
-    def __init__(self, whole: SourceFile, name: str, data: bytes) -> None:
+    def __init__(self, whole: ByteSource, name: str, data: bytes) -> None:
         self._whole, self._data = whole, data
         self.path, self.name, self.size = f"{whole.path}: {name}", whole.name, len(data)
         self._fd = None
 
-    def pread_into(self, buffer: memoryview, offset: int) -> None:
+    def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self._data[offset : offset + len(buffer)]
 
     def position(self, offset: int) -> tuple[str, int]:
@@ -28,7 +29,11 @@ class MemoryFile(SourceFile):
         return 0
 
     @property
-    def origins(self) -> tuple[SourceFile, ...]:
+    def version(self) -> str:
+        return self._whole.version
+
+    @property
+    def origins(self) -> tuple[ByteSource, ...]:
         return (self._whole,)
 
     def check_unchanged(self) -> None:

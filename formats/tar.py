@@ -278,6 +278,10 @@ class _Scratch(SourceFile):
         self._fd, self.size, self._original, self._checks = fd, size, original, None
         self.path, self.name, self.mtime_ns = original.path, original.name, original.mtime_ns
 
+    @property
+    def version(self) -> str:
+        return self._original.version
+
     def check_unchanged(self) -> None:
         self._original.check_unchanged()
 

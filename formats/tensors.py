@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
+from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.dtypes import DType
-from nemoconv.formats.files import SourceFile
 
 
 class Extent(NamedTuple):
@@ -17,7 +17,7 @@ class Extent(NamedTuple):
     box's first element and ``strides`` the bytes between neighbours along each axis.
     """
 
-    file: SourceFile
+    file: ByteSource
     offset: int
     start: tuple[int, ...]
     shape: tuple[int, ...]

@@ -594,7 +594,7 @@ def verify_crc(file: SourceFile, offset: int, length: int) -> int:
         crc, left = 0, record.nbytes
         while left:
             block = buffer[: min(left, _BLOCK)]
-            file.pread_into(block, at)
+            file.read_into(at, block)
             crc = checksum.crc32(block, crc)
             at += len(block)
             left -= len(block)

@@ -13,6 +13,7 @@ from math import prod
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
+from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
@@ -140,7 +141,7 @@ def read_run(tensor: StoredTensor, first: int, count: int) -> Array:
     (extent,) = tensor.extents
     size = tensor.dtype.itemsize
     buffer = numpy.empty(count * size, numpy.uint8)
-    extent.file.pread_into(buffer.data, extent.offset + first * size)
+    extent.file.read_into(extent.offset + first * size, buffer.data)
     return buffer if size == 1 else buffer.view(tensor.dtype.numpy())
 
 
@@ -158,10 +159,14 @@ class DecodedFile(SourceFile):
         self.size = prod(encoding.shape) * dtype.itemsize
 
     @property
-    def origins(self) -> tuple[SourceFile, ...]:
+    def version(self) -> str:
+        return "+".join(origin.version for origin in self.origins)
+
+    @property
+    def origins(self) -> tuple[ByteSource, ...]:
         return self.encoding.codes.extents[0].file, self.encoding.scales.extents[0].file
 
-    def pread_into(self, buffer: memoryview, offset: int) -> None:
+    def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer``, which holds whole elements, from byte ``offset``, where one begins."""
         target = numpy.frombuffer(buffer, numpy.uint8).view(self.dtype.numpy())
         self.encoding.decode(offset // self.dtype.itemsize, target)

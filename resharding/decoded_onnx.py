@@ -131,5 +131,5 @@ def _bytes(tensor: StoredTensor, first: int, count: int) -> Array:
     """Bytes of a tensor that lies in C order in one extent."""
     (extent,) = tensor.extents
     buffer = numpy.empty(count, numpy.uint8)
-    extent.file.pread_into(buffer.data, extent.offset + first)
+    extent.file.read_into(extent.offset + first, buffer.data)
     return buffer

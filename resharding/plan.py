@@ -12,8 +12,8 @@ from itertools import combinations
 from math import prod
 
 from nemoconv.errors import MappingError
+from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.dtypes import DType
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
 from nemoconv.formats.tensors import Extent
 from nemoconv.resharding.boxes import Shape, intersect
@@ -108,7 +108,7 @@ class Plan:
         for job in self.jobs:
             job.check()
 
-    def sources(self) -> list[SourceFile]:
+    def sources(self) -> list[ByteSource]:
         """Each source file once."""
         files = {id(e.file): e.file for job in self.jobs for e in job.sources}.values()
         return list({id(origin): origin for file in files for origin in file.origins}.values())

@@ -19,7 +19,6 @@ def less_one(tensor: StoredTensor) -> StoredTensor:
     with numpy.errstate(invalid="ignore"):  # signalling NaNs
         data = (wide - 1).astype(stored.dtype).tobytes()
     whole = tensor.extents[0].file
-    assert whole is not None
     strides = contiguous_strides(tensor.shape, tensor.dtype.itemsize)
     extent = Extent(MemoryFile(whole, tensor.name, data), 0, (0,) * len(tensor.shape), tensor.shape, strides)
     return StoredTensor(tensor.name, tensor.dtype, tensor.shape, (extent,))

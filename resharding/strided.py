@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-from nemoconv.formats.files import SourceFile
+from nemoconv.formats.byte_source import ByteSource
 
 #: runs at least this long go between file and tile by themselves; shorter ones through one larger read
 DIRECT_RUN = 16 << 10
@@ -76,7 +76,7 @@ def _copy(target: Buffer, source: Buffer, axes: list[Loop], run: int, *, file_is
 
 
 def read_strided(
-    file: SourceFile,
+    file: ByteSource,
     offset: int,
     axes: list[Loop],
     itemsize: int,
@@ -92,13 +92,13 @@ def read_strided(
     if not outer or run >= DIRECT_RUN:
         view = target.data
         for in_file, in_buffer in positions(outer):
-            file.pread_into(view[in_buffer : in_buffer + run], offset + in_file)
+            file.read_into(offset + in_file, view[in_buffer : in_buffer + run])
         return
     span = run + sum((count - 1) * a for count, a, _ in outer)
     if span > LINE_COST and _read_lines(file, offset, axes, itemsize, span, target, scratch):
         return
     if span <= len(scratch):
-        file.pread_into(scratch.data[:span], offset)
+        file.read_into(offset, scratch.data[:span])
         _copy(target, scratch[:span], outer, run, file_is_source=True)
         return
     widest = max(range(len(axes)), key=lambda i: axes[i][1])
@@ -111,7 +111,7 @@ def read_strided(
 
 
 def _read_lines(
-    file: SourceFile,
+    file: ByteSource,
     offset: int,
     axes: list[Loop],
     itemsize: int,
@@ -140,7 +140,7 @@ def _read_lines(
         step //= count
         packed.append((count, a, step))
     for in_file, at in positions(packed):
-        file.pread_into(scratch.data[at : at + length], offset + in_file)
+        file.read_into(offset + in_file, scratch.data[at : at + length])
     turned = [(count, step, b) for (count, _, step), (_, _, b) in zip(packed, outer, strict=True)]
     turned += [(count, a, b) for count, a, b in reversed(ordered[:inner])]
     _copy(target, scratch[:needed], turned, itemsize, file_is_source=True)

@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     (extent,) = decoded("w", encoding, BF16).extents
     buffer = memoryview(bytearray(codes.size * 2))
     tracemalloc.start()
-    extent.file.pread_into(buffer, 0)
+    extent.file.read_into(0, buffer)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 * BAND

@@ -28,9 +28,9 @@ class Counted(SourceFile):
         super().__init__(path)
         self.nbytes = 0
 
-    def pread_into(self, buffer, offset):
+    def read_into(self, offset, buffer):
         self.nbytes += len(buffer)
-        super().pread_into(buffer, offset)
+        super().read_into(offset, buffer)
 
 
 def transposed(tmp_path, array):

@@ -114,13 +114,13 @@ def test_short_runs_are_read_in_few_calls(tmp_path, monkeypatch):
     path = tmp_path / "x"
     path.write_bytes(os.urandom(4096 * 8))
     file, calls = SourceFile(path), []
-    whole = SourceFile.pread_into
+    whole = SourceFile.read_into
 
     def counted(self, *arguments):
         calls.append(arguments)
         whole(self, *arguments)
 
-    monkeypatch.setattr(SourceFile, "pread_into", counted)
+    monkeypatch.setattr(SourceFile, "read_into", counted)
     target, scratch = numpy.empty(8192, numpy.uint8), numpy.empty(1 << 16, numpy.uint8)
     read_strided(file, 0, [(4096, 8, 2)], 2, target, scratch)
     assert len(calls) == 1
