@@ -80,7 +80,7 @@ def check_copies(where: str, pairs: Iterable[tuple[StoredTensor, StoredTensor]])
 
     Raises MappingError where they differ.
     """
-    from nemoconv.converters.compare import first_difference
+    from nemoconv.resharding.equal import first_difference
 
     for copy, original in pairs:
         same = copy.shape == original.shape and copy.dtype == original.dtype

@@ -358,7 +358,7 @@ class NeMo1Checkpoint(Checkpoint):
 
 
 def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
-    from nemoconv.converters.compare import first_difference
+    from nemoconv.resharding.equal import first_difference
 
     if a.shape != b.shape or a.dtype != b.dtype:
         return "their shapes or dtypes differ"

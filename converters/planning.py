@@ -307,7 +307,7 @@ def _count(bound: Bound, instance: Instance) -> int:
 
 def _check_zeros(bound: Bound) -> None:
     """Tensors that the Hugging Face side leaves out, because the config says so, must hold zeros."""
-    from nemoconv.converters.compare import first_nonzero
+    from nemoconv.resharding.equal import first_nonzero
 
     for instance in bound.instances:
         if instance.in_hf or instance.rule.idle or bound.checkpoint.side == "hf":
@@ -324,7 +324,7 @@ def _check_zeros(bound: Bound) -> None:
 
 def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
     """A tied model that holds its embedding twice: the copies must be equal, and one is dropped."""
-    from nemoconv.converters.compare import first_difference
+    from nemoconv.resharding.equal import first_difference
 
     notes = []
     for copy, original in bound.redundant:
