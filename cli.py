@@ -504,7 +504,8 @@ def inspect(
         return
     print("\n".join(terminal.facts_lines(facts)))
     for row in rows or ():
-        print(f"{row['dtype']:>9}  {row['shape']!s:<24} {row['name']}")
+        whose = f" (rank {row['rank']})" if "rank" in row else ""
+        print(f"{row['dtype']:>9}  {row['shape']!s:<24} {row['name']}{whose}")
 
 
 @main.command()

@@ -45,6 +45,17 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """What one rank holds of a tensor, as the rank's own file has it: which box of the whole that is, or
+    whether it is a replica, only a rule can tell. ``rank`` counts as in :meth:`Layout.rank`; None for a
+    tensor that lies there whole."""
+
+    name: str
+    rank: int | None
+    stored: StoredTensor
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A box of a tensor to be written: for rank-cut formats a chunk, otherwise the whole tensor."""
 
@@ -100,6 +111,15 @@ class Checkpoint(ABC):
     @abstractmethod
     def stored(self, name: str) -> StoredTensor:
         """Where the bytes of a tensor lie; its extents tile it."""
+
+    def joins(self, name: str) -> bool:
+        """Whether the whole of a tensor is known. Where ranks hold pieces and no rule says how they join,
+        it is not: then ``spec``, ``stored`` and ``read`` refuse, and :meth:`pieces` has what is there."""
+        return True
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        """What lies in the files of a tensor: the whole, or what each rank holds, in the order of ranks."""
+        return [Piece(name, None, self.stored(name))]
 
     @property
     @abstractmethod
@@ -252,6 +272,16 @@ class Checkpoint(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def holdings(checkpoint: Checkpoint) -> Iterator[tuple[int | None, TensorSpec]]:
+    """(None, what headers say) of every tensor whose whole is known, (rank, ...) of every piece of others."""
+    for name in checkpoint.keys():  # noqa: SIM118 - not a mapping
+        if checkpoint.joins(name):
+            yield None, checkpoint.spec(name)
+            continue
+        for piece in checkpoint.pieces(name):
+            yield piece.rank, TensorSpec(name, piece.stored.dtype, piece.stored.shape)
 
 
 class HeldTensors(Checkpoint):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import prod
 from typing import Any
 
-from nemoconv.converters.base import Checkpoint, Model
+from nemoconv.converters.base import Checkpoint, Model, holdings
 from nemoconv.converters.binding import Bound, members
 from nemoconv.converters.further_layers import COPIED
 from nemoconv.errors import UnsupportedArchitecture
@@ -71,7 +70,7 @@ def compare(
     result.notes = [*a.notes(), *b.notes()]
     if result.config_differences:
         return result
-    total = sum(prod(spec.shape) * spec.dtype.itemsize for spec in map(a.spec, a.keys()))
+    total = sum(spec.nbytes for _, spec in holdings(a))
     bounds = Bound(a, model_a), Bound(b, model_b)
     _compare_bound(*bounds, result, progress, total)
     for bound in bounds:

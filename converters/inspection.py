@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from nemoconv.converters.base import Checkpoint
+from nemoconv.converters.base import Checkpoint, TensorSpec, holdings
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import UnsupportedError
 from nemoconv.mappings.config_fields import Value
@@ -21,24 +22,12 @@ def inspect(path: str | Path, *, config: str | Path | None = None) -> dict[str, 
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Value]:
-    dtypes: dict[str, dict[str, int]] = {}
-    parameters = nbytes = 0
-    for name in checkpoint.keys():  # noqa: SIM118 - not a mapping
-        spec = checkpoint.spec(name)
-        count = spec.nbytes // spec.dtype.itemsize
-        entry = dtypes.setdefault(spec.dtype.name, {"tensors": 0, "parameters": 0})
-        entry["tensors"] += 1
-        entry["parameters"] += count
-        parameters += count
-        nbytes += spec.nbytes
+    rows = list(holdings(checkpoint))
     facts: dict[str, Value] = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         **{key: value for key, value in checkpoint.describe().items() if key != "files"},
-        "parameters": parameters,
-        "bytes": nbytes,
-        "tensors": len(checkpoint.keys()),
-        "dtypes": dtypes,
+        **_counts(rows, len(checkpoint.keys())),
     }
     try:
         facts |= _model(checkpoint.view_for("hf"))
@@ -47,6 +36,30 @@ def describe(checkpoint: Checkpoint) -> dict[str, Value]:
     facts["tokenizer"] = sorted(checkpoint.tokenizer_files)
     facts["files"] = checkpoint.describe()["files"]
     return facts
+
+
+def _counts(rows: Sequence[tuple[int | None, TensorSpec]], tensors: int) -> dict[str, Value]:
+    """How much there is. Pieces of ranks that no rule joins may be parts or replicas, so that the number of
+    parameters is not known of them."""
+    pieces = sum(rank is not None for rank, _ in rows)
+    several, each = ("pieces", "elements") if pieces else ("tensors", "parameters")
+    dtypes: dict[str, dict[str, int]] = {}
+    for _, spec in rows:
+        entry = dtypes.setdefault(spec.dtype.name, {several: 0, each: 0})
+        entry[several] += 1
+        entry[each] += spec.nbytes // spec.dtype.itemsize
+    nbytes = sum(spec.nbytes for _, spec in rows)
+    if not pieces:
+        parameters = sum(entry["parameters"] for entry in dtypes.values())
+        return {"parameters": parameters, "bytes": nbytes, "tensors": tensors, "dtypes": dtypes}
+    return {
+        "parameters": None,
+        "bytes": nbytes,
+        "tensors": tensors,
+        "pieces": pieces,
+        "not joined": f"{pieces:,} pieces of ranks, parts or replicas: no rule says what they make together",
+        "dtypes": dtypes,
+    }
 
 
 def _model(checkpoint: Checkpoint) -> dict[str, Value]:
@@ -72,18 +85,17 @@ def _model(checkpoint: Checkpoint) -> dict[str, Value]:
 
 
 def tensor_rows(checkpoint: Checkpoint, pattern: str | None = None) -> list[dict[str, Value]]:
-    """One row a tensor (those whose name ``pattern`` is found in): name, dtype, shape, bytes."""
+    """One row a tensor (those whose name ``pattern`` is found in): name, dtype, shape, bytes; where no rule
+    joins what ranks hold, one a piece, with its rank."""
     wanted = re.compile(pattern or "")
-    rows = []
-    for name in checkpoint.keys():  # noqa: SIM118
-        if wanted.search(name):
-            spec = checkpoint.spec(name)
-            rows.append(
-                {
-                    "name": name,
-                    "dtype": spec.dtype.name,
-                    "shape": list(spec.shape),
-                    "bytes": spec.nbytes,
-                }
-            )
-    return rows
+    return [
+        {
+            "name": spec.name,
+            **({"rank": rank} if rank is not None else {}),
+            "dtype": spec.dtype.name,
+            "shape": list(spec.shape),
+            "bytes": spec.nbytes,
+        }
+        for rank, spec in holdings(checkpoint)
+        if wanted.search(spec.name)
+    ]

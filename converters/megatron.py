@@ -134,6 +134,16 @@ class MegatronCheckpoint(NeMo1Checkpoint):
         divisor = self.arg("make_vocab_size_divisible_by")
         return divisor if isinstance(divisor, int) and divisor > 0 else 128
 
+    def plain(self) -> Mapping[str, StoredTensor]:
+        if self._hf is not None or self.weights.tensor_parallel_size == 1:
+            return super().plain()
+        # no rule can join them: each under its rank's folder and the key that it has there
+        return {
+            file.removesuffix(FILE) + key: tensor
+            for file, state in self.weights.states().items()
+            for key, tensor in state.tensors.items()
+        }
+
     def view_for(self, name: str) -> Checkpoint:
         return self
 

@@ -8,14 +8,31 @@ from pathlib import Path
 from typing import Any, Final
 
 from nemoconv.converters import further_layers, manifest, nemo1_config, nemo_archive, tokenizer_files
-from nemoconv.converters.base import Checkpoint, Converter, Model, TensorSpec, WriteOptions, Writer
+from nemoconv.converters.base import (
+    Checkpoint,
+    Converter,
+    Model,
+    Piece,
+    TensorSpec,
+    WriteOptions,
+    Writer,
+)
 from nemoconv.converters.dist_weights import DistWeights, open_dist_weights
 from nemoconv.converters.hf import GENERATION_CONFIG, hf_config, read_hf_config
 from nemoconv.converters.nemo1_rank_file import read_rank
 from nemoconv.converters.nemo_model import NemoModel
 from nemoconv.converters.rank_weights import RankWeights, find_ranks
-from nemoconv.errors import CorruptCheckpoint, UnsupportedError, UnsupportedFormat, UsageError, some
+from nemoconv.errors import (
+    CorruptCheckpoint,
+    MappingError,
+    NemoconvError,
+    UnsupportedError,
+    UnsupportedFormat,
+    UsageError,
+    some,
+)
 from nemoconv.formats import plain_json
+from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.output_archive import OutputArchive
@@ -33,6 +50,7 @@ DIST_FOLDER: Final = "model_weights"
 PREFIX: Final = "model."
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADAPTER: Final = "adapter"
+_EXPERT: Final = ".experts."
 
 
 class NeMo1Checkpoint(Checkpoint):
@@ -42,6 +60,8 @@ class NeMo1Checkpoint(Checkpoint):
     side = "nemo"
     #: whether q, k and v of all heads of a rank lie one below the other
     _in_blocks = False
+    #: why nobody knows the model, so that no tensor has a rule
+    _refused: NemoconvError | None = None
 
     def __init__(
         self, path: Path, folder: Folder, yaml: Mapping[str, Any], *, config: Path | None = None
@@ -91,14 +111,46 @@ class NeMo1Checkpoint(Checkpoint):
         return list(self._weights.names())
 
     def spec(self, name: str) -> TensorSpec:
-        dtype, shape = self._weights.spec(name)
-        rule = self._rule(name)
-        if rule is not None and isinstance(self._weights, RankWeights):
-            shape = rule.view.shape(self._sizes_of(name, rule))
-        return TensorSpec(name, dtype, shape)
+        weights, rule = self._weights, self._rule(name)
+        if not isinstance(weights, RankWeights):
+            return TensorSpec(name, *weights.spec(name))
+        if rule is not None:
+            return TensorSpec(name, weights.dtype(name), rule.view.shape(self._sizes_of(name, rule)))
+        self._check_joins(name)
+        whole = weights.stored(name)
+        return TensorSpec(name, whole.dtype, whole.shape)
+
+    def dtype(self, name: str) -> DType:
+        weights = self._weights
+        return weights.dtype(name) if isinstance(weights, RankWeights) else weights.spec(name)[0]
+
+    def joins(self, name: str) -> bool:
+        weights = self._weights
+        if not isinstance(weights, RankWeights) or self._rule(name) is not None:
+            return True
+        cut = _EXPERT in name and self._stated_layout().expert_parallel_size > 1
+        return weights.tensor_parallel_size == 1 and not cut
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        if isinstance(self._weights, RankWeights):
+            return self._weights.held(name)
+        return [Piece(name, None, self._weights.stored(name))]
+
+    def _check_joins(self, name: str) -> None:
+        """Raise, with the reason, where ranks hold a tensor and no rule says how it is cut between them:
+        then a piece of it and a replica look alike. Raises KeyError for an unknown name."""
+        if self.pieces(name) and self.joins(name):
+            return
+        why = self._refused or MappingError(f"no rule of the model is for {name}")
+        raise type(why)(
+            f"{self.path}: what ranks hold of {name} cannot be joined without its rule: {why.message}",
+            hint=why.hint or "convert --to safetensors to have what each rank holds",
+        )
 
     def stored(self, name: str) -> StoredTensor:
         rule = self._rule(name)
+        if rule is None:
+            self._check_joins(name)
         if not isinstance(self._weights, RankWeights):
             tensor = self._weights.stored(name)
         else:
@@ -112,11 +164,11 @@ class NeMo1Checkpoint(Checkpoint):
 
     def _rule(self, name: str) -> Rule | None:
         """The rule of a tensor; None while nobody knows the model, or where it has none."""
-        if self._rules is None:
+        if self._rules is None and self._refused is None:
             try:
                 self.model()
-            except (UnsupportedError, CorruptCheckpoint):
-                return None
+            except (UnsupportedError, CorruptCheckpoint) as error:
+                self._refused = error
         return (self._rules or {}).get(name)
 
     def _sizes_of(self, name: str, rule: Rule) -> dict[str, int]:

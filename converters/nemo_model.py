@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nemoconv.converters import nemo_archive, speech_files
-from nemoconv.converters.base import Checkpoint, HeldTensors, Model, TensorSpec
+from nemoconv.converters.base import Checkpoint, HeldTensors, Model, Piece, TensorSpec
 from nemoconv.converters.nemo_weights import read_weights
 from nemoconv.errors import (
     NemoconvError,
@@ -80,13 +80,26 @@ class NemoModel(HeldTensors):
             raise UsageError(f"{self.path}: has one head only, so none can be chosen")
         self._head = head
 
-    def model(self, allow_ignored: Sequence[str] = ()) -> ArchiveModel:
+    def joins(self, name: str) -> bool:
+        """Not in the folders of several ranks, whose names the tensors' begin with: what lies there may be
+        a piece, a replica or a whole."""
+        return len(self._weights.ranks) <= 1
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        rank = self._weights.ranks.get(name.partition("/")[0]) if not self.joins(name) else None
+        return [Piece(name, rank, self._tensors[name])]
+
+    def check_whole(self) -> None:
+        """Raise UnsupportedFormat for weights that lie in pieces."""
         if not self._weights.whole:
             raise UnsupportedFormat(
                 f"{self.path}: the weights of a {self.target or 'model of an unnamed class'} in "
                 f"{len(self._weights.files)} files, which nothing here knows how to join",
                 hint="convert --to safetensors to have them as they are",
             )
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> ArchiveModel:
+        self.check_whole()
         table = identity_table(self.target, ((name, t.shape) for name, t in self._tensors.items()))
         return ArchiveModel(
             table,
@@ -220,6 +233,7 @@ class SpeechView(Checkpoint):
         return self._whole.config
 
     def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        self._whole.check_whole()
         yaml = dict(flatten(self._of_head()))
         own = {path: value for path, value in yaml.items() if path not in PREPROCESSOR_PATHS}
         config = read_settings(self._table.settings, own, allow_ignored)

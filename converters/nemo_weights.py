@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from nemoconv.converters import nemo_archive
@@ -23,7 +23,8 @@ _EXTRA_STATE: Final = "_extra_state"
 @dataclass(slots=True)
 class ArchiveWeights:
     """``nulls`` are names that stand for None, ``files`` the members that hold weights, ``skipped`` counts
-    what is left out. ``whole``: one state dict, as which the archive can be written again."""
+    what is left out. ``whole``: one state dict, as which the archive can be written again. ``ranks``: which
+    folder is whose, counted as in :meth:`Layout.rank`."""
 
     tensors: dict[str, StoredTensor]
     nulls: tuple[str, ...]
@@ -31,6 +32,7 @@ class ArchiveWeights:
     skipped: dict[str, int]
     checksums: Callable[[], Iterator[tuple[str, int]]]
     whole: bool = True
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 def read_weights(folder: Folder, target: str) -> ArchiveWeights:
@@ -66,9 +68,11 @@ def _of_one(folder: Folder) -> ArchiveWeights:
 
 
 def _of_ranks(folder: Folder) -> ArchiveWeights:
-    states = {
-        name: read_state_dict(folder.file(name))
-        for _, name in sorted(find_ranks(folder, nemo_archive.WEIGHTS).items())
+    files = find_ranks(folder, nemo_archive.WEIGHTS)
+    states = {name: read_state_dict(folder.file(name)) for _, name in sorted(files.items())}
+    tensor_parallel_size = max(rank for rank, _ in files) + 1
+    ranks = {
+        name.rpartition("/")[0]: stage * tensor_parallel_size + rank for (rank, stage), name in files.items()
     }
     tensors: dict[str, StoredTensor] = {}
     nulls: list[str] = []
@@ -86,7 +90,9 @@ def _of_ranks(folder: Folder) -> ArchiveWeights:
             yield name, state.file.verify_crc()
 
     skipped = {"_extra_state objects": left} if left else {}
-    return ArchiveWeights(tensors, tuple(nulls), frozenset(states), skipped, checksums, whole=False)
+    return ArchiveWeights(
+        tensors, tuple(nulls), frozenset(states), skipped, checksums, whole=False, ranks=ranks
+    )
 
 
 def _of_dist(folder: Folder) -> ArchiveWeights:

@@ -14,6 +14,7 @@ from itertools import accumulate, product
 from typing import Final
 
 from nemoconv.converters import nemo1_names
+from nemoconv.converters.base import Piece
 from nemoconv.converters.grouped_experts import is_grouped, split_grouped
 from nemoconv.converters.nemo1_names import Name
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
@@ -23,7 +24,7 @@ from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
 from nemoconv.mappings.nemo1_dialects import GPT, Dialect
 from nemoconv.mappings.table import GROUP, Rule, Sizes
-from nemoconv.resharding.boxes import Shape, intersect, narrow
+from nemoconv.resharding.boxes import intersect, narrow
 from nemoconv.resharding.layout import Layout
 
 #: (tensor-parallel rank, pipeline rank)
@@ -68,8 +69,9 @@ def find_ranks(folder: Folder, weights: str) -> dict[Rank, str]:
 @dataclass(slots=True)
 class Pieces:
     """What the tensor-parallel ranks hold of one tensor: for each rank one tensor, or two that stand
-    for the halves of one."""
+    for the halves of one. ``stage`` is their pipeline rank."""
 
+    stage: int
     ranks: dict[int, dict[int, StoredTensor]] = field(default_factory=dict)
 
     def of(self, rank: int, where: str) -> StoredTensor:
@@ -77,8 +79,10 @@ class Pieces:
         halves = self.ranks.get(rank)
         if not halves:
             raise CorruptCheckpoint(f"{where} is missing on tensor-parallel rank {rank}")
+        if 0 not in halves:
+            raise CorruptCheckpoint(f"{where}: tensor-parallel rank {rank} has its second half only")
         if len(halves) == 1:
-            return halves[min(halves)]
+            return halves[0]
         gate, up = halves[0], halves[1]
         if gate.shape != up.shape or gate.dtype != up.dtype:
             raise CorruptCheckpoint(f"{where}: gate and up differ in shape or dtype")
@@ -147,12 +151,12 @@ class RankWeights:
                 if name.text in nemo1_names.DERIVED:
                     self.derived_keys.setdefault(tensor.name, tensor)
                 if tensor.name in self.copies:
-                    self._add(name, whole, tensor_rank, tensor)
+                    self._add(name, whole, (tensor_rank, stage), tensor)
                     continue
                 if (whole, name.half) in seen and name.text not in nemo1_names.DERIVED:  # each run has those
                     raise CorruptCheckpoint(f"{self.path}: {whole} is there twice, under two names")
                 seen.add((whole, name.half))
-                self._add(name, whole, tensor_rank, tensor)
+                self._add(name, whole, (tensor_rank, stage), tensor)
 
         for (_, stage), file_name in files.items():
             for key in self._states[file_name].others:
@@ -193,11 +197,11 @@ class RankWeights:
         self.layers_of_runs = [len(held[run]) for run in runs]
         return starts
 
-    def _add(self, name: Name, whole: str, rank: int, tensor: StoredTensor) -> None:
+    def _add(self, name: Name, whole: str, rank: Rank, tensor: StoredTensor) -> None:
         if name.text in nemo1_names.DERIVED:
             self.derived.append((name.text, tensor))
             return
-        halves = self._pieces.setdefault(whole, Pieces()).ranks.setdefault(rank, {})
+        halves = self._pieces.setdefault(whole, Pieces(rank[1])).ranks.setdefault(rank[0], {})
         first = halves.get(name.half or 0)
         if first is None:
             halves[name.half or 0] = tensor
@@ -230,10 +234,15 @@ class RankWeights:
     def names(self) -> Sequence[str]:
         return list(self._pieces)
 
-    def spec(self, name: str) -> tuple[DType, Shape]:
-        """Of the first rank's piece: only a rule can tell of the whole."""
-        piece = self._pieces[name].of(0, f"{self.path}: {name}")
-        return piece.dtype, piece.shape
+    def dtype(self, name: str) -> DType:
+        pieces = self._pieces[name]
+        return pieces.of(min(pieces.ranks), f"{self.path}: {name}").dtype
+
+    def held(self, name: str) -> list[Piece]:
+        """The pieces that are there, whether or not every tensor-parallel rank has one."""
+        pieces, where = self._pieces[name], f"{self.path}: {name}"
+        first = pieces.stage * self.tensor_parallel_size
+        return [Piece(name, first + rank, pieces.of(rank, where)) for rank in sorted(pieces.ranks)]
 
     def rows(self, name: str) -> int:
         """The length of the first axis, of all ranks together."""
@@ -250,14 +259,16 @@ class RankWeights:
     def stored(
         self, name: str, rule: Rule | None = None, sizes: Sizes | None = None, *, in_blocks: bool = False
     ) -> StoredTensor:
-        """A whole tensor, put together as its rule cuts it; without a rule the first rank's piece.
+        """A whole tensor, put together as its rule cuts it. Without a rule there must be one
+        tensor-parallel rank only, whose tensors are whole.
 
         ``in_blocks``: a rank has q, k and v of all its heads one below the other, where the rule has those of
         each head together.
         """
         pieces = self.pieces(name)
         if rule is None or sizes is None:
-            return pieces[0]
+            (whole,) = pieces
+            return whole
         if in_blocks and rule.cut == GROUP and len(rule.parts) > 1:
             heads = sizes[GROUP] // len(pieces)
             pieces = [by_head(f"{self.path}: {name}", piece, len(rule.parts), heads) for piece in pieces]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint
+from nemoconv.converters.base import Checkpoint, holdings
 from nemoconv.converters.binding import Bound
 from nemoconv.converters.compare import Comparison, compare
 from nemoconv.converters.registry import open_checkpoint
@@ -71,7 +71,7 @@ def verify(
 
 def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
     """Check one open checkpoint."""
-    total = sum(checkpoint.spec(name).nbytes for name in checkpoint.keys())  # noqa: SIM118
+    total = sum(spec.nbytes for _, spec in holdings(checkpoint))
     done = 0
 
     def advance(nbytes: int) -> None:
@@ -84,8 +84,11 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
         model = checkpoint.model()
     except UnsupportedArchitecture:
         kind = "architecture unknown: names not checked"
-        for name in checkpoint.keys():  # noqa: SIM118
-            checkpoint.stored(name)
+        names = checkpoint.keys()
+        cut = sum(not checkpoint.joins(name) for name in names)
+        kind += f", {cut:,} tensors in pieces that no rule joins" if cut else ""
+        for name in names:
+            checkpoint.pieces(name)
     else:
         kind = model.table.architecture
         bound = Bound(checkpoint, model)
