@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import read_config
+from nemoconv.tensors.dtypes import BY_NAME
 
 #: a Llama with grouped queries, a scaled rotary embedding and a vocabulary that two ranks cannot share
 LLAMA: Mapping[str, Any] = {

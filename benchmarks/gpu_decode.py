@@ -13,9 +13,9 @@ import models
 import numpy
 import torch
 
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.resharding.decode_cuda import Decoder
+from nemoconv.tensors.dtypes import BY_NAME
 
 #: codes in all, and codes that are decoded at once
 _WHOLE, _CHUNK = 1 << 30, 32 << 20

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 try:
-    importlib.import_module("nemoconv.formats.checksum")  # the package, and a compiled part of it
+    importlib.import_module("nemoconv.tensors.checksum")  # the package, and a compiled part of it
 except ImportError as error:
     sys.exit(f"{error}: run pip install -e . in the repository root first")
 

@@ -11,12 +11,12 @@ import numpy
 from nemoconv.converters.base import WriteOptions
 from nemoconv.converters.planning import prepare
 from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.layout import Layout
 
 LLAMA_1B = {
     "model_type": "llama",

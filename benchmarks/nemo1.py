@@ -16,10 +16,10 @@ from conversion import HEAD, Case, Inputs, Result
 from measure import Check
 
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.formats.checksum import crc32
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.torch_checkpoint import StateDictItem
+from nemoconv.tensors.checksum import crc32
+from nemoconv.tensors.dtypes import BY_NAME
 
 RATIO, ANON_MIB = 1.4, 64.0
 CASES = (

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nemoconv.errors import UsageError
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.table import Table
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Payload
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import StoredTensor
 
 if TYPE_CHECKING:
     import numpy
@@ -256,7 +256,7 @@ class Checkpoint(ABC):
 
         Only the bytes of that part are read. bfloat16 and float8 come as ml_dtypes' numpy types.
         """
-        from nemoconv.resharding.read import read_box
+        from nemoconv.tensors.read import read_box
 
         tensor = self.stored(name)
         start, shape, squeeze = _box(name, tensor.shape, index)

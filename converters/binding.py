@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from nemoconv.converters.base import Checkpoint, Model, Request, Side
 from nemoconv.converters.further_layers import all_copies, written_copies
 from nemoconv.errors import CorruptCheckpoint, MappingError, some
-from nemoconv.formats.dtypes import DType
-from nemoconv.formats.tensors import Extent
 from nemoconv.mappings.further import KEYS
 from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import Instance, Part, Rule, Sizes, Table, holes
-from nemoconv.resharding.boxes import Shape, intersect, narrow
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.boxes import Shape, intersect, narrow
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import Extent
 
 _MAX_FURTHER = 16
 

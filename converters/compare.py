@@ -10,8 +10,8 @@ from nemoconv.converters.base import Checkpoint, Model, holdings
 from nemoconv.converters.binding import Bound, members
 from nemoconv.converters.further_layers import COPIED
 from nemoconv.errors import UnsupportedArchitecture
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.resharding.equal import first_difference
+from nemoconv.tensors.stored import StoredTensor
 
 
 @dataclass(slots=True)

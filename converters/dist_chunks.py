@@ -12,8 +12,8 @@ from nemoconv.converters import nemo2_names as names
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats import torch_dist, torch_zip
 from nemoconv.formats.files import Folder
-from nemoconv.formats.tensors import Extent
 from nemoconv.formats.torch_dist import DistChunk, DistMetadata, DistTensor
+from nemoconv.tensors.stored import Extent
 
 Index = tuple[int, ...]
 #: logical name -> the stored tensor, and the index on its leading axes

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from nemoconv.errors import MappingError
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.further import KEYS, has_further
 from nemoconv.mappings.table import Depth, Table
+from nemoconv.tensors.stored import StoredTensor
 
 #: of a model config: the originals of what these layers hold again in Hugging Face files
 COPIED: Final = "mtp_copies"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from nemoconv.converters.planning import Conversion
 from nemoconv.errors import OutputError, UsageError, printable
-from nemoconv.resharding.boxes import intersect
 from nemoconv.resharding.plan import Plan
-from nemoconv.resharding.ranks import RankRow
+from nemoconv.tensors.boxes import intersect
+from nemoconv.tensors.ranks import RankRow
 
 #: more files than this are drawn as one row or column, "others"
 MAX_FILES = 48

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats import plain_json
-from nemoconv.formats.checksum import crc32
 from nemoconv.mappings.config_fields import Value
+from nemoconv.tensors.checksum import crc32
 
 if TYPE_CHECKING:
     from nemoconv.formats.files import Folder

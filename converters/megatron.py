@@ -22,9 +22,9 @@ from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFor
 from nemoconv.formats.files import Folder, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.pickles import Stub
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.formats.torch_checkpoint import StateDict, TorchFile, leaves
 from nemoconv.formats.torch_zip import TensorRef
+from nemoconv.tensors.stored import StoredTensor
 
 FILE: Final = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,5}))?(_\d{3,5})?")

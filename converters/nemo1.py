@@ -32,18 +32,18 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import nemo1_families, nemo1_fields_t5, table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.nemo1_families import NORM_WEIGHT
 from nemoconv.mappings.speech import ArchiveOnly
 from nemoconv.mappings.table import Rule, Table
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import StoredTensor
 
 #: of a distributed checkpoint, and what the names in it begin with
 DIST_FOLDER: Final = "model_weights"
@@ -279,7 +279,7 @@ class NeMo1Checkpoint(Checkpoint):
         since NeMo would take the file's."""
         if not isinstance(self._weights, RankWeights) or config.get("rope_scaling"):
             return
-        from nemoconv.resharding.read import read_box
+        from nemoconv.tensors.read import read_box
 
         for name, tensor in self._weights.derived:
             size = 2 * tensor.shape[0]

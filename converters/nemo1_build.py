@@ -17,7 +17,7 @@ from nemoconv.mappings.nemo1_families import Family
 from nemoconv.mappings.nemo1_fields import write_yaml
 from nemoconv.mappings.nemo_fields import plain, text
 from nemoconv.mappings.table import Table
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 #: the last NeMo with Megatron GPT models, whose layout is written
 NEMO_VERSION: Final = "2.4.1"

@@ -27,7 +27,7 @@ from nemoconv.mappings.nemo1_rules import Word
 from nemoconv.mappings.nemo_fields import NemoClasses, text
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 #: where the tokenizer's files lie that NeMo 1 has no key for
 HF_FOLDER: Final = "huggingface"

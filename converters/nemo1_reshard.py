@@ -15,7 +15,7 @@ from nemoconv.formats import plain_yaml
 from nemoconv.formats.files import Folder
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings.nemo1_fields_t5 import not_in_blocks
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound

@@ -31,13 +31,13 @@ from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist
 from nemoconv.formats.files import MAX_SMALL_FILE, SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.further import KEYS
 from nemoconv.mappings.nemo_fields import ArchivesOnly
 from nemoconv.mappings.table import Table
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import StoredTensor
 
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 #: keys of config.json that generation_config.json repeats, and NeMo's own config has not

@@ -15,8 +15,8 @@ from nemoconv.converters.nemo2_context import NemoContext
 from nemoconv.errors import CorruptCheckpoint, UsageError
 from nemoconv.formats import fiddle, plain_json, plain_yaml
 from nemoconv.formats.fiddle import Symbol
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.layout_file import notation, parse_layout
+from nemoconv.tensors.layout import Layout
 
 _FIRST, _LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
 _COUNTED: Final = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")

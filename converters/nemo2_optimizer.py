@@ -22,10 +22,10 @@ from nemoconv.converters.base import Checkpoint, Model, TensorSpec
 from nemoconv.converters.dist_chunks import DistChunks
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
 from nemoconv.formats.files import Folder, SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.formats.torch_dist import DistChunk, DistMetadata, DistTensor
 from nemoconv.mappings.config_fields import Value
-from nemoconv.resharding.boxes import Shape, open_range
+from nemoconv.tensors.boxes import Shape, open_range
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 _KEY = re.compile(r"((?:chained_\d+\.)?optimizer\.state\.[^.]+)\.(.+)")
 PREFIXES = ("optimizer.", "chained_")

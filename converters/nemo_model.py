@@ -26,13 +26,13 @@ from nemoconv.errors import (
 from nemoconv.formats import plain_json
 from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.tar import TarFolder
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import architectures, load_table
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.identity import identity_table
 from nemoconv.mappings.speech import SpeechTable, flatten, read_settings
 from nemoconv.mappings.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
 from nemoconv.mappings.speech_preprocessor import read_extractor
+from nemoconv.tensors.stored import StoredTensor
 
 #: of a folder of safetensors: where an archive's other members lie, and what names stand for None
 ARTIFACTS: Final = "artifacts"

@@ -17,11 +17,11 @@ from nemoconv.converters.planning import Report, prepare
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import UnsafeCheckpoint, UnsupportedFormat
 from nemoconv.formats.added_files import add_files, check_absent
-from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.onnx_graph.builder import Weight
 from nemoconv.resharding.plan import Payload
+from nemoconv.tensors.byte_source import ByteSource
 
 
 class _Existing(Writer):

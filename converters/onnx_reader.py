@@ -18,12 +18,12 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.onnx_file import OnnxFile, read_onnx
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.stored import StoredTensor
 
 SUFFIX: Final = ".onnx"
 MODEL: Final = "model.onnx"

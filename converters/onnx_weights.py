@@ -9,9 +9,9 @@ from typing import Any
 from nemoconv.converters.onnx_dataflow import Dataflow
 from nemoconv.converters.onnx_weighted import Weight
 from nemoconv.errors import MappingError, UnsupportedError
-from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.onnx_file import Initializer, Node
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
+from nemoconv.tensors.dtypes import BY_NAME, DType
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 #: bits of the integer types that weights are quantised to, and whether they have a sign
 _CODES = {

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.formats.dtypes import BY_NAME, DType
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
+from nemoconv.tensors.dtypes import BY_NAME, DType
+from nemoconv.tensors.stored import StoredTensor
 
 KEY: Final = "quantization_config"
 #: scales of activations: they belong to the quantised computation, not to the weights

@@ -18,14 +18,14 @@ from nemoconv.converters.base import Piece
 from nemoconv.converters.grouped_experts import is_grouped, split_grouped
 from nemoconv.converters.nemo1_names import Name
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder, SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor
 from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
 from nemoconv.mappings.nemo1_dialects import GPT, Dialect
 from nemoconv.mappings.table import GROUP, Rule, Sizes
-from nemoconv.resharding.boxes import intersect, narrow
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.boxes import intersect, narrow
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import Extent, StoredTensor
 
 #: (tensor-parallel rank, pipeline rank)
 Rank = tuple[int, int]

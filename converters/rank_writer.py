@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from nemoconv.converters.base import Request, Writer
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.checksum import crc32, crc32_combine
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.output import OutputDirectory, OutputFile
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.formats.torch_checkpoint import Entry, StateDictItem
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Payload
+from nemoconv.tensors.checksum import crc32, crc32_combine
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import StoredTensor
 
 if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound
@@ -162,7 +162,7 @@ class RankWriter(Writer):
                     tensors[again] = _Tensor(found.dtype, found.shape, same_as=found.same_as or found)
 
     def _add_others(self) -> None:
-        from nemoconv.resharding.read import read_box
+        from nemoconv.tensors.read import read_box
 
         for rank, tensors in self._ranks.items():
             for key, stored in self._everywhere.items():

@@ -23,9 +23,9 @@ from nemoconv.errors import OutputError, UsageError
 from nemoconv.formats import plain_yaml
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.devices import check_device
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.layout_file import parse_layout
-from nemoconv.resharding.ranks import spans
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.ranks import spans
 
 _SUFFIX = re.compile(r"-tp\d+-pp\d+(-vpp\d+)?(-ep\d+)?(-etp\d+)?(-uneven)?$")
 

@@ -30,10 +30,10 @@ from nemoconv.formats.copy import copy_all
 from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import read_header
-from nemoconv.formats.tensors import contiguous_strides
 from nemoconv.mappings.config_fields import Value
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.plan import Job, Plan, Target
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import contiguous_strides
 from nemoconv.version import __version__
 
 #: the one name that a safetensors header keeps for itself

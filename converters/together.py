@@ -25,12 +25,12 @@ from typing import Any
 
 from nemoconv.converters.planning import Conversion
 from nemoconv.errors import MappingError, OutputError, UsageError, printable
-from nemoconv.formats.checksum import crc32
 from nemoconv.formats.output import OutputFile, reported
-from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.devices import Execute
 from nemoconv.resharding.plan import Job, Payload, Plan
 from nemoconv.resharding.worker import CastReport
+from nemoconv.tensors.boxes import Shape, intersect, narrow
+from nemoconv.tensors.checksum import crc32
 
 #: seconds without a sign of life after which a rank counts as dead; NEMOCONV_RANK_TIMEOUT changes it
 _SILENCE = 60.0

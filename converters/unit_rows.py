@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 from nemoconv.converters import manifest
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UsageError
 from nemoconv.formats.files import Folder
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.mappings.config_fields import Value
+from nemoconv.tensors.stored import StoredTensor
 
 if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound
@@ -72,8 +72,8 @@ def settle(config: dict[str, Value], folder: Folder, *, asked: bool) -> None:
 def check(bound: Bound) -> None:
     """Raise CorruptCheckpoint where rows that are said to have unit length have not."""
     from nemoconv.resharding.decoded import DecodedFile
-    from nemoconv.resharding.read import read_box
     from nemoconv.resharding.unit_rows import row_lengths
+    from nemoconv.tensors.read import read_box
 
     config, table, side = bound.model.config, bound.model.table, bound.checkpoint.side
     if config.get(KEY) is not True:

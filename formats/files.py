@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats.byte_source import ByteSource
+from nemoconv.tensors.byte_source import ByteSource
 
 if TYPE_CHECKING:
     from nemoconv.formats.record_checks import RecordChecks

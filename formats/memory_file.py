@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemoconv.formats.byte_source import ByteSource
 from nemoconv.formats.files import SourceFile
+from nemoconv.tensors.byte_source import ByteSource
 
 
 class MemoryFile(SourceFile):

@@ -13,9 +13,9 @@ from math import prod
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
 from nemoconv.formats import plain_json
-from nemoconv.formats.dtypes import BY_SAFETENSORS, DType
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
+from nemoconv.tensors.dtypes import BY_SAFETENSORS, DType
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 MAX_ELEMENTS = 1 << 48

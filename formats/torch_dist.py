@@ -24,10 +24,10 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json, torch_zip
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import Folder
 from nemoconv.formats.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
-from nemoconv.formats.tensors import Extent
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.stored import Extent
 
 METADATA: Final = "torch.distributed.checkpoint.metadata"
 _OLD_METADATA: Final = "torch.distributed._shard.sharded_tensor.metadata"

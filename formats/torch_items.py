@@ -11,11 +11,11 @@ from math import prod
 from typing import Final
 
 from nemoconv.errors import UsageError
-from nemoconv.formats import checksum
 from nemoconv.formats import pickle_writer as opcodes
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.pickle_writer import PickleWriter
 from nemoconv.formats.zip_records import FULL32, central_directory, local_header
+from nemoconv.tensors import checksum
+from nemoconv.tensors.dtypes import DType
 
 _ROOT: Final = b"archive/"
 _PADDING: Final = b"FB"  # the extra field that torch pads with

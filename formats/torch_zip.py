@@ -22,8 +22,6 @@ from nemoconv.errors import (
     UnsafeCheckpoint,
     UnsupportedError,
 )
-from nemoconv.formats import checksum
-from nemoconv.formats.dtypes import BY_NAME, BY_STORAGE, DType
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.pickles import (
     MAX_BYTES,
@@ -36,6 +34,8 @@ from nemoconv.formats.pickles import (
     loads,
 )
 from nemoconv.formats.zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
+from nemoconv.tensors import checksum
+from nemoconv.tensors.dtypes import BY_NAME, BY_STORAGE, DType
 
 #: more axes than any tensor has; it bounds the work a shape can cause
 MAX_AXES: Final = 64

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from nemoconv.errors import UnsupportedConfig, some
-from nemoconv.formats.dtypes import BY_NAME
+from nemoconv.tensors.dtypes import BY_NAME
 
 Value = Any  # what JSON holds: None, bool, int, float, str, list, dict
 

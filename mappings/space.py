@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nemoconv.formats.tensors import Extent
 from nemoconv.mappings.table import Part, Rule, Sizes
-from nemoconv.resharding.boxes import Shape, open_extent
+from nemoconv.tensors.boxes import Shape, open_extent
+from nemoconv.tensors.stored import Extent
 
 _Geometry = list[tuple[int, Shape, Shape, Shape]]
 

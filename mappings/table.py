@@ -18,8 +18,8 @@ from math import prod
 from nemoconv.mappings.config_fields import ConfigRule, Value
 from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.resharding.boxes import Shape, View, view
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.boxes import Shape, View, view
+from nemoconv.tensors.layout import Layout
 
 Sizes = Mapping[str, int]
 

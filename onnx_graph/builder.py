@@ -14,8 +14,8 @@ import numpy
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError, some
 from nemoconv.extras import import_extra
-from nemoconv.formats.dtypes import BY_NAME, DType
 from nemoconv.formats.onnx_types import TYPES
+from nemoconv.tensors.dtypes import BY_NAME, DType
 
 #: the first opset with Attention, RMSNormalization and RotaryEmbedding
 OPSET: Final = 23

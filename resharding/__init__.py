@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.layout import Layout
     from nemoconv.resharding.live import placements, reshard_state_dict
     from nemoconv.resharding.live_placement import Placement
     from nemoconv.resharding.live_plan import LivePlan, plan_reshard
     from nemoconv.resharding.live_reshard import LiveReshard
+    from nemoconv.tensors.layout import Layout
 
 _LAZY = {
     "Layout": "layout",

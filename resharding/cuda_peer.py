@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemoconv.errors import UnsupportedError, UsageError
-from nemoconv.resharding.strided import Loop, positions
+from nemoconv.tensors.strided import Loop, positions
 
 if TYPE_CHECKING:
     import torch

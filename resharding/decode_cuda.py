@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy
 
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
-from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.decode import (
     MXFP4_GROUP,
     MXFP4_NBYTES,
@@ -25,7 +23,9 @@ from nemoconv.resharding.decode import (
 )
 from nemoconv.resharding.decoded import MXFP4, BlockScaledFP8, DecodedFile
 from nemoconv.resharding.plan import Job
-from nemoconv.resharding.strided import Buffer, loops, read_strided
+from nemoconv.tensors.boxes import Shape, intersect, narrow
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from nemoconv.tensors.strided import Buffer, loops, read_strided
 
 if TYPE_CHECKING:
     import torch

@@ -13,10 +13,7 @@ from math import prod
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.byte_source import ByteSource
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.resharding.decode import (
     MXFP4_GROUP,
     MXFP4_NBYTES,
@@ -25,6 +22,9 @@ from nemoconv.resharding.decode import (
     mxfp4_into,
     scale_values,
 )
+from nemoconv.tensors.byte_source import ByteSource
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 #: elements decoded at once: their float32 stay in the processor's cache
 BAND = 128 << 10

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.resharding.decode import Array
 from nemoconv.resharding.decoded import Encoding
+from nemoconv.tensors.stored import StoredTensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
-from nemoconv.formats.tensors import StoredTensor
-from nemoconv.resharding.boxes import Shape, intersect
-from nemoconv.resharding.read import read_box
 from nemoconv.resharding.tiles import tiles
+from nemoconv.tensors.boxes import Shape, intersect
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import StoredTensor
 
 _TILE_NBYTES = 4 << 20
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from math import prod
 
 from nemoconv.errors import NemoconvError, UsageError
-from nemoconv.formats.tensors import Extent
-from nemoconv.resharding.boxes import intersect, narrow
 from nemoconv.resharding.plan import Job, Plan, Target
 from nemoconv.resharding.tiles import Box, tile_groups
 from nemoconv.resharding.worker import CastReport, Worker, Written, merge_written
+from nemoconv.tensors.boxes import intersect, narrow
+from nemoconv.tensors.stored import Extent
 
 TILE_NBYTES = 2 << 20
 TASK_NBYTES = 64 << 20

@@ -15,15 +15,15 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.formats.tensors import contiguous_strides
 from nemoconv.resharding import decode_cuda
 from nemoconv.resharding import execute as host
-from nemoconv.resharding.boxes import Shape, intersect
 from nemoconv.resharding.execute import Limits
 from nemoconv.resharding.plan import Job, Plan, Target
-from nemoconv.resharding.strided import DIRECT_RUN, gather_runs, loops, split_run
 from nemoconv.resharding.tiles import Box
 from nemoconv.resharding.worker import CastReport, Worker, Written, merge_written, write_views
+from nemoconv.tensors.boxes import Shape, intersect
+from nemoconv.tensors.stored import contiguous_strides
+from nemoconv.tensors.strided import DIRECT_RUN, gather_runs, loops, split_run
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from typing import Any
 
 from nemoconv.errors import LayoutError, UsageError
 from nemoconv.formats import plain_yaml
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 MAX_LAYERS = 1 << 14
 _SIZES = tuple(f.name for f in fields(Layout) if f.name.endswith(("_size", "_stage")))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nemoconv.resharding.live_moves import Message, Move, aligned
-from nemoconv.resharding.strided import Loop
+from nemoconv.tensors.strided import Loop
 
 if TYPE_CHECKING:
     import torch

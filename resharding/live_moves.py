@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.resharding.boxes import Shape
 from nemoconv.resharding.live_placement import Local, Piece
-from nemoconv.resharding.strided import Loop, loops
+from nemoconv.tensors.boxes import Shape
+from nemoconv.tensors.strided import Loop, loops
 
 
 class Move(NamedTuple):

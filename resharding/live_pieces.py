@@ -7,13 +7,13 @@ from math import prod
 from typing import NamedTuple
 
 from nemoconv.errors import LayoutError, MappingError
-from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import FIELD_NAMES, Instance, Part, Rule, Sizes, Table
-from nemoconv.resharding.boxes import Shape, View
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.live_placement import Local, Piece, Placement
+from nemoconv.tensors.boxes import Shape, View
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import Extent, contiguous_strides
 
 
 class _Box(NamedTuple):

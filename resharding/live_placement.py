@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from nemoconv.errors import LayoutError, UsageError
-from nemoconv.resharding.boxes import Shape
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.boxes import Shape
+from nemoconv.tensors.layout import Layout
 
 #: whose names a rank's tensors have; Hugging Face's count layers and experts of the whole model
 Names = Literal["megatron", "hf"]

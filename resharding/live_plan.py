@@ -18,9 +18,9 @@ from nemoconv.errors import LayoutError, MappingError, UnsupportedError
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table, check_layout
-from nemoconv.resharding.boxes import Shape, intersect
 from nemoconv.resharding.live_pieces import Side
 from nemoconv.resharding.live_placement import Local, Piece, Placement
+from nemoconv.tensors.boxes import Shape, intersect
 
 #: (index of the source piece, index of the target piece, start and shape of what they share)
 Overlap = tuple[int, int, Shape, Shape]

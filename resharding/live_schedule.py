@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.resharding.boxes import Shape
 from nemoconv.resharding.live_moves import (
     Message,
     Move,
@@ -28,6 +27,7 @@ from nemoconv.resharding.live_moves import (
 from nemoconv.resharding.live_placement import Local, Piece
 from nemoconv.resharding.live_plan import LivePlan, Transfer
 from nemoconv.resharding.live_release import Levels, groups, ordered
+from nemoconv.tensors.boxes import Shape
 
 #: moves up to this size share a message
 SMALL_NBYTES = 1 << 20

@@ -1,7 +1,7 @@
 """A plan: every tensor to be moved as a job of boxes, checked for coverage before a byte is written.
 
 Both sides of a job are described in the same coordinates (the factors of the rule's view, see
-:mod:`nemoconv.resharding.boxes`), so what has to move is the intersection of source and target boxes.
+:mod:`nemoconv.tensors.boxes`), so what has to move is the intersection of source and target boxes.
 A conversion, a change of layout and a change of format are the same thing here.
 """
 
@@ -12,11 +12,11 @@ from itertools import combinations
 from math import prod
 
 from nemoconv.errors import MappingError
-from nemoconv.formats.byte_source import ByteSource
-from nemoconv.formats.dtypes import DType
 from nemoconv.formats.output import OutputFile
-from nemoconv.formats.tensors import Extent
-from nemoconv.resharding.boxes import Shape, intersect
+from nemoconv.tensors.boxes import Shape, intersect
+from nemoconv.tensors.byte_source import ByteSource
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.stored import Extent
 
 
 class Payload:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy
 
 from nemoconv.formats.memory_file import MemoryFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
-from nemoconv.resharding.read import read_box
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 
 def less_one(tensor: StoredTensor) -> StoredTensor:

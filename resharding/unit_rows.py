@@ -11,9 +11,9 @@ from typing import Final
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.resharding.decode import Array
 from nemoconv.resharding.decoded import BAND, Encoding, read_run
+from nemoconv.tensors.stored import StoredTensor
 
 #: torch.nn.functional.normalize divides by no less
 _SHORTEST: Final = 1e-12

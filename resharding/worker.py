@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy
 
-from nemoconv.formats.checksum import crc32, crc32_combine
-from nemoconv.formats.tensors import contiguous_strides
-from nemoconv.resharding.boxes import Shape, intersect, narrow
 from nemoconv.resharding.plan import Job, Payload
-from nemoconv.resharding.strided import Buffer, gather_runs, loops, read_strided
 from nemoconv.resharding.tiles import Box
+from nemoconv.tensors.boxes import Shape, intersect, narrow
+from nemoconv.tensors.checksum import crc32, crc32_combine
+from nemoconv.tensors.stored import contiguous_strides
+from nemoconv.tensors.strided import Buffer, gather_runs, loops, read_strided
 
 #: (payload, offset in it, length, CRC-32)
 Written = tuple[Payload, int, int, int]

@@ -194,8 +194,8 @@ def test_a_signal_cleans_up(number: signal.Signals, tmp_path: Path) -> None:
 
 def sparse(folder: Path, config: dict[str, object]) -> None:
     """A checkpoint whose weights are a hole: any size at once."""
-    from nemoconv.formats.dtypes import BY_NAME
     from nemoconv.formats.safetensors import emit_header
+    from nemoconv.tensors.dtypes import BY_NAME
 
     dtype = BY_NAME["bfloat16"]
     named = [(name, dtype, shape) for name, shape in samples.tensors(config)]

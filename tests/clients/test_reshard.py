@@ -14,8 +14,8 @@ from nemoconv.converters.reshard import reshard
 from nemoconv.errors import LayoutError
 from nemoconv.formats.files import SourceDir
 from nemoconv.formats.torch_dist import read_chunk, read_metadata
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.layout_file import parse_notation
+from nemoconv.tensors.layout import Layout
 
 from . import models
 from .models import Variant, variant

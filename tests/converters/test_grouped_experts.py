@@ -9,10 +9,10 @@ import pytest
 
 from nemoconv.converters.grouped_experts import is_grouped, split_grouped
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
-from nemoconv.resharding.read import read_box
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 EXPERTS, HIDDEN, FFN = 3, 4, 5
 PREFIX = "model.decoder.layers.1.mlp."

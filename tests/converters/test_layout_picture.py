@@ -14,7 +14,7 @@ from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import plan_reshard
 from nemoconv.errors import OutputError, UsageError
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -20,7 +20,7 @@ from nemoconv.errors import (
     UnsupportedError,
     UnsupportedFormat,
 )
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 torch = pytest.importorskip("torch")
 

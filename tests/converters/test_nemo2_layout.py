@@ -14,7 +14,7 @@ from nemoconv.converters.nemo2_layout import layout_of, settings, with_settings,
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.formats.files import SourceDir
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 MODEL = Symbol("nemo.collections.llm.gpt.model.llama", "LlamaModel")

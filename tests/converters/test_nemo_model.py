@@ -29,9 +29,9 @@ from nemoconv.errors import (
     UsageError,
 )
 from nemoconv.formats import plain_yaml
-from nemoconv.formats.checksum import crc32
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.torch_checkpoint import StateDictItem
+from nemoconv.tensors.checksum import crc32
+from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.testing import data_of
 
 ROOT = Path(__file__).parents[2] / "fixtures"

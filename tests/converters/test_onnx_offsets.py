@@ -13,10 +13,10 @@ import tiny
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.onnx_offsets import is_exact, rounding
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.memory_file import MemoryFile
-from nemoconv.formats.tensors import Extent, StoredTensor
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.stored import Extent, StoredTensor
 
 from .onnx_samples import refused, sample
 

@@ -28,7 +28,7 @@ from nemoconv.errors import (
     UnsupportedConfig,
     UnsupportedFormat,
 )
-from nemoconv.resharding.read import read_box
+from nemoconv.tensors.read import read_box
 
 torch = pytest.importorskip("torch")
 

@@ -7,13 +7,13 @@ import pytest
 
 from nemoconv.converters.rank_weights import assemble
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.resharding.layout import Layout
-from nemoconv.resharding.read import read_box
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 CONFIG = {
     "num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 8,

@@ -22,7 +22,7 @@ from nemoconv.converters.reshard import default_target, reshard, settle_layout
 from nemoconv.errors import CorruptCheckpoint, LayoutError, OutputError, UnsupportedError, UsageError
 from nemoconv.formats import torch_dist
 from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 OPTIMIZER = REAL / "mcore0140_optim_dp2"

@@ -21,7 +21,7 @@ from nemoconv.converters.reshard import reshard
 from nemoconv.converters.together import Ranks, _part, _shares, ranks_of
 from nemoconv.errors import UsageError
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 LLAMA = {**tiny.CONFIG, "num_hidden_layers": 4, "num_key_value_heads": 4}
 #: an end in the middle: after so many files of its own, the process is gone, without a word or with one

@@ -21,7 +21,7 @@ import nemoconv
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import NemoconvError, OutputError, UsageError
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.resharding import strided
+from nemoconv.tensors import strided
 
 
 @pytest.fixture(scope="module")

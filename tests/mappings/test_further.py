@@ -9,7 +9,7 @@ from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config, write_config
 from nemoconv.mappings.further import FurtherFields, FurtherLayers
 from nemoconv.mappings.table import Depth, check_layout
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 from .test_deepseek_v3 import CONFIG
 

@@ -13,7 +13,7 @@ from nemoconv.errors import LayoutError, UnsupportedConfig
 from nemoconv.formats.fiddle import Symbol
 from nemoconv.mappings import load_table, table_for_nemo
 from nemoconv.mappings.config_fields import read_config, write_config
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 from nemoconv.testing import MappingTests
 
 YARN = {

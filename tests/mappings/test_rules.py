@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from nemoconv.converters.binding import Space
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.mappings.rules import (
     fused_qkv,
     gated,
@@ -19,6 +18,7 @@ from nemoconv.mappings.rules import (
     vocabulary,
 )
 from nemoconv.mappings.sizes import attention_sizes
+from nemoconv.tensors.stored import Extent, contiguous_strides
 
 CONFIG = {
     "num_attention_heads": 6,

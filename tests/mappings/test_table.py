@@ -14,7 +14,7 @@ from nemoconv.mappings.config_fields import read_config
 from nemoconv.mappings.rules import fused_qkv, gated, same
 from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.mappings.table import Part, Rule, Table, check_layout, holes
-from nemoconv.resharding.layout import Layout
+from nemoconv.tensors.layout import Layout
 
 LLAMA = load_table("llama")
 

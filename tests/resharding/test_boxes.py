@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemoconv.formats.tensors import Extent, contiguous_strides
-from nemoconv.resharding.boxes import intersect, narrow, open_extent, open_range, view
+from nemoconv.tensors.boxes import intersect, narrow, open_extent, open_range, view
+from nemoconv.tensors.stored import Extent, contiguous_strides
 
 SIZES = st.lists(st.integers(1, 5), min_size=1, max_size=4).map(tuple)
 

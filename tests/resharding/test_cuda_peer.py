@@ -15,7 +15,7 @@ import pytest
 from nemoconv.errors import UnsupportedError
 from nemoconv.resharding import cuda_peer
 from nemoconv.resharding.cuda_peer import Copies, Shared, Window, regions
-from nemoconv.resharding.strided import loops
+from nemoconv.tensors.strided import loops
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "live.py"
 

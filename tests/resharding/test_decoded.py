@@ -10,11 +10,11 @@ import numpy
 import pytest
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.resharding.decoded import BAND, MXFP4, BlockScaledFP8, decoded
-from nemoconv.resharding.read import read_box
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 RNG = numpy.random.default_rng(3)
 BF16 = BY_NAME["bfloat16"]

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.memory_file import MemoryFile
-from nemoconv.formats.tensors import Extent, StoredTensor, contiguous_strides
 from nemoconv.resharding.decoded import decoded
 from nemoconv.resharding.decoded_onnx import Affine, LessOne, Packed
-from nemoconv.resharding.read import read_box
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 FLOAT32, UINT8 = BY_NAME["float32"], BY_NAME["uint8"]
 HERE = SourceFile(__file__)

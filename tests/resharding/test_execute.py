@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, OutputError, UsageError
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
-from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.tiles import tiles
 from nemoconv.resharding.worker import Worker
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.stored import Extent, contiguous_strides
 
 BY_SIZE = {1: "uint8", 2: "bfloat16", 4: "float32", 8: "float64"}
 SHAPES = st.lists(st.integers(1, 6), min_size=0, max_size=4).map(tuple)

@@ -8,7 +8,7 @@ import itertools
 import pytest
 
 from nemoconv.errors import LayoutError, UsageError
-from nemoconv.resharding.layout import Layout, divisors
+from nemoconv.tensors.layout import Layout, divisors
 
 
 def test_divisors():

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, LayoutError, UsageError
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.layout_file import notation, parse_layout, parse_notation, read_layout
+from nemoconv.tensors.layout import Layout
 
 
 def test_a_file(tmp_path):

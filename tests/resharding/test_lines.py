@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemoconv.formats.checksum import crc32
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputDirectory
-from nemoconv.formats.tensors import Extent, StoredTensor
-from nemoconv.resharding import strided
 from nemoconv.resharding.execute import Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
-from nemoconv.resharding.read import read_box
 from nemoconv.resharding.tiles import tile_groups
+from nemoconv.tensors import strided
+from nemoconv.tensors.checksum import crc32
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor
 
 
 class Counted(SourceFile):

@@ -8,10 +8,10 @@ import pytest
 
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.resharding.layout import Layout
 from nemoconv.resharding.live import model_config
 from nemoconv.resharding.live_placement import Placement
 from nemoconv.resharding.live_plan import LivePlan, plan_reshard
+from nemoconv.tensors.layout import Layout
 
 HF: dict[str, Any] = {
     "architectures": ["DeepseekV3ForCausalLM"],

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 
 from nemoconv.errors import MappingError
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
-from nemoconv.formats.tensors import Extent
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.stored import Extent
 
 BF16, F32 = BY_NAME["bfloat16"], BY_NAME["float32"]
 

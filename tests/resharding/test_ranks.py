@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemoconv.resharding.layout import Layout
-from nemoconv.resharding.ranks import rank_rows, span, table_lines
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.ranks import rank_rows, span, table_lines
 
 
 def test_spans():

@@ -6,11 +6,11 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
-from nemoconv.formats.tensors import Extent, StoredTensor
-from nemoconv.resharding.read import read_box
 from nemoconv.resharding.shifted import less_one
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import Extent, StoredTensor
 
 VALUES = [1.0, 0.0, -0.0, 2.5, 1.0078125, 0.99609375, 300.0, -1.0, numpy.inf, -numpy.inf, numpy.nan, 1e-30]
 

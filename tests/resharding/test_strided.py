@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.formats.files import SourceFile
-from nemoconv.resharding import strided
-from nemoconv.resharding.strided import gather_runs, loops, positions, read_strided, split_run
+from nemoconv.tensors import strided
+from nemoconv.tensors.strided import gather_runs, loops, positions, read_strided, split_run
 
 
 @st.composite

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy
 import pytest
 
-from nemoconv.formats.dtypes import BY_NAME
 from nemoconv.formats.files import SourceFile
 from nemoconv.formats.output import OutputFile
-from nemoconv.formats.tensors import Extent, contiguous_strides
 from nemoconv.resharding import execute, worker
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.transposed import RUN, square_tiles, turns_in_target
+from nemoconv.tensors.dtypes import BY_NAME
+from nemoconv.tensors.stored import Extent, contiguous_strides
 
 BF16 = BY_NAME["bfloat16"]
 #: (half ffn) hidden in the source, hidden (ffn half) in the target: gpt-oss

@@ -12,10 +12,10 @@ from safetensors.numpy import save_file
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.files import SourceDir
 from nemoconv.formats.safetensors import read_header
-from nemoconv.formats.tensors import StoredTensor
 from nemoconv.resharding.decoded import decoded
-from nemoconv.resharding.read import read_box
 from nemoconv.resharding.unit_rows import UnitRows
+from nemoconv.tensors.read import read_box
+from nemoconv.tensors.stored import StoredTensor
 
 ROWS, COLUMNS = 40, 4000  # more than a band
 
