@@ -11,10 +11,10 @@ import numpy
 from nemoconv.converters.base import WriteOptions
 from nemoconv.converters.planning import prepare
 from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.layout import Layout
 

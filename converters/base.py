@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nemoconv.errors import UsageError
-from nemoconv.formats.files import Folder, SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.files import Folder, SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.layout import Layout
 from nemoconv.tensors.stored import StoredTensor

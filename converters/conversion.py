@@ -14,8 +14,8 @@ from nemoconv.converters.further_layers import check_copies
 from nemoconv.converters.planning import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
 from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.errors import CorruptCheckpoint, OutputError, UnsupportedError, UsageError, some
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.devices import check_device
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.layout import Layout
 

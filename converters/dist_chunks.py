@@ -11,8 +11,8 @@ from typing import Any
 from nemoconv.converters import nemo2_names as names
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats import torch_dist, torch_zip
-from nemoconv.formats.files import Folder
 from nemoconv.formats.torch_dist import DistChunk, DistMetadata, DistTensor
+from nemoconv.stores.files import Folder
 from nemoconv.tensors.stored import Extent
 
 Index = tuple[int, ...]

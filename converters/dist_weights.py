@@ -12,7 +12,7 @@ from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.dist_chunks import DistChunks, count_objects, join_halves, name_rows
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist, torch_zip
-from nemoconv.formats.files import Folder
+from nemoconv.stores.files import Folder
 from nemoconv.tensors.dtypes import BY_NAME, DType
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 

@@ -28,12 +28,12 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.safetensors import emit_header, read_header
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config, write_config
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory, OutputFile
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import StoredTensor
 

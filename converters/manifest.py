@@ -16,9 +16,9 @@ from nemoconv.mappings.config_fields import Value
 from nemoconv.tensors.checksum import crc32
 
 if TYPE_CHECKING:
-    from nemoconv.formats.files import Folder
-    from nemoconv.formats.output import OutputDirectory, OutputFile
     from nemoconv.resharding.plan import Payload
+    from nemoconv.stores.files import Folder
+    from nemoconv.stores.output import OutputDirectory, OutputFile
 
 NAME: Final = "nemoconv_manifest.json"
 VERSION: Final = 1

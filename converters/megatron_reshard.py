@@ -11,11 +11,11 @@ from nemoconv.converters.rank_writer import Rank, RankWriter, empty_entries
 from nemoconv.errors import LayoutError, UnsupportedError, UnsupportedFormat, some
 from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats import torch_items
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.pickle_writer import PickleWriter
 from nemoconv.formats.pickles import Stub
 from nemoconv.formats.torch_checkpoint import Entry, StateDictItem
 from nemoconv.resharding.layout_file import notation
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.layout import Layout
 

@@ -32,8 +32,6 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import Folder, SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
 from nemoconv.mappings import nemo1_families, nemo1_fields_t5, table_for
@@ -41,6 +39,8 @@ from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.nemo1_families import NORM_WEIGHT
 from nemoconv.mappings.speech import ArchiveOnly
 from nemoconv.mappings.table import Rule, Table
+from nemoconv.stores.files import Folder, SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.layout import Layout
 from nemoconv.tensors.stored import StoredTensor

@@ -18,7 +18,6 @@ from nemoconv.errors import (
 )
 from nemoconv.formats import plain_json, sentencepiece
 from nemoconv.formats.fiddle import Symbol
-from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.mappings import architectures, load_table, nemo1_families
 from nemoconv.mappings.config_fields import Value, write_config
 from nemoconv.mappings.nemo1_families import Entry, Family
@@ -27,6 +26,7 @@ from nemoconv.mappings.nemo1_rules import Word
 from nemoconv.mappings.nemo_fields import NemoClasses, text
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table
+from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.layout import Layout
 
 #: where the tokenizer's files lie that NeMo 1 has no key for

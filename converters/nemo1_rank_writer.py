@@ -12,8 +12,8 @@ from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.rank_writer import Rank, RankWriter
 from nemoconv.errors import LayoutError
 from nemoconv.formats import plain_yaml
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory
 
 if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound

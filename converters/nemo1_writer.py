@@ -10,8 +10,8 @@ from nemoconv.converters import nemo1_build, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.formats import plain_yaml, torch_items
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory
 
 if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound

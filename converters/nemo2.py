@@ -29,13 +29,13 @@ from nemoconv.converters.nemo2_optimizer import OptimizerState
 from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
 from nemoconv.formats import plain_json, torch_dist
-from nemoconv.formats.files import MAX_SMALL_FILE, SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.further import KEYS
 from nemoconv.mappings.nemo_fields import ArchivesOnly
 from nemoconv.mappings.table import Table
+from nemoconv.stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout
 from nemoconv.tensors.stored import StoredTensor
 

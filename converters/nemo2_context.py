@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
 from nemoconv.formats import fiddle, plain_yaml
 from nemoconv.formats.fiddle import Node, Symbol, Value
-from nemoconv.formats.files import SourceDir
+from nemoconv.stores.files import SourceDir
 
 AUTO_TOKENIZER = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")
 TOKENIZER_FOLDER = "nemo_tokenizer"

@@ -21,10 +21,10 @@ from nemoconv.converters.nemo2_writer import NeMo2Writer, half_of
 from nemoconv.errors import LayoutError, NemoconvError, some
 from nemoconv.formats import torch_dist_writer, torch_zip
 from nemoconv.formats.fiddle import Node
-from nemoconv.formats.files import Folder, SourceFile
-from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.torch_dist import DistObject, DistTensor
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.files import Folder, SourceFile
+from nemoconv.stores.output import OutputDirectory, OutputFile
 
 if TYPE_CHECKING:
     from nemoconv.converters.binding import Bound

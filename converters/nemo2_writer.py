@@ -15,10 +15,10 @@ from nemoconv.converters.nemo2_names import EXTRA_STATE, PREFIX
 from nemoconv.errors import MappingError
 from nemoconv.formats import torch_dist, torch_dist_writer, torch_items
 from nemoconv.formats.fiddle import Symbol
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import DType
 
 if TYPE_CHECKING:

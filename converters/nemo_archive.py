@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
 from nemoconv.formats import plain_yaml
-from nemoconv.formats.files import Folder, SourceDir, SourceFile
 from nemoconv.formats.tar import GZIP_MAGIC, TarFolder
+from nemoconv.stores.files import Folder, SourceDir, SourceFile
 
 CONFIG: Final = "model_config.yaml"
 WEIGHTS: Final = "model_weights.ckpt"

@@ -24,7 +24,6 @@ from nemoconv.errors import (
     UsageError,
 )
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.tar import TarFolder
 from nemoconv.mappings import architectures, load_table
 from nemoconv.mappings.config_fields import Value
@@ -32,6 +31,7 @@ from nemoconv.mappings.identity import identity_table
 from nemoconv.mappings.speech import SpeechTable, flatten, read_settings
 from nemoconv.mappings.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
 from nemoconv.mappings.speech_preprocessor import read_extractor
+from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.stored import StoredTensor
 
 #: of a folder of safetensors: where an archive's other members lie, and what names stand for None

@@ -10,12 +10,12 @@ from nemoconv.converters import nemo_archive, speech_files
 from nemoconv.converters.base import Model, Request, WriteOptions, Writer
 from nemoconv.converters.nemo_model import ArchiveModel
 from nemoconv.errors import LayoutError, UsageError
-from nemoconv.formats.copy import copy_into, size_of
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.torch_checkpoint import StateDictItem
 from nemoconv.mappings.speech import SpeechTable
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.copy import copy_into, size_of
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.output import OutputDirectory, OutputFile
 from nemoconv.tensors.checksum import crc32
 from nemoconv.tensors.dtypes import BY_NAME, DType
 from nemoconv.tensors.layout import Layout

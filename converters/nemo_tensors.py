@@ -12,9 +12,9 @@ from nemoconv.converters.hf import read_shards
 from nemoconv.converters.nemo_model import ARTIFACTS, NULLS, ArchiveModel
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.identity import identity_table
+from nemoconv.stores.files import SourceDir, SourceFile
 
 
 class NemoTensors(HeldTensors):

@@ -10,9 +10,9 @@ from nemoconv.converters import nemo_archive
 from nemoconv.converters.dist_weights import open_dist_weights
 from nemoconv.converters.rank_weights import find_ranks
 from nemoconv.errors import UnsupportedError, UnsupportedFormat, some
-from nemoconv.formats.files import Folder
 from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
 from nemoconv.formats.torch_zip import TensorRef
+from nemoconv.stores.files import Folder
 from nemoconv.tensors.stored import StoredTensor
 
 #: where a distributed checkpoint lies, and what begins the names in it that all of them share

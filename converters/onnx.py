@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
-from nemoconv.formats.output import OutputDirectory
+from nemoconv.stores.output import OutputDirectory
 
 
 class OnnxConverter(Converter):

@@ -16,11 +16,11 @@ from nemoconv.converters.onnx_writer import GraphFiles
 from nemoconv.converters.planning import Report, prepare
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats.added_files import add_files, check_absent
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.onnx_graph.builder import Weight
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.added_files import add_files, check_absent
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.output import OutputDirectory, OutputFile
 from nemoconv.tensors.byte_source import ByteSource
 
 

@@ -18,10 +18,10 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.onnx_file import OnnxFile, read_onnx
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
+from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import StoredTensor
 

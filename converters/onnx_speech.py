@@ -14,9 +14,9 @@ from nemoconv.converters import speech_tokenizer
 from nemoconv.converters.base import Model
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats import plain_json, sentencepiece
-from nemoconv.formats.files import SourceFile
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph.architectures import Speech
+from nemoconv.stores.files import SourceFile
 
 #: the same list, by the names that onnx-asr and sherpa-onnx look for
 TOKEN_LISTS: Final = ("vocab.txt", "tokens.txt")

@@ -22,12 +22,12 @@ from nemoconv.converters.hf import GENERATION_CONFIG, HFWriter, json_bytes
 from nemoconv.errors import UsageError
 from nemoconv.extras import import_extra
 from nemoconv.formats import plain_json
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph import architectures, decoder, encoder, genai, speech
 from nemoconv.onnx_graph.attention import FLAVORS
 from nemoconv.onnx_graph.builder import Weight
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory
 
 MODEL: Final = "model.onnx"
 DATA: Final = "model.onnx.data"

@@ -14,14 +14,14 @@ from nemoconv.converters import manifest
 from nemoconv.converters.base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
 from nemoconv.converters.nemo1_adapters import ADAPTER_CONFIG
 from nemoconv.errors import UnsupportedArchitecture, UnsupportedFormat
-from nemoconv.formats.copy import copy_all
-from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import emit_header, read_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.lora import PREFIX, adapter_table
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.copy import copy_all
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 
 WEIGHTS: Final = "adapter_model.safetensors"
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from nemoconv.converters.base import Request, Writer
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.torch_checkpoint import Entry, StateDictItem
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory, OutputFile
 from nemoconv.tensors.checksum import crc32, crc32_combine
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.layout import Layout

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from nemoconv.converters.base import Checkpoint, Converter
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError
-from nemoconv.formats.files import is_there
 from nemoconv.plugins import entries
+from nemoconv.stores.files import is_there
 
 
 def converter(name: str) -> Converter:

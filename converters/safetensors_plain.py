@@ -26,12 +26,12 @@ from nemoconv.converters.hf import INDEX, SINGLE, ShardWriter, read_shards
 from nemoconv.converters.nemo_tensors import NemoTensors
 from nemoconv.converters.planning import Conversion, Report, make_limits, resident_nbytes
 from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedError
-from nemoconv.formats.copy import copy_all
-from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.safetensors import read_header
 from nemoconv.mappings.config_fields import Value
 from nemoconv.resharding.plan import Job, Plan, Target
+from nemoconv.stores.copy import copy_all
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout
 from nemoconv.tensors.stored import contiguous_strides
 from nemoconv.version import __version__

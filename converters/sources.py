@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError, some
-from nemoconv.formats.files import is_there
+from nemoconv.stores.files import is_there
 
 _REPO = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 #: one ONNX model of a repository, which may have several
@@ -134,8 +134,8 @@ def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None
 
 def _fetch_onnx(name: str, path: str, fetch: Callable[[list[str]], Path]) -> Path:
     """An ONNX model of a repository, with the files that its graph says hold weights."""
-    from nemoconv.formats.files import SourceDir
     from nemoconv.formats.onnx_file import external_files
+    from nemoconv.stores.files import SourceDir
 
     place = PurePosixPath(path)
     if ".." in place.parts or place.as_posix() != path:

@@ -16,12 +16,12 @@ from nemoconv.converters.hf import GENERATION_CONFIG
 from nemoconv.converters.speech_tokenizer import Roles
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats import plain_json, plain_yaml, sentencepiece
-from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.formats.sentencepiece import SentencePieceModel
 from nemoconv.mappings import speech_preprocessor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.speech import INERT, YAML, SpeechTable, flatten, nest, write_settings
 from nemoconv.mappings.speech_preprocessor import EXTRACTOR, PROCESSOR, write_extractor
+from nemoconv.stores.files import Folder, SourceFile
 
 #: the part of model_config.yaml that transformers has no words for
 REST: Final = "nemo_config.yaml"

@@ -25,10 +25,10 @@ from typing import Any
 
 from nemoconv.converters.planning import Conversion
 from nemoconv.errors import MappingError, OutputError, UsageError, printable
-from nemoconv.formats.output import OutputFile, reported
 from nemoconv.resharding.devices import Execute
 from nemoconv.resharding.plan import Job, Payload, Plan
 from nemoconv.resharding.worker import CastReport
+from nemoconv.stores.output import OutputFile, reported
 from nemoconv.tensors.boxes import Shape, intersect, narrow
 from nemoconv.tensors.checksum import crc32
 

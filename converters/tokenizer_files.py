@@ -12,7 +12,7 @@ from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError
 from nemoconv.formats import plain_json, sentencepiece
-from nemoconv.formats.files import MAX_SMALL_FILE, SourceFile
+from nemoconv.stores.files import MAX_SMALL_FILE, SourceFile
 
 CONFIG: Final = "tokenizer_config.json"
 

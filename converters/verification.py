@@ -13,8 +13,8 @@ from nemoconv.converters.binding import Bound
 from nemoconv.converters.compare import Comparison, compare
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture
-from nemoconv.formats.files import Folder, SourceFile
 from nemoconv.resharding.equal import first_difference
+from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.checksum import crc32
 
 Progress = Callable[[str, int, int], None]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats.files import SourceFile
+from nemoconv.stores.files import SourceFile
 
 #: what may be left when the payloads are taken out; a graph of 50,000 weights needs 20 MB
 MAX_GRAPH: Final = 64 << 20

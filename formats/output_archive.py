@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemoconv.errors import NemoconvError
-from nemoconv.formats.output import OutputDirectory, OutputFile
 from nemoconv.formats.tar import BLOCK, END, member_header
+from nemoconv.stores.output import OutputDirectory, OutputFile
 
 
 class OutputMember(OutputFile):

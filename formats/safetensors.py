@@ -13,7 +13,7 @@ from math import prod
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import SourceFile
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_SAFETENSORS, DType
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from nemoconv.errors import CorruptCheckpoint, OutputError, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats.files import FilePart, Folder, SourceFile, plain_parts
+from nemoconv.stores.files import FilePart, Folder, SourceFile, plain_parts
 
 BLOCK: Final = 512
 GZIP_MAGIC: Final = b"\x1f\x8b"

@@ -16,10 +16,10 @@ from typing import Any, Final, Protocol
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
 from nemoconv.formats import pickle_writer as opcodes
 from nemoconv.formats import torch_items, torch_legacy, torch_zip, zip_records
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.pickle_writer import PickleWriter
 from nemoconv.formats.pickles import Known, PickledDict, Stub, check_bounded
 from nemoconv.formats.torch_zip import Archive, Record, TensorRef
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors import checksum
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import Extent, StoredTensor

@@ -24,8 +24,8 @@ from nemoconv.errors import (
     some,
 )
 from nemoconv.formats import plain_json, torch_zip
-from nemoconv.formats.files import Folder
 from nemoconv.formats.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
+from nemoconv.stores.files import Folder
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import Extent
 

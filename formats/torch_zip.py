@@ -22,7 +22,6 @@ from nemoconv.errors import (
     UnsafeCheckpoint,
     UnsupportedError,
 )
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.pickles import (
     MAX_BYTES,
     Constant,
@@ -34,6 +33,7 @@ from nemoconv.formats.pickles import (
     loads,
 )
 from nemoconv.formats.zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors import checksum
 from nemoconv.tensors.dtypes import BY_NAME, BY_STORAGE, DType
 

@@ -13,7 +13,6 @@ from math import prod
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.files import SourceFile
 from nemoconv.resharding.decode import (
     MXFP4_GROUP,
     MXFP4_NBYTES,
@@ -22,6 +21,7 @@ from nemoconv.resharding.decode import (
     mxfp4_into,
     scale_values,
 )
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.byte_source import ByteSource
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

@@ -12,7 +12,7 @@ from itertools import combinations
 from math import prod
 
 from nemoconv.errors import MappingError
-from nemoconv.formats.output import OutputFile
+from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.boxes import Shape, intersect
 from nemoconv.tensors.byte_source import ByteSource
 from nemoconv.tensors.dtypes import DType

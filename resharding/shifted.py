@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy
 
-from nemoconv.formats.memory_file import MemoryFile
+from nemoconv.stores.memory_file import MemoryFile
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 

@@ -16,8 +16,8 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from nemoconv.converters.nemo2_context import read_context
-from nemoconv.formats.files import SourceDir
 from nemoconv.mappings import table_for_nemo
+from nemoconv.stores.files import SourceDir
 
 
 def read_fields(directory: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from nemoconv.converters.nemo2_context import read_context
-from nemoconv.formats.files import SourceDir
+from nemoconv.stores.files import SourceDir
 
 #: what io.json says of the layout, in the words of TransformerConfig
 LAYOUT = """virtual_pipeline_model_parallel_size num_layers_in_first_pipeline_stage

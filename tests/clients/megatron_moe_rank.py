@@ -25,8 +25,8 @@ from megatron.core.transformer.moe import grouped_gemm_util, moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
 from nemoconv.converters.nemo2_context import read_context
-from nemoconv.formats.files import SourceDir
 from nemoconv.mappings import table_for_nemo
+from nemoconv.stores.files import SourceDir
 
 multi_latent_attention.HAVE_TE = False  # what it imports from there is None
 moe_utils.te_general_gemm = None  # the router asks for it, and an import without TransformerEngine forgets it

@@ -26,7 +26,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig  # no
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from nemoconv.converters.nemo2_context import read_context  # noqa: E402
-from nemoconv.formats.files import SourceDir  # noqa: E402
+from nemoconv.stores.files import SourceDir  # noqa: E402
 
 # NeMo's LlamaConfig on top of megatron-core's own defaults (nemo/collections/llm/gpt/model/llama.py)
 LLAMA = {

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nemoconv.converters.conversion import convert
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.safetensors import read_header
 from nemoconv.resharding.decoded import MXFP4, BlockScaledFP8, decoded
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

@@ -13,7 +13,7 @@ from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.files import SourceFile
+from nemoconv.stores.files import SourceFile
 
 from . import models
 from .models import VARIANTS, Variant, variant

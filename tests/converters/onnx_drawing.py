@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy
 
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.memory_file import MemoryFile
 from nemoconv.formats.onnx_file import Initializer, Node, OnnxFile, Value
 from nemoconv.formats.onnx_types import TYPES
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.memory_file import MemoryFile
 
 
 class Drawing:

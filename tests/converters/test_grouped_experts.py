@@ -9,7 +9,7 @@ import pytest
 
 from nemoconv.converters.grouped_experts import is_grouped, split_grouped
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.files import SourceFile
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

@@ -16,7 +16,7 @@ from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import UnsupportedConfig, UsageError
 from nemoconv.formats import torch_dist
-from nemoconv.formats.files import SourceDir
+from nemoconv.stores.files import SourceDir
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"
 

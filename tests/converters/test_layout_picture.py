@@ -13,7 +13,7 @@ from nemoconv.converters.layout_picture import draw, moved_bytes, write_picture
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import plan_reshard
 from nemoconv.errors import OutputError, UsageError
-from nemoconv.formats.output import OutputDirectory
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -13,7 +13,7 @@ from nemoconv.converters.inspection import inspect
 from nemoconv.converters.nemo1_rank_file import read_rank
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, LayoutError
-from nemoconv.formats.files import SourceDir
+from nemoconv.stores.files import SourceDir
 
 torch = pytest.importorskip("torch")
 

@@ -17,7 +17,7 @@ from nemoconv.converters.nemo2_context import (
 from nemoconv.errors import NemoconvError
 from nemoconv.formats import fiddle
 from nemoconv.formats.fiddle import Node, Symbol, Value
-from nemoconv.formats.files import SourceDir
+from nemoconv.stores.files import SourceDir
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "nemo2"
 MODEL = Symbol("nemo.collections.llm.gpt.model.llama", "LlamaModel")

@@ -30,7 +30,7 @@ from nemoconv.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from nemoconv.formats import added_files
+from nemoconv.stores import added_files
 
 onnx = pytest.importorskip("onnx")
 

@@ -13,8 +13,8 @@ import tiny
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.onnx_offsets import is_exact, rounding
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.memory_file import MemoryFile
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.memory_file import MemoryFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.stored import Extent, StoredTensor
 

@@ -16,8 +16,8 @@ from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.safetensors import read_header
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_SAFETENSORS
 from nemoconv.testing import data_of
 

@@ -21,7 +21,7 @@ from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import default_target, reshard, settle_layout
 from nemoconv.errors import CorruptCheckpoint, LayoutError, OutputError, UnsupportedError, UsageError
 from nemoconv.formats import torch_dist
-from nemoconv.formats.files import SourceDir, SourceFile
+from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.tensors.layout import Layout
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"

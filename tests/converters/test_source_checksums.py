@@ -13,10 +13,10 @@ from nemoconv.converters.conversion import convert
 from nemoconv.converters.reshard import reshard
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, OutputError
-from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.torch_dist import read_chunk, read_metadata
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 
 CONFIG = {**tiny.CONFIG, "num_hidden_layers": 2, "num_key_value_heads": 2, "num_attention_heads": 4}
 
@@ -97,7 +97,7 @@ def test_rank_files_of_an_archive(root: Path, tmp_path: Path, layout: str) -> No
 
 def test_every_record_is_compared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No record of a source is read in pieces that do not join up: then none of them would be compared."""
-    from nemoconv.formats import record_checks
+    from nemoconv.stores import record_checks
 
     made: list[record_checks.RecordChecks] = []
     begin = record_checks.RecordChecks.__init__

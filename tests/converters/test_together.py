@@ -20,7 +20,7 @@ from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.converters.together import Ranks, _part, _shares, ranks_of
 from nemoconv.errors import UsageError
-from nemoconv.formats.output import OutputDirectory
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout
 
 LLAMA = {**tiny.CONFIG, "num_hidden_layers": 4, "num_key_value_heads": 4}

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemoconv.errors import OutputError
-from nemoconv.formats.added_files import add_files
+from nemoconv.stores.added_files import add_files
 
 NEW = {"genai_config.json": b"{}", "model.onnx": b"new graph"}
 OLD = {"genai_config.json": b"old {}", "model.onnx": b"old graph"}
@@ -77,7 +77,7 @@ def killed_at(step: int, folder: Path, *, overwrite: bool) -> bool:
 
             return wrapped
 
-        from nemoconv.formats import added_files, output
+        from nemoconv.stores import added_files, output
 
         for owner, name in (
             (os, "open"), (os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats.files import SourceDir, SourceFile
+from nemoconv.stores.files import SourceDir, SourceFile
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from nemoconv.errors import (
     UsageError,
 )
 from nemoconv.formats import onnx_wire
-from nemoconv.formats.files import SourceDir, SourceFile
 from nemoconv.formats.onnx_file import read_onnx
 from nemoconv.formats.onnx_types import TYPES
+from nemoconv.stores.files import SourceDir, SourceFile
 
 onnx = pytest.importorskip("onnx")
 helper, T = onnx.helper, onnx.TensorProto

@@ -20,7 +20,7 @@ import tiny
 import nemoconv
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import NemoconvError, OutputError, UsageError
-from nemoconv.formats.output import OutputDirectory
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors import strided
 
 
@@ -199,7 +199,7 @@ def test_overwrite_keeps_the_old_one_on_failure(tmp_path):
 
 def test_overwrite_without_renameat2(tmp_path, monkeypatch):
     """Old kernels and some network file systems cannot exchange two names."""
-    monkeypatch.setattr("nemoconv.formats.output._LIBC", object())
+    monkeypatch.setattr("nemoconv.stores.output._LIBC", object())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     with OutputDirectory(tmp_path / "out", overwrite=True) as output:
@@ -209,7 +209,7 @@ def test_overwrite_without_renameat2(tmp_path, monkeypatch):
 
 
 def test_overwrite_without_renameat2_that_fails_half_way(tmp_path, monkeypatch):
-    monkeypatch.setattr("nemoconv.formats.output._LIBC", object())
+    monkeypatch.setattr("nemoconv.stores.output._LIBC", object())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     whole, calls = os.rename, []
@@ -229,7 +229,7 @@ def test_overwrite_without_renameat2_that_fails_half_way(tmp_path, monkeypatch):
 def test_overwrite_that_cannot_be_flushed(tmp_path, monkeypatch, exchange):
     """The last fsync fails, when the new output has its name already: the old one comes back."""
     if not exchange:
-        monkeypatch.setattr("nemoconv.formats.output._LIBC", object())
+        monkeypatch.setattr("nemoconv.stores.output._LIBC", object())
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").write_text("old")
     whole = os.fsync
@@ -290,7 +290,7 @@ def test_two_writers(tmp_path):
     """The lock of another process is seen, and dies with it."""
     script = f"""
 import sys
-from nemoconv.formats.output import OutputDirectory
+from nemoconv.stores.output import OutputDirectory
 with OutputDirectory({str(tmp_path / "out")!r}) as output:
     output.write("a", b"theirs")
     print("locked", flush=True)
@@ -401,7 +401,7 @@ def test_every_failing_call(model, wholes, tmp_path, function, to, overwrite):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(strided, "DIRECT_RUN", 16)  # so that small tensors take the ways of large ones
             if function == "rename":  # what is called where the kernel has nothing better
-                patch.setattr("nemoconv.formats.output._LIBC", object())
+                patch.setattr("nemoconv.stores.output._LIBC", object())
             fault = Fault(patch, function, code, which)
             try:
                 convert(model, out, to=to, overwrite=overwrite)
@@ -595,7 +595,7 @@ def at_the_last_moment(model, tmp_path_factory):
         script = f"""
 import os, signal
 from nemoconv import convert
-from nemoconv.formats.output import OutputDirectory
+from nemoconv.stores.output import OutputDirectory
 OutputDirectory._appear = lambda output: os.kill(os.getpid(), signal.SIGKILL)
 convert({str(model)!r}, {str(folder / to)!r}, to={to!r})
 """

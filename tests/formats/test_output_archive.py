@@ -11,9 +11,9 @@ import pytest
 import tiny
 
 from nemoconv.errors import NemoconvError, OutputError, UsageError
-from nemoconv.formats import output as output_module
 from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
+from nemoconv.stores import output as output_module
 
 
 def stage_of(target):

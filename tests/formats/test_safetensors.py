@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint, UnsupportedError
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.safetensors import emit_header, read_header
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 
 torch = pytest.importorskip("torch")

@@ -13,8 +13,8 @@ import pytest
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, OutputError, UnsafeCheckpoint
 from nemoconv.formats import tar
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.tar import TarFolder
+from nemoconv.stores.files import SourceFile
 
 FILES = {"./model_config.yaml": b"a: 1\n", "./mp_rank_00/model_weights.ckpt": bytes(range(256)) * 5}
 

@@ -21,9 +21,9 @@ from nemoconv.errors import (
     UnsupportedFormat,
 )
 from nemoconv.formats import torch_zip
-from nemoconv.formats.files import FilePart, SourceFile
 from nemoconv.formats.torch_checkpoint import StateDictItem, TorchFile, read_state_dict
 from nemoconv.formats.torch_legacy import MAGIC
+from nemoconv.stores.files import FilePart, SourceFile
 from nemoconv.tensors.checksum import crc32
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box

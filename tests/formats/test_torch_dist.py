@@ -24,8 +24,8 @@ from nemoconv.errors import (
     UnsupportedFormat,
 )
 from nemoconv.formats import torch_dist, torch_dist_writer, torch_items, torch_zip
-from nemoconv.formats.files import SourceDir
 from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
+from nemoconv.stores.files import SourceDir
 from nemoconv.tensors.dtypes import BY_NAME
 
 NEMO2 = Path(__file__).parents[2] / "fixtures" / "nemo2"

@@ -24,8 +24,8 @@ from nemoconv.errors import (
     UsageError,
 )
 from nemoconv.formats import torch_items, torch_zip
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.pickles import Stub
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 
 torch = pytest.importorskip("torch")

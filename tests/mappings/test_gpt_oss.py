@@ -151,7 +151,7 @@ def test_experts_with_biases_are_not_cut_on_demand(tmp_path: Path) -> None:
     from nemoconv.converters.base import WriteOptions
     from nemoconv.converters.planning import prepare
     from nemoconv.converters.registry import converter
-    from nemoconv.formats.output import OutputDirectory
+    from nemoconv.stores.output import OutputDirectory
 
     samples.build(tmp_path / "hf", CONFIG)
     layout = Layout(tensor_parallel_size=4, expert_tensor_parallel_size=2)

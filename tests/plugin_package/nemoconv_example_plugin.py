@@ -12,12 +12,12 @@ from nemoconv.converters.base import Checkpoint, Converter, Model, Request, Tens
 from nemoconv.converters.hf import hf_config
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats import plain_json
-from nemoconv.formats.files import SourceDir, SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import read_config
 from nemoconv.mappings.llama import TABLE as LLAMA
 from nemoconv.resharding.plan import Payload
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 

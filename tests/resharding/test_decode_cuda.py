@@ -15,11 +15,11 @@ import pytest
 
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
-from nemoconv.formats.files import SourceFile
 from nemoconv.formats.safetensors import read_header
 from nemoconv.resharding import decode, decode_cuda
 from nemoconv.resharding.decoded import MXFP4, BlockScaledFP8, Encoding, decoded
 from nemoconv.resharding.plan import Job
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

@@ -10,8 +10,8 @@ import numpy
 import pytest
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.files import SourceFile
 from nemoconv.resharding.decoded import BAND, MXFP4, BlockScaledFP8, decoded
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.memory_file import MemoryFile
 from nemoconv.resharding.decoded import decoded
 from nemoconv.resharding.decoded_onnx import Affine, LessOne, Packed
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.memory_file import MemoryFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

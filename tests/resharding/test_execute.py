@@ -19,12 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, OutputError, UsageError
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.output import OutputFile
 from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.tiles import tiles
 from nemoconv.resharding.worker import Worker
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.stored import Extent, contiguous_strides
 

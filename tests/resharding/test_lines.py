@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.output import OutputDirectory
 from nemoconv.resharding.execute import Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.tiles import tile_groups
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors import strided
 from nemoconv.tensors.checksum import crc32
 from nemoconv.tensors.dtypes import BY_NAME

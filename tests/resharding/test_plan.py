@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from nemoconv.errors import MappingError
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.output import OutputFile
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.stored import Extent
 

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.formats.files import SourceFile
 from nemoconv.resharding.shifted import less_one
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import Extent, StoredTensor

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemoconv.formats.files import SourceFile
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors import strided
 from nemoconv.tensors.strided import gather_runs, loops, positions, read_strided, split_run
 

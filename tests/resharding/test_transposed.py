@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy
 import pytest
 
-from nemoconv.formats.files import SourceFile
-from nemoconv.formats.output import OutputFile
 from nemoconv.resharding import execute, worker
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.transposed import RUN, square_tiles, turns_in_target
+from nemoconv.stores.files import SourceFile
+from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.stored import Extent, contiguous_strides
 

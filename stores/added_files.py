@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nemoconv.errors import OutputError
-from nemoconv.formats.output import _FOLDER, OutputDirectory, _swap, _sync_folder, reported
+from nemoconv.stores.output import _FOLDER, OutputDirectory, _swap, _sync_folder, reported
 
 
 def check_absent(directory: Path, names: Mapping[str, bytes], *, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemoconv.formats.files import SourceFile
+from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.byte_source import ByteSource
 
 

@@ -19,7 +19,7 @@ from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedForm
 from nemoconv.tensors.byte_source import ByteSource
 
 if TYPE_CHECKING:
-    from nemoconv.formats.record_checks import RecordChecks
+    from nemoconv.stores.record_checks import RecordChecks
 
 #: no configuration or tokenizer file that we hold in memory is larger (Llama 4's tokenizer.json: 28 MB)
 MAX_SMALL_FILE = 256 << 20
@@ -91,7 +91,7 @@ class SourceFile:
     def expect(self, offset: int, nbytes: int, checksum: int, name: str) -> None:
         """Whoever reads these bytes, in whatever pieces, is to have CorruptCheckpoint for another CRC-32."""
         if self._checks is None:
-            from nemoconv.formats.record_checks import RecordChecks
+            from nemoconv.stores.record_checks import RecordChecks
 
             self._checks = RecordChecks()
         self._checks.expect(offset, nbytes, checksum, name)
