@@ -16,8 +16,8 @@ from conversion import HEAD, Case, Inputs, Result
 from measure import Check
 
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.formats.output_archive import OutputArchive
-from nemoconv.formats.torch_checkpoint import StateDictItem
+from nemoconv.formats.tar_output import OutputArchive
+from nemoconv.formats.torch.checkpoint import StateDictItem
 from nemoconv.tensors.checksum import crc32
 from nemoconv.tensors.dtypes import BY_NAME
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from nemoconv.converters import nemo2_names as names
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats import torch_dist, torch_zip
-from nemoconv.formats.torch_dist import DistChunk, DistMetadata, DistTensor
+from nemoconv.formats.torch import dist as torch_dist
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch.dist import DistChunk, DistMetadata, DistTensor
 from nemoconv.stores.files import Folder
 from nemoconv.tensors.stored import Extent
 

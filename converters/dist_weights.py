@@ -11,7 +11,9 @@ from typing import Any, Final
 from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.dist_chunks import DistChunks, count_objects, join_halves, name_rows
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats import plain_json, torch_dist, torch_zip
+from nemoconv.formats.text import plain_json
+from nemoconv.formats.torch import dist as torch_dist
+from nemoconv.formats.torch import zip as torch_zip
 from nemoconv.stores.files import Folder
 from nemoconv.tensors.dtypes import BY_NAME, DType
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

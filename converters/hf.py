@@ -27,8 +27,8 @@ from nemoconv.errors import (
     UnsupportedFormat,
     some,
 )
-from nemoconv.formats import plain_json
 from nemoconv.formats.safetensors import emit_header, read_header
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config, write_config
 from nemoconv.resharding.plan import Payload

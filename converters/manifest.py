@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings.config_fields import Value
 from nemoconv.tensors.checksum import crc32
 

@@ -19,9 +19,9 @@ from nemoconv.converters.hf import read_hf_config
 from nemoconv.converters.nemo1 import NeMo1Checkpoint
 from nemoconv.converters.rank_weights import Rank, RankWeights
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
-from nemoconv.formats.pickles import Stub
-from nemoconv.formats.torch_checkpoint import StateDict, TorchFile, leaves
-from nemoconv.formats.torch_zip import TensorRef
+from nemoconv.formats.torch.checkpoint import StateDict, TorchFile, leaves
+from nemoconv.formats.torch.pickles import Stub
+from nemoconv.formats.torch.zip import TensorRef
 from nemoconv.stores.files import Folder, SourceDir, SourceFile
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.stored import StoredTensor

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 from nemoconv.converters.base import Model, WriteOptions
 from nemoconv.converters.rank_writer import Rank, RankWriter, empty_entries
 from nemoconv.errors import LayoutError, UnsupportedError, UnsupportedFormat, some
-from nemoconv.formats import pickle_writer as opcodes
-from nemoconv.formats import torch_items
-from nemoconv.formats.pickle_writer import PickleWriter
-from nemoconv.formats.pickles import Stub
-from nemoconv.formats.torch_checkpoint import Entry, StateDictItem
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.formats.torch import pickle_writer as opcodes
+from nemoconv.formats.torch.checkpoint import Entry, StateDictItem
+from nemoconv.formats.torch.pickle_writer import PickleWriter
+from nemoconv.formats.torch.pickles import Stub
 from nemoconv.resharding.layout_file import notation
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import DType

@@ -31,9 +31,9 @@ from nemoconv.errors import (
     UsageError,
     some,
 )
-from nemoconv.formats import plain_json
-from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
+from nemoconv.formats.tar_output import OutputArchive
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings import nemo1_families, nemo1_fields_t5, table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.nemo1_families import NORM_WEIGHT

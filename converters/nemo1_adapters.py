@@ -9,7 +9,7 @@ from nemoconv.converters import nemo1_config
 from nemoconv.converters.base import Checkpoint, Model
 from nemoconv.converters.nemo1 import NeMo1Checkpoint
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.lora import RANK, adapter_table, target_modules, told
 

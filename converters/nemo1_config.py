@@ -16,8 +16,9 @@ from nemoconv.errors import (
     UnsupportedError,
     some,
 )
-from nemoconv.formats import plain_json, sentencepiece
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats import sentencepiece
+from nemoconv.formats.text import plain_json
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import architectures, load_table, nemo1_families
 from nemoconv.mappings.config_fields import Value, write_config
 from nemoconv.mappings.nemo1_families import Entry, Family

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.torch_checkpoint import StateDict, leaves, read_state_dict
-from nemoconv.formats.torch_zip import TensorRef
+from nemoconv.formats.torch.checkpoint import StateDict, leaves, read_state_dict
+from nemoconv.formats.torch.zip import TensorRef
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.stored import StoredTensor
 

@@ -11,7 +11,7 @@ from nemoconv.converters import nemo1_build, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.rank_writer import Rank, RankWriter
 from nemoconv.errors import LayoutError
-from nemoconv.formats import plain_yaml
+from nemoconv.formats.text import plain_yaml
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.output import OutputDirectory
 

@@ -11,7 +11,7 @@ from nemoconv.converters.nemo1_writer import NeMo1Writer
 from nemoconv.converters.rank_weights import RankWeights
 from nemoconv.converters.rank_writer import Rank, RankWriter, empty_entries
 from nemoconv.errors import LayoutError
-from nemoconv.formats import plain_yaml
+from nemoconv.formats.text import plain_yaml
 from nemoconv.mappings.nemo1_fields_t5 import not_in_blocks
 from nemoconv.stores.files import Folder
 from nemoconv.stores.output import OutputDirectory

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Final
 from nemoconv.converters import nemo1_build, nemo_archive
 from nemoconv.converters.base import Model, Request, WriteOptions
 from nemoconv.converters.nemo2_writer import NeMo2Writer
-from nemoconv.formats import plain_yaml, torch_items
+from nemoconv.formats.text import plain_yaml
+from nemoconv.formats.torch import items as torch_items
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.output import OutputDirectory
 

@@ -28,7 +28,8 @@ from nemoconv.converters.nemo2_names import PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
 from nemoconv.converters.nemo2_writer import NeMo2Writer
 from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
-from nemoconv.formats import plain_json, torch_dist
+from nemoconv.formats.text import plain_json
+from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.mappings import table_for, table_for_nemo
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.mappings.further import KEYS

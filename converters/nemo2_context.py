@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
-from nemoconv.formats import fiddle, plain_yaml
-from nemoconv.formats.fiddle import Node, Symbol, Value
+from nemoconv.formats.text import fiddle, plain_yaml
+from nemoconv.formats.text.fiddle import Node, Symbol, Value
 from nemoconv.stores.files import SourceDir
 
 AUTO_TOKENIZER = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeAlias
 
 from nemoconv.converters.nemo2_context import NemoContext
 from nemoconv.errors import CorruptCheckpoint, UsageError
-from nemoconv.formats import fiddle, plain_json, plain_yaml
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text import fiddle, plain_json, plain_yaml
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.resharding.layout_file import notation, parse_layout
 from nemoconv.tensors.layout import Layout
 

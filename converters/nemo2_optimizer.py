@@ -21,7 +21,7 @@ from nemoconv.converters import nemo2_names as names
 from nemoconv.converters.base import Checkpoint, Model, TensorSpec
 from nemoconv.converters.dist_chunks import DistChunks
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
-from nemoconv.formats.torch_dist import DistChunk, DistMetadata, DistTensor
+from nemoconv.formats.torch.dist import DistChunk, DistMetadata, DistTensor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.boxes import Shape, open_range

@@ -19,9 +19,10 @@ from nemoconv.converters.nemo2_names import PREFIX
 from nemoconv.converters.nemo2_optimizer import OptimizerState
 from nemoconv.converters.nemo2_writer import NeMo2Writer, half_of
 from nemoconv.errors import LayoutError, NemoconvError, some
-from nemoconv.formats import torch_dist_writer, torch_zip
-from nemoconv.formats.fiddle import Node
-from nemoconv.formats.torch_dist import DistObject, DistTensor
+from nemoconv.formats.text.fiddle import Node
+from nemoconv.formats.torch import dist_writer as torch_dist_writer
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch.dist import DistObject, DistTensor
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.stores.output import OutputDirectory, OutputFile

@@ -13,9 +13,11 @@ from nemoconv.converters.base import Model, Request, WriteOptions, Writer
 from nemoconv.converters.hf import GENERATION_CONFIG, TOKENIZER_FILES
 from nemoconv.converters.nemo2_names import EXTRA_STATE, PREFIX
 from nemoconv.errors import MappingError
-from nemoconv.formats import torch_dist, torch_dist_writer, torch_items
-from nemoconv.formats.fiddle import Symbol
-from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
+from nemoconv.formats.text.fiddle import Symbol
+from nemoconv.formats.torch import dist as torch_dist
+from nemoconv.formats.torch import dist_writer as torch_dist_writer
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.formats.torch.dist import DistChunk, DistObject, DistTensor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.output import OutputDirectory

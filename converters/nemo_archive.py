@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
-from nemoconv.formats import plain_yaml
 from nemoconv.formats.tar import GZIP_MAGIC, TarFolder
+from nemoconv.formats.text import plain_yaml
 from nemoconv.stores.files import Folder, SourceDir, SourceFile
 
 CONFIG: Final = "model_config.yaml"

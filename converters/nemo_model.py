@@ -23,8 +23,8 @@ from nemoconv.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from nemoconv.formats import plain_json
 from nemoconv.formats.tar import TarFolder
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings import architectures, load_table
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.identity import identity_table

@@ -10,7 +10,7 @@ from nemoconv.converters import nemo_archive, speech_files
 from nemoconv.converters.base import Model, Request, WriteOptions, Writer
 from nemoconv.converters.nemo_model import ArchiveModel
 from nemoconv.errors import LayoutError, UsageError
-from nemoconv.formats.torch_checkpoint import StateDictItem
+from nemoconv.formats.torch.checkpoint import StateDictItem
 from nemoconv.mappings.speech import SpeechTable
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.copy import copy_into, size_of

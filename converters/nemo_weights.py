@@ -10,8 +10,8 @@ from nemoconv.converters import nemo_archive
 from nemoconv.converters.dist_weights import open_dist_weights
 from nemoconv.converters.rank_weights import find_ranks
 from nemoconv.errors import UnsupportedError, UnsupportedFormat, some
-from nemoconv.formats.torch_checkpoint import StateDict, read_state_dict
-from nemoconv.formats.torch_zip import TensorRef
+from nemoconv.formats.torch.checkpoint import StateDict, read_state_dict
+from nemoconv.formats.torch.zip import TensorRef
 from nemoconv.stores.files import Folder
 from nemoconv.tensors.stored import StoredTensor
 

@@ -18,7 +18,7 @@ from nemoconv.converters.onnx_sinks import find_sinks
 from nemoconv.converters.onnx_values import MICROSOFT
 from nemoconv.converters.onnx_weighted import Linear, Weight
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.onnx_file import Node, OnnxFile
+from nemoconv.formats.onnx.file import Node, OnnxFile
 
 #: operations whose result depends on no element of their input
 _SHAPE_ONLY: Final = frozenset({"Shape", "Size"})

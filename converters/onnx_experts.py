@@ -12,7 +12,7 @@ from typing import Final
 
 from nemoconv.converters.onnx_dataflow import Dataflow
 from nemoconv.converters.onnx_weighted import Linear, Weight
-from nemoconv.formats.onnx_file import Node
+from nemoconv.formats.onnx.file import Node
 
 #: operations that leave the order of experts as it is
 _SAME: Final = frozenset({"Cast", "CastLike", "Identity", "Softmax", "Sigmoid"})

@@ -20,7 +20,7 @@ from nemoconv.converters.onnx_roles import ROLES
 from nemoconv.converters.onnx_weighted import Rows, Weight
 from nemoconv.converters.onnx_weights import Weights, joined
 from nemoconv.errors import MappingError, UnsupportedError, some
-from nemoconv.formats.onnx_file import OnnxFile
+from nemoconv.formats.onnx.file import OnnxFile
 from nemoconv.mappings.config_fields import Value, read_config
 from nemoconv.mappings.table import Table
 from nemoconv.tensors.dtypes import BY_NAME, DType

@@ -13,7 +13,7 @@ from nemoconv.converters.onnx_stacks import stacks
 from nemoconv.converters.onnx_values import MICROSOFT, Values
 from nemoconv.converters.onnx_weighted import Linear, Lookup, Norm, Weight, is_vector, is_weight
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.onnx_file import Node, OnnxFile
+from nemoconv.formats.onnx.file import Node, OnnxFile
 
 #: norms by operation: positions of the input, of the weight and of the bias
 _NORMS: Final[dict[str, tuple[int, int, int | None]]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.onnx_file import Initializer, OnnxFile, read_onnx
+from nemoconv.formats.onnx.file import Initializer, OnnxFile, read_onnx
 from nemoconv.stores.files import Folder, SourceDir
 
 #: the key of metadata_props that lists the files of all graphs

@@ -17,8 +17,8 @@ from nemoconv.errors import (
     UnsupportedFormat,
     some,
 )
-from nemoconv.formats import plain_json
-from nemoconv.formats.onnx_file import OnnxFile, read_onnx
+from nemoconv.formats.onnx.file import OnnxFile, read_onnx
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import INERT, Value, read_config
 from nemoconv.stores.files import SourceDir, SourceFile

@@ -10,7 +10,7 @@ from typing import Final
 
 from nemoconv.converters.onnx_values import Values
 from nemoconv.converters.onnx_weighted import Weight, is_weight
-from nemoconv.formats.onnx_file import Node
+from nemoconv.formats.onnx.file import Node
 
 #: the position of the input that is sinks, or a mask or scores with them
 _PLACES: Final = {"GroupQueryAttention": 11, "Attention": 3, "Softmax": 0}

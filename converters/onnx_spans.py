@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from nemoconv.converters.onnx_dataflow import ATTENTIONS, Dataflow
 from nemoconv.converters.onnx_weighted import Linear, Rows
-from nemoconv.formats.onnx_file import Node
+from nemoconv.formats.onnx.file import Node
 
 #: arithmetic with which exporters work out where to cut
 _ARITHMETIC: Final[Mapping[str, Callable[[int, int], int]]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nemoconv.converters.onnx_values import MICROSOFT
 from nemoconv.converters.onnx_weighted import Weight, is_weight
-from nemoconv.formats.onnx_file import Node
+from nemoconv.formats.onnx.file import Node
 
 if TYPE_CHECKING:
     from nemoconv.converters.onnx_values import Values

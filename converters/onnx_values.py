@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from nemoconv.converters.onnx_weighted import Weight
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
-from nemoconv.formats.onnx_file import Node, OnnxFile
+from nemoconv.formats.onnx.file import Node, OnnxFile
 
 MICROSOFT: Final = "com.microsoft"
 #: how many inputs an operation must have that is looked at here

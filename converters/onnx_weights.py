@@ -9,7 +9,7 @@ from typing import Any
 from nemoconv.converters.onnx_dataflow import Dataflow
 from nemoconv.converters.onnx_weighted import Weight
 from nemoconv.errors import MappingError, UnsupportedError
-from nemoconv.formats.onnx_file import Initializer, Node
+from nemoconv.formats.onnx.file import Initializer, Node
 from nemoconv.tensors.dtypes import BY_NAME, DType
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 

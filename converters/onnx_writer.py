@@ -21,7 +21,7 @@ from nemoconv.converters.base import (
 from nemoconv.converters.hf import GENERATION_CONFIG, HFWriter, json_bytes
 from nemoconv.errors import UsageError
 from nemoconv.extras import import_extra
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings.config_fields import Value
 from nemoconv.onnx_graph import architectures, decoder, encoder, genai, speech
 from nemoconv.onnx_graph.attention import FLAVORS

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from nemoconv.converters.base import Request, Writer
 from nemoconv.errors import UnsupportedError
-from nemoconv.formats.torch_checkpoint import Entry, StateDictItem
+from nemoconv.formats.torch.checkpoint import Entry, StateDictItem
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.output import OutputDirectory, OutputFile
 from nemoconv.tensors.checksum import crc32, crc32_combine

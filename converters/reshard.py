@@ -20,7 +20,7 @@ from nemoconv.converters.planning import (
 )
 from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.errors import OutputError, UsageError
-from nemoconv.formats import plain_yaml
+from nemoconv.formats.text import plain_yaml
 from nemoconv.resharding.devices import check_device
 from nemoconv.resharding.layout_file import parse_layout
 from nemoconv.stores.output import OutputDirectory

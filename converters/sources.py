@@ -134,7 +134,7 @@ def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None
 
 def _fetch_onnx(name: str, path: str, fetch: Callable[[list[str]], Path]) -> Path:
     """An ONNX model of a repository, with the files that its graph says hold weights."""
-    from nemoconv.formats.onnx_file import external_files
+    from nemoconv.formats.onnx.file import external_files
     from nemoconv.stores.files import SourceDir
 
     place = PurePosixPath(path)

@@ -15,8 +15,9 @@ from nemoconv.converters.base import Checkpoint, Model
 from nemoconv.converters.hf import GENERATION_CONFIG
 from nemoconv.converters.speech_tokenizer import Roles
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats import plain_json, plain_yaml, sentencepiece
+from nemoconv.formats import sentencepiece
 from nemoconv.formats.sentencepiece import SentencePieceModel
+from nemoconv.formats.text import plain_json, plain_yaml
 from nemoconv.mappings import speech_preprocessor
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.speech import INERT, YAML, SpeechTable, flatten, nest, write_settings

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError
-from nemoconv.formats import plain_json, sentencepiece
+from nemoconv.formats import sentencepiece
 from nemoconv.formats.sentencepiece import SentencePieceModel
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings.config_fields import Value
 
 MODEL: Final = "tokenizer.model"

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError
-from nemoconv.formats import plain_json, sentencepiece
+from nemoconv.formats import sentencepiece
+from nemoconv.formats.text import plain_json
 from nemoconv.stores.files import MAX_SMALL_FILE, SourceFile
 
 CONFIG: Final = "tokenizer_config.json"

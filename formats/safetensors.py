@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from math import prod
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_SAFETENSORS, DType
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

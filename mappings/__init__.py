@@ -11,7 +11,7 @@ from nemoconv.mappings.no_counterpart import NO_COUNTERPART
 from nemoconv.plugins import BUILT_IN, entries
 
 if TYPE_CHECKING:
-    from nemoconv.formats.fiddle import Symbol
+    from nemoconv.formats.text.fiddle import Symbol
     from nemoconv.mappings.table import Table
 
 

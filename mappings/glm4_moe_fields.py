@@ -5,7 +5,7 @@ Source: transformers/models/glm4_moe, nemo/collections/llm/gpt/model/base.py.
 
 from types import MappingProxyType
 
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.config_fields import Dtype, Field, Fixed, HeadDim
 from nemoconv.mappings.config_fields_moe import Aliased, DenseFirst, ExpertGroups, SharedExperts
 from nemoconv.mappings.further import FurtherFields, FurtherLayers

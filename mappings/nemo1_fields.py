@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import nemo_configs
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo1_rules import Key, Needed, Only, Required, Word, YamlRule, key, rare

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.nemo_configs_moe import config_class
 
 QUICK_GELU: Final = Symbol("megatron.core.activations", "quick_gelu")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.nemo_configs import LLAMA_DEFAULTS
 from nemoconv.mappings.nemo_configs_dense import Defaults, family
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.nemo_configs_moe import config_class
 
 _LLAMA4 = config_class(

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo_fields import Count, Fixed, NemoRule, ParamsDtype, Same
 from nemoconv.mappings.nemo_fields_moe import Harmless

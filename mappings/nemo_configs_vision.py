@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from nemoconv.formats.fiddle import Node, Symbol
+from nemoconv.formats.text.fiddle import Node, Symbol
 from nemoconv.mappings.nemo_configs_dense import GELU, SILU, family
 
 QUICK_GELU: Final = Symbol("nemo.collections.llm.fn.activation", "quick_gelu")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig, some
-from nemoconv.formats.fiddle import Node, Symbol
+from nemoconv.formats.text.fiddle import Node, Symbol
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo_configs import INERT, OFF, ONLY_WITH
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.fiddle import PARTIAL, Node, Symbol
+from nemoconv.formats.text.fiddle import PARTIAL, Node, Symbol
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo_fields import DECODER, Count, Fixed, NemoRule, Same, plain, text, with_rules
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.fiddle import Node, Symbol
+from nemoconv.formats.text.fiddle import Node, Symbol
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo_configs_vision import CLIP_MODELS, CLIP_SIZES
 from nemoconv.mappings.nemo_fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused, text

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from nemoconv.errors import UnsupportedConfig, UnsupportedFormat, some
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.nemo_fields import NemoClasses
 from nemoconv.mappings.table import Table

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings.config_fields import Value, check_kind
 from nemoconv.mappings.speech import YAML, ClassOf, Entry, Only, Setting, Unread, typed
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import LayoutError, UnsupportedConfig, some
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings.config_fields import Value, check_kind
 from nemoconv.mappings.config_fields_gpt import TANH_GELUS
 from nemoconv.mappings.nemo_configs_dense import GELU, SILU

@@ -14,7 +14,7 @@ import numpy
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError, some
 from nemoconv.extras import import_extra
-from nemoconv.formats.onnx_types import TYPES
+from nemoconv.formats.onnx.types import TYPES
 from nemoconv.tensors.dtypes import BY_NAME, DType
 
 #: the first opset with Attention, RMSNormalization and RotaryEmbedding

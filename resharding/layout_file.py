@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoconv.errors import LayoutError, UsageError
-from nemoconv.formats import plain_yaml
+from nemoconv.formats.text import plain_yaml
 from nemoconv.tensors.layout import Layout
 
 MAX_LAYERS = 1 << 14

@@ -13,7 +13,7 @@ import pytest
 
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
-from nemoconv.formats.torch_dist import read_metadata
+from nemoconv.formats.torch.dist import read_metadata
 from nemoconv.mappings import load_table
 from nemoconv.stores.files import SourceDir
 from nemoconv.testing import data_of

@@ -14,7 +14,7 @@ from vision_configs import IMAGE, LLAVA, QWEN2_5_VL, QWEN2_VL, changed
 
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
-from nemoconv.formats.torch_dist import read_metadata
+from nemoconv.formats.torch.dist import read_metadata
 from nemoconv.stores.files import SourceDir
 from nemoconv.testing import data_of
 

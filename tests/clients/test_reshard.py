@@ -12,7 +12,7 @@ import pytest
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import LayoutError
-from nemoconv.formats.torch_dist import read_chunk, read_metadata
+from nemoconv.formats.torch.dist import read_chunk, read_metadata
 from nemoconv.resharding.layout_file import parse_notation
 from nemoconv.stores.files import SourceDir
 from nemoconv.tensors.layout import Layout

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy
 
-from nemoconv.formats.onnx_file import Initializer, Node, OnnxFile, Value
-from nemoconv.formats.onnx_types import TYPES
+from nemoconv.formats.onnx.file import Initializer, Node, OnnxFile, Value
+from nemoconv.formats.onnx.types import TYPES
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.memory_file import MemoryFile
 

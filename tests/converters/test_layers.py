@@ -15,7 +15,7 @@ from nemoconv.converters.layers import parse_layers
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import UnsupportedConfig, UsageError
-from nemoconv.formats import torch_dist
+from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.stores.files import SourceDir
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"

@@ -15,8 +15,8 @@ from nemoconv.converters.nemo2_context import (
     read_context,
 )
 from nemoconv.errors import NemoconvError
-from nemoconv.formats import fiddle
-from nemoconv.formats.fiddle import Node, Symbol, Value
+from nemoconv.formats.text import fiddle
+from nemoconv.formats.text.fiddle import Node, Symbol, Value
 from nemoconv.stores.files import SourceDir
 
 FIXTURES = Path(__file__).parents[2] / "fixtures" / "nemo2"

@@ -28,8 +28,8 @@ from nemoconv.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from nemoconv.formats import plain_yaml
-from nemoconv.formats.torch_checkpoint import StateDictItem
+from nemoconv.formats.text import plain_yaml
+from nemoconv.formats.torch.checkpoint import StateDictItem
 from nemoconv.tensors.checksum import crc32
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.testing import data_of

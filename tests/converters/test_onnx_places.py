@@ -9,8 +9,8 @@ from nemoconv.converters.onnx_model_parts import Place
 from nemoconv.converters.onnx_places import find_places
 from nemoconv.converters.onnx_weighted import Rows
 from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedError
-from nemoconv.formats.onnx_file import Node
-from nemoconv.formats.onnx_types import TYPES
+from nemoconv.formats.onnx.file import Node
+from nemoconv.formats.onnx.types import TYPES
 
 from .onnx_drawing import Drawing
 

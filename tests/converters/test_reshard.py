@@ -20,7 +20,7 @@ from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import default_target, reshard, settle_layout
 from nemoconv.errors import CorruptCheckpoint, LayoutError, OutputError, UnsupportedError, UsageError
-from nemoconv.formats import torch_dist
+from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.tensors.layout import Layout
 

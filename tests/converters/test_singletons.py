@@ -12,7 +12,7 @@ from nemoconv.converters.nemo2_names import alone, halves_of, whole_of_half
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, UsageError
-from nemoconv.formats import torch_zip
+from nemoconv.formats.torch import zip as torch_zip
 from nemoconv.testing import data_of
 
 from .test_nemo2_names import CONFIG

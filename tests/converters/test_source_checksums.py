@@ -13,8 +13,8 @@ from nemoconv.converters.conversion import convert
 from nemoconv.converters.reshard import reshard
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, OutputError
-from nemoconv.formats.output_archive import OutputArchive
-from nemoconv.formats.torch_dist import read_chunk, read_metadata
+from nemoconv.formats.tar_output import OutputArchive
+from nemoconv.formats.torch.dist import read_chunk, read_metadata
 from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.stores.output import OutputDirectory
 
@@ -158,7 +158,7 @@ def _garble_archive(needle: bytes) -> Callable[[OutputArchive], None]:
 def test_what_torch_wrote_without_checksums(tmp_path: Path) -> None:
     """torch can be told to leave out the checksums: zeros stand in their place."""
     torch = pytest.importorskip("torch")
-    from nemoconv.formats.torch_checkpoint import read_state_dict
+    from nemoconv.formats.torch.checkpoint import read_state_dict
 
     torch.serialization.set_crc32_options(False)
     try:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from nemoconv.errors import NemoconvError
-from nemoconv.formats import fiddle
-from nemoconv.formats.fiddle import CONFIG, PARTIAL, Node, Symbol, emit, parse
+from nemoconv.formats.text import fiddle
+from nemoconv.formats.text.fiddle import CONFIG, PARTIAL, Node, Symbol, emit, parse
 
 REAL = sorted((Path(__file__).parents[2] / "fixtures" / "nemo2").glob("*/context/io.json"))
 DICT = {"type": "pyref", "module": "builtins", "name": "dict"}

@@ -17,9 +17,9 @@ from nemoconv.errors import (
     UnsupportedFormat,
     UsageError,
 )
-from nemoconv.formats import onnx_wire
-from nemoconv.formats.onnx_file import read_onnx
-from nemoconv.formats.onnx_types import TYPES
+from nemoconv.formats.onnx import wire as onnx_wire
+from nemoconv.formats.onnx.file import read_onnx
+from nemoconv.formats.onnx.types import TYPES
 from nemoconv.stores.files import SourceDir, SourceFile
 
 onnx = pytest.importorskip("onnx")

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from nemoconv.errors import NemoconvError, OutputError, UsageError
-from nemoconv.formats.output_archive import OutputArchive
 from nemoconv.formats.tar import TarFolder
+from nemoconv.formats.tar_output import OutputArchive
 from nemoconv.stores import output as output_module
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint
-from nemoconv.formats.pickle_writer import PickleWriter, integer
-from nemoconv.formats.pickles import Constant, PickledDict, Stub, check_bounded, loads
+from nemoconv.formats.torch.pickle_writer import PickleWriter, integer
+from nemoconv.formats.torch.pickles import Constant, PickledDict, Stub, check_bounded, loads
 
 KNOWN = {
     ("argparse", "Namespace"): Stub,

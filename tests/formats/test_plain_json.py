@@ -6,7 +6,7 @@ import time
 import pytest
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 
 
 def refused(data: bytes, **limits: int) -> str:

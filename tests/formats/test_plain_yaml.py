@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint
-from nemoconv.formats import plain_yaml
+from nemoconv.formats.text import plain_yaml
 
 REAL = sorted((Path(__file__).parents[2] / "fixtures" / "nemo2").glob("*/context/model.yaml"))
 

@@ -20,9 +20,9 @@ from nemoconv.errors import (
     UnsupportedError,
     UnsupportedFormat,
 )
-from nemoconv.formats import torch_zip
-from nemoconv.formats.torch_checkpoint import StateDictItem, TorchFile, read_state_dict
-from nemoconv.formats.torch_legacy import MAGIC
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch.checkpoint import StateDictItem, TorchFile, read_state_dict
+from nemoconv.formats.torch.legacy import MAGIC
 from nemoconv.stores.files import FilePart, SourceFile
 from nemoconv.tensors.checksum import crc32
 from nemoconv.tensors.dtypes import BY_NAME

@@ -23,8 +23,11 @@ from nemoconv.errors import (
     UnsupportedError,
     UnsupportedFormat,
 )
-from nemoconv.formats import torch_dist, torch_dist_writer, torch_items, torch_zip
-from nemoconv.formats.torch_dist import DistChunk, DistObject, DistTensor
+from nemoconv.formats.torch import dist as torch_dist
+from nemoconv.formats.torch import dist_writer as torch_dist_writer
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch.dist import DistChunk, DistObject, DistTensor
 from nemoconv.stores.files import SourceDir
 from nemoconv.tensors.dtypes import BY_NAME
 

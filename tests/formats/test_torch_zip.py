@@ -23,8 +23,9 @@ from nemoconv.errors import (
     UnsupportedError,
     UsageError,
 )
-from nemoconv.formats import torch_items, torch_zip
-from nemoconv.formats.pickles import Stub
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch.pickles import Stub
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 

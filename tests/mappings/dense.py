@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, table_for_nemo
 from nemoconv.mappings.config_fields import read_config
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, table_for_nemo
 from nemoconv.mappings.config_fields import read_config
 from nemoconv.testing import MappingTests

@@ -9,7 +9,7 @@ import pytest
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import LayoutError, UnsupportedConfig
-from nemoconv.formats.fiddle import Symbol
+from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, table_for_nemo
 from nemoconv.mappings.config_fields import read_config
 from nemoconv.testing import MappingTests, data_of

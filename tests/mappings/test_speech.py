@@ -9,7 +9,7 @@ import numpy
 import pytest
 
 from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
-from nemoconv.formats import plain_yaml
+from nemoconv.formats.text import plain_yaml
 from nemoconv.mappings import audio, load_table, speech_preprocessor
 from nemoconv.mappings.config_fields import read_config, write_config
 from nemoconv.mappings.speech import flatten, nest, read_settings, write_settings

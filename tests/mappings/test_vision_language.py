@@ -14,7 +14,7 @@ from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig
-from nemoconv.formats.fiddle import Node, Symbol
+from nemoconv.formats.text.fiddle import Node, Symbol
 from nemoconv.mappings import load_table, table_for_nemo
 from nemoconv.mappings.config_fields import read_config, write_config
 from nemoconv.mappings.nemo_configs_vision import CLIP_MODELS

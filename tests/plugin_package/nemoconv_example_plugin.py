@@ -11,7 +11,7 @@ from typing import Any
 from nemoconv.converters.base import Checkpoint, Converter, Model, Request, TensorSpec, WriteOptions, Writer
 from nemoconv.converters.hf import hf_config
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for
 from nemoconv.mappings.config_fields import read_config
 from nemoconv.mappings.llama import TABLE as LLAMA

@@ -23,8 +23,9 @@ from nemoconv.errors import (
     UnsupportedFormat,
     some,
 )
-from nemoconv.formats import plain_json, torch_zip
-from nemoconv.formats.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
+from nemoconv.formats.text import plain_json
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
 from nemoconv.stores.files import Folder
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import Extent

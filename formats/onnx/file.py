@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
 from nemoconv.extras import import_extra
-from nemoconv.formats.onnx_types import TYPES, OnnxType
-from nemoconv.formats.onnx_wire import PAYLOADS, Run, split
+from nemoconv.formats.onnx.types import TYPES, OnnxType
+from nemoconv.formats.onnx.wire import PAYLOADS, Run, split
 from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.stores.memory_file import MemoryFile
 from nemoconv.tensors.dtypes import DType

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
-from nemoconv.formats import plain_json
+from nemoconv.formats.text import plain_json
 
 # The largest files seen hold a few hundred objects.
 MAX_OBJECTS = 100_000

@@ -1,7 +1,7 @@
 """Whole files of ``torch.save``: a state dict of many tensors (``model_weights.ckpt``, ``*.pt``, ``*.pth``).
 
-Both layouts are read in place: the zip archive (:mod:`nemoconv.formats.torch_zip`) and what torch
-before 1.6 wrote (:mod:`nemoconv.formats.torch_legacy`). Zip archives are written, with every offset
+Both layouts are read in place: the zip archive (:mod:`nemoconv.formats.torch.zip`) and what torch
+before 1.6 wrote (:mod:`nemoconv.formats.torch.legacy`). Zip archives are written, with every offset
 known before the first byte.
 """
 
@@ -14,11 +14,14 @@ from math import prod
 from typing import Any, Final, Protocol
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
-from nemoconv.formats import pickle_writer as opcodes
-from nemoconv.formats import torch_items, torch_legacy, torch_zip, zip_records
-from nemoconv.formats.pickle_writer import PickleWriter
-from nemoconv.formats.pickles import Known, PickledDict, Stub, check_bounded
-from nemoconv.formats.torch_zip import Archive, Record, TensorRef
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.formats.torch import legacy as torch_legacy
+from nemoconv.formats.torch import pickle_writer as opcodes
+from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch import zip_records
+from nemoconv.formats.torch.pickle_writer import PickleWriter
+from nemoconv.formats.torch.pickles import Known, PickledDict, Stub, check_bounded
+from nemoconv.formats.torch.zip import Archive, Record, TensorRef
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors import checksum
 from nemoconv.tensors.dtypes import DType

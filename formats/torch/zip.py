@@ -22,7 +22,7 @@ from nemoconv.errors import (
     UnsafeCheckpoint,
     UnsupportedError,
 )
-from nemoconv.formats.pickles import (
+from nemoconv.formats.torch.pickles import (
     MAX_BYTES,
     Constant,
     Known,
@@ -32,7 +32,7 @@ from nemoconv.formats.pickles import (
     check_bounded,
     loads,
 )
-from nemoconv.formats.zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
+from nemoconv.formats.torch.zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors import checksum
 from nemoconv.tensors.dtypes import BY_NAME, BY_STORAGE, DType

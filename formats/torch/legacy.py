@@ -12,8 +12,8 @@ import struct
 from typing import Any, Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
-from nemoconv.formats.pickles import MAX_BYTES, MAX_OPCODES, Known, loads
-from nemoconv.formats.torch_zip import MAX_RECORDS, Storage, TensorRef, persistent_storage
+from nemoconv.formats.torch.pickles import MAX_BYTES, MAX_OPCODES, Known, loads
+from nemoconv.formats.torch.zip import MAX_RECORDS, Storage, TensorRef, persistent_storage
 from nemoconv.stores.files import SourceFile
 
 #: the first pickle, as protocol 2 writes it: the long 0x1950a86a20f9469cfc6c

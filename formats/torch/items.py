@@ -11,9 +11,9 @@ from math import prod
 from typing import Final
 
 from nemoconv.errors import UsageError
-from nemoconv.formats import pickle_writer as opcodes
-from nemoconv.formats.pickle_writer import PickleWriter
-from nemoconv.formats.zip_records import FULL32, central_directory, local_header
+from nemoconv.formats.torch import pickle_writer as opcodes
+from nemoconv.formats.torch.pickle_writer import PickleWriter
+from nemoconv.formats.torch.zip_records import FULL32, central_directory, local_header
 from nemoconv.tensors import checksum
 from nemoconv.tensors.dtypes import DType
 

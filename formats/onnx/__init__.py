@@ -1,0 +1,1 @@
+"""ONNX files: the graph as plain data, no weight read."""

@@ -1,0 +1,1 @@
+"""Text out of a checkpoint as plain data: JSON, YAML, and Fiddle's graphs."""
