@@ -29,9 +29,9 @@ try:
 except ImportError:
     sys.exit("skipped: torch is not installed")
 
+from nemoconv.live import Layout, LiveReshard, placements, plan_reshard  # noqa: E402
 from nemoconv.mappings import load_table  # noqa: E402
 from nemoconv.mappings.config_fields import read_config  # noqa: E402
-from nemoconv.resharding import Layout, LiveReshard, placements, plan_reshard  # noqa: E402
 
 MIB = 1 << 20
 SHAPE = {

@@ -158,7 +158,7 @@ class NeMo1Checkpoint(Checkpoint):
             tensor = self._weights.stored(name, rule, sizes, in_blocks=self._in_blocks)
         if not self._shifted or name not in self._shifted:
             return tensor
-        from nemoconv.resharding.shifted import less_one
+        from nemoconv.resharding.decode.shifted import less_one
 
         return less_one(tensor)
 

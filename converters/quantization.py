@@ -138,7 +138,10 @@ def decode(tensors: Tensors, how: Quantization, where: str, dtype: DType | None 
 
 
 def _fp8(tensors: Tensors, how: Quantization, where: str, dtype: DType) -> Tensors:
-    from nemoconv.resharding.decoded import BlockScaledFP8, decoded  # numpy, which few checkpoints need here
+    from nemoconv.resharding.decode.quantized import (  # numpy, which few checkpoints need here
+        BlockScaledFP8,
+        decoded,
+    )
 
     result: Tensors = {}
     for name in [name for name, tensor in tensors.items() if tensor.dtype.name in _FP8]:
@@ -171,7 +174,7 @@ def _block_of(codes: StoredTensor, scales: StoredTensor, where: str) -> tuple[in
 def _mxfp4(tensors: Tensors, where: str, dtype: DType) -> Tensors:
     """``*_blocks`` [E, out, in / 32, 16] and ``*_scales`` are the transpose of what a plain file holds,
     [E, in, out]: transformers transposes after decoding."""
-    from nemoconv.resharding.decoded import MXFP4, decoded
+    from nemoconv.resharding.decode.quantized import MXFP4, decoded
 
     result: Tensors = {}
     for name in [name for name in tensors if name.endswith("_blocks")]:

@@ -26,8 +26,8 @@ _TILE: Final = 4 << 20
 
 def normalized(tensors: Mapping[str, StoredTensor], names: tuple[str, ...]) -> dict[str, StoredTensor]:
     """The tensors, with the rows of those named divided by their lengths as they are read."""
-    from nemoconv.resharding.decoded import decoded
-    from nemoconv.resharding.unit_rows import UnitRows
+    from nemoconv.resharding.decode.quantized import decoded
+    from nemoconv.resharding.decode.unit_rows import UnitRows
 
     found = dict(tensors)
     for name in names:
@@ -71,8 +71,8 @@ def settle(config: dict[str, Value], folder: Folder, *, asked: bool) -> None:
 
 def check(bound: Bound) -> None:
     """Raise CorruptCheckpoint where rows that are said to have unit length have not."""
-    from nemoconv.resharding.decoded import DecodedFile
-    from nemoconv.resharding.unit_rows import row_lengths
+    from nemoconv.resharding.decode.quantized import DecodedFile
+    from nemoconv.resharding.decode.unit_rows import row_lengths
     from nemoconv.tensors.read import read_box
 
     config, table, side = bound.model.config, bound.model.table, bound.checkpoint.side

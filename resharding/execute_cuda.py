@@ -15,8 +15,8 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.resharding import decode_cuda
 from nemoconv.resharding import execute as host
+from nemoconv.resharding.decode import cuda as decode_cuda
 from nemoconv.resharding.execute import Limits
 from nemoconv.resharding.plan import Job, Plan, Target
 from nemoconv.resharding.tiles import Box

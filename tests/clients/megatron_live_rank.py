@@ -14,7 +14,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import load_file
 
-from nemoconv.resharding import Layout, reshard_state_dict
+from nemoconv.live import Layout, reshard_state_dict
 
 
 def compare_live(

@@ -10,7 +10,7 @@ import pytest
 
 from nemoconv.converters.conversion import convert
 from nemoconv.formats.safetensors import read_header
-from nemoconv.resharding.decoded import MXFP4, BlockScaledFP8, decoded
+from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, decoded
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box

@@ -26,8 +26,8 @@ import numpy
 import torch
 import torch.distributed as dist
 
-from nemoconv.resharding import Layout, LiveReshard, placements, plan_reshard, reshard_state_dict
-from nemoconv.resharding.live import model_config
+from nemoconv.live import Layout, LiveReshard, placements, plan_reshard, reshard_state_dict
+from nemoconv.live.api import model_config
 
 TIMEOUT = 60
 Tensors = dict[str, torch.Tensor]

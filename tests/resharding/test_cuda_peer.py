@@ -13,8 +13,8 @@ import numpy
 import pytest
 
 from nemoconv.errors import UnsupportedError
-from nemoconv.resharding import cuda_peer
-from nemoconv.resharding.cuda_peer import Copies, Shared, Window, regions
+from nemoconv.live import cuda_peer
+from nemoconv.live.cuda_peer import Copies, Shared, Window, regions
 from nemoconv.tensors.strided import loops
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "live.py"

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.resharding import decode
+from nemoconv.resharding.decode import arithmetic as decode
 
 
 def nearest_bfloat16(value: Fraction) -> float:

@@ -16,8 +16,9 @@ import pytest
 from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.formats.safetensors import read_header
-from nemoconv.resharding import decode, decode_cuda
-from nemoconv.resharding.decoded import MXFP4, BlockScaledFP8, Encoding, decoded
+from nemoconv.resharding.decode import arithmetic as decode
+from nemoconv.resharding.decode import cuda as decode_cuda
+from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, Encoding, decoded
 from nemoconv.resharding.plan import Job
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME

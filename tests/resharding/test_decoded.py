@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decoded import BAND, MXFP4, BlockScaledFP8, decoded
+from nemoconv.resharding.decode.quantized import BAND, MXFP4, BlockScaledFP8, decoded
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decoded import decoded
-from nemoconv.resharding.decoded_onnx import Affine, LessOne, Packed
+from nemoconv.resharding.decode.onnx import Affine, LessOne, Packed
+from nemoconv.resharding.decode.quantized import decoded
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.memory_file import MemoryFile
 from nemoconv.tensors.dtypes import BY_NAME

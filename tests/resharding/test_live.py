@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from nemoconv.errors import LayoutError, UnsupportedError, UsageError
-from nemoconv.resharding import Layout, placements, plan_reshard
-from nemoconv.resharding.live import model_config
-from nemoconv.resharding.live_schedule import schedule
+from nemoconv.live import Layout, placements, plan_reshard
+from nemoconv.live.api import model_config
+from nemoconv.live.schedule import schedule
 
 from .live_world import (
     HF_SOURCE,

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from nemoconv.live.api import model_config
+from nemoconv.live.placement import Placement
+from nemoconv.live.plan import LivePlan, plan_reshard
 from nemoconv.mappings import load_table
 from nemoconv.mappings.config_fields import read_config
-from nemoconv.resharding.live import model_config
-from nemoconv.resharding.live_placement import Placement
-from nemoconv.resharding.live_plan import LivePlan, plan_reshard
 from nemoconv.tensors.layout import Layout
 
 HF: dict[str, Any] = {

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from nemoconv.resharding import Layout, LivePlan, live_schedule, placements, plan_reshard
-from nemoconv.resharding.live import model_config
-from nemoconv.resharding.live_release import groups, ordered
-from nemoconv.resharding.live_schedule import Schedule, schedule
+from nemoconv.live import Layout, LivePlan, placements, plan_reshard
+from nemoconv.live import schedule as live_schedule
+from nemoconv.live.api import model_config
+from nemoconv.live.release import groups, ordered
+from nemoconv.live.schedule import Schedule, schedule
 
 from .live_world import LLAMA, MOE
 

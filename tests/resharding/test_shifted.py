@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.resharding.shifted import less_one
+from nemoconv.resharding.decode.shifted import less_one
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.read import read_box

@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.resharding import live_copy
-from nemoconv.resharding.live_moves import Message, Round, Schedule
-from nemoconv.resharding.live_placement import Local
-from nemoconv.resharding.live_state import Held
-from nemoconv.resharding.live_transport import Queues, Transport
+from nemoconv.live import copy as live_copy
+from nemoconv.live.moves import Message, Round, Schedule
+from nemoconv.live.placement import Local
+from nemoconv.live.state import Held
+from nemoconv.live.transport import Queues, Transport
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ from math import prod
 from typing import Literal
 
 from nemoconv.errors import LayoutError, MappingError, UnsupportedError
+from nemoconv.live.pieces import Side
+from nemoconv.live.placement import Local, Piece, Placement
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table, check_layout
-from nemoconv.resharding.live_pieces import Side
-from nemoconv.resharding.live_placement import Local, Piece, Placement
 from nemoconv.tensors.boxes import Shape, intersect
 
 #: (index of the source piece, index of the target piece, start and shape of what they share)

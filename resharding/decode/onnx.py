@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode import Array
-from nemoconv.resharding.decoded import Encoding
+from nemoconv.resharding.decode.arithmetic import Array
+from nemoconv.resharding.decode.quantized import Encoding
 from nemoconv.tensors.stored import StoredTensor
 
 

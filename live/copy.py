@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nemoconv.resharding.live_moves import Message, Move, aligned
+from nemoconv.live.moves import Message, Move, aligned
 from nemoconv.tensors.strided import Loop
 
 if TYPE_CHECKING:

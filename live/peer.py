@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from nemoconv.errors import NemoconvError, UnsupportedError
-from nemoconv.resharding import live_copy
-from nemoconv.resharding.cuda_peer import Copies, Region, Shared, Window, regions, share
-from nemoconv.resharding.live_agree import Memory, agree_on_memory, agree_on_success
-from nemoconv.resharding.live_plan import LivePlan
-from nemoconv.resharding.live_state import Held
-from nemoconv.resharding.live_step import LiveReport, Prepared, copy_all
-from nemoconv.resharding.live_transport import new_stream
+from nemoconv.live import copy as live_copy
+from nemoconv.live.agree import Memory, agree_on_memory, agree_on_success
+from nemoconv.live.cuda_peer import Copies, Region, Shared, Window, regions, share
+from nemoconv.live.plan import LivePlan
+from nemoconv.live.state import Held
+from nemoconv.live.step import LiveReport, Prepared, copy_all
+from nemoconv.live.transport import new_stream
 
 if TYPE_CHECKING:
     import torch

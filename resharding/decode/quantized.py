@@ -13,7 +13,7 @@ from math import prod
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode import (
+from nemoconv.resharding.decode.arithmetic import (
     MXFP4_GROUP,
     MXFP4_NBYTES,
     Array,

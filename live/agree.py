@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nemoconv.errors import MappingError, UnsupportedError, some
-from nemoconv.resharding.live_placement import Local
-from nemoconv.resharding.live_plan import LivePlan
+from nemoconv.live.placement import Local
+from nemoconv.live.plan import LivePlan
 
 if TYPE_CHECKING:
     import torch

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from nemoconv.errors import MappingError, NemoconvError, UsageError
 from nemoconv.extras import import_extra
+from nemoconv.live.agree import Offer, agree
+from nemoconv.live.placement import Names, Placement
+from nemoconv.live.plan import LivePlan, plan_reshard
+from nemoconv.live.reshard import BUCKET_NBYTES, LiveReshard
+from nemoconv.live.state import States
+from nemoconv.live.transport import backend_device
 from nemoconv.mappings import load_table, table_for
 from nemoconv.mappings.config_fields import Value, read_config
 from nemoconv.mappings.table import Table
-from nemoconv.resharding.live_agree import Offer, agree
-from nemoconv.resharding.live_placement import Names, Placement
-from nemoconv.resharding.live_plan import LivePlan, plan_reshard
-from nemoconv.resharding.live_reshard import BUCKET_NBYTES, LiveReshard
-from nemoconv.resharding.live_state import States
-from nemoconv.resharding.live_transport import backend_device
 from nemoconv.tensors.layout import Layout
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from nemoconv.errors import UsageError, some
-from nemoconv.resharding.live_placement import Local
-from nemoconv.resharding.live_plan import LivePlan
+from nemoconv.live.placement import Local
+from nemoconv.live.plan import LivePlan
 
 if TYPE_CHECKING:
     import torch

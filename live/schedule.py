@@ -5,7 +5,7 @@ large move by itself, small ones together. Bytes of a message are the elements o
 order of their boxes, so an end whose bytes lie in that order already needs no staging buffer. Rounds
 bound what is staged: all ranks go through the same rounds, in each of which a rank stages at most a
 quarter of two buckets for sending and as much for receiving, twice, as two rounds overlap; half of that
-where sources are released, whose order and rounds :mod:`nemoconv.resharding.live_release` decides on.
+where sources are released, whose order and rounds :mod:`nemoconv.live.release` decides on.
 """
 
 from __future__ import annotations
@@ -14,19 +14,10 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.resharding.live_moves import (
-    Message,
-    Move,
-    Round,
-    Schedule,
-    aligned,
-    is_whole,
-    move_between,
-    split,
-)
-from nemoconv.resharding.live_placement import Local, Piece
-from nemoconv.resharding.live_plan import LivePlan, Transfer
-from nemoconv.resharding.live_release import Levels, groups, ordered
+from nemoconv.live.moves import Message, Move, Round, Schedule, aligned, is_whole, move_between, split
+from nemoconv.live.placement import Local, Piece
+from nemoconv.live.plan import LivePlan, Transfer
+from nemoconv.live.release import Levels, groups, ordered
 from nemoconv.tensors.boxes import Shape
 
 #: moves up to this size share a message

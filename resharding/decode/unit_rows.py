@@ -11,8 +11,8 @@ from typing import Final
 import numpy
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode import Array
-from nemoconv.resharding.decoded import BAND, Encoding, read_run
+from nemoconv.resharding.decode.arithmetic import Array
+from nemoconv.resharding.decode.quantized import BAND, Encoding, read_run
 from nemoconv.tensors.stored import StoredTensor
 
 #: torch.nn.functional.normalize divides by no less

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 
 from nemoconv.errors import NemoconvError, UsageError
 from nemoconv.extras import import_extra
-from nemoconv.resharding import live_peer, live_state
-from nemoconv.resharding.live_agree import Offer, agree, settle_types
-from nemoconv.resharding.live_peer import PeerStep
-from nemoconv.resharding.live_placement import Local
-from nemoconv.resharding.live_plan import LivePlan
-from nemoconv.resharding.live_schedule import schedule
-from nemoconv.resharding.live_state import Held, States
-from nemoconv.resharding.live_step import LiveReport, Prepared, Step
-from nemoconv.resharding.live_transport import TRANSPORTS, Queues, StreamQueues, backend_device
+from nemoconv.live import peer as live_peer
+from nemoconv.live import state as live_state
+from nemoconv.live.agree import Offer, agree, settle_types
+from nemoconv.live.peer import PeerStep
+from nemoconv.live.placement import Local
+from nemoconv.live.plan import LivePlan
+from nemoconv.live.schedule import schedule
+from nemoconv.live.state import Held, States
+from nemoconv.live.step import LiveReport, Prepared, Step
+from nemoconv.live.transport import TRANSPORTS, Queues, StreamQueues, backend_device
 
 if TYPE_CHECKING:
     import torch

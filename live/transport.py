@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.resharding.live_moves import Message, Round, aligned
+from nemoconv.live.moves import Message, Round, aligned
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +191,7 @@ class AllToAll(Transport):
         started.wait()
 
 
-#: of "peer", see :mod:`nemoconv.resharding.live_peer`
+#: of "peer", see :mod:`nemoconv.live.peer`
 TRANSPORTS: dict[str, type[Transport]] = {"p2p": PointToPoint, "all_to_all": AllToAll, "peer": PointToPoint}
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.resharding.live_placement import Local, Piece
+from nemoconv.live.placement import Local, Piece
 from nemoconv.tensors.boxes import Shape
 from nemoconv.tensors.strided import Loop, loops
 

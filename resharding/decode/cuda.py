@@ -1,6 +1,6 @@
 """Dequantisation on a GPU: codes and scales cross the bus, and their products are taken there.
 
-The arithmetic is that of :mod:`nemoconv.resharding.decode`: every code is exact in bfloat16, a product is
+The arithmetic is that of :mod:`nemoconv.resharding.decode.arithmetic`: every code is exact in bfloat16, a product is
 taken in float32 and rounded once. Only the bits of NaNs may differ, so who asks must look for those and
 decode them on the host. What a tile needs is read in the order of the file; the device turns it round.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy
 
-from nemoconv.resharding.decode import (
+from nemoconv.resharding.decode.arithmetic import (
     MXFP4_GROUP,
     MXFP4_NBYTES,
     Array,
@@ -21,7 +21,7 @@ from nemoconv.resharding.decode import (
     fp4_pairs,
     scale_values,
 )
-from nemoconv.resharding.decoded import MXFP4, BlockScaledFP8, DecodedFile
+from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, DecodedFile
 from nemoconv.resharding.plan import Job
 from nemoconv.tensors.boxes import Shape, intersect, narrow
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

@@ -7,10 +7,10 @@ from math import prod
 from typing import NamedTuple
 
 from nemoconv.errors import LayoutError, MappingError
+from nemoconv.live.placement import Local, Piece, Placement
 from nemoconv.mappings.config_fields import Value
 from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import FIELD_NAMES, Instance, Part, Rule, Sizes, Table
-from nemoconv.resharding.live_placement import Local, Piece, Placement
 from nemoconv.tensors.boxes import Shape, View
 from nemoconv.tensors.layout import Layout
 from nemoconv.tensors.stored import Extent, contiguous_strides
