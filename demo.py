@@ -10,11 +10,11 @@ from pathlib import Path
 
 def run(folder: str | None = None) -> Iterator[str]:
     """Build, convert to NeMo 2 at tensor parallel size 2, convert back, verify; yields a tour."""
-    from nemoconv import samples
     from nemoconv.converters.conversion import convert
     from nemoconv.converters.inspection import inspect
     from nemoconv.converters.verification import verify
     from nemoconv.errors import NemoconvError, OutputError
+    from nemoconv.mappings import samples
 
     with ExitStack() as stack:
         root = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="nemoconv-demo-")))

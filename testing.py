@@ -19,15 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nemoconv import samples
 from nemoconv.converters.compare import compare
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import converter, open_checkpoint, recognize
 from nemoconv.converters.verification import verify
 from nemoconv.errors import LayoutError, MappingError, NemoconvError, OutputError
-from nemoconv.mappings import load_table, table_for
-from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.mappings import load_table, samples, table_for
+from nemoconv.mappings.hf.fields import read_config, write_config
 from nemoconv.mappings.table import holes
 
 

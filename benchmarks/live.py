@@ -31,7 +31,7 @@ except ImportError:
 
 from nemoconv.live import Layout, LiveReshard, placements, plan_reshard  # noqa: E402
 from nemoconv.mappings import load_table  # noqa: E402
-from nemoconv.mappings.config_fields import read_config  # noqa: E402
+from nemoconv.mappings.hf.fields import read_config  # noqa: E402
 
 MIB = 1 << 20
 SHAPE = {

@@ -13,7 +13,7 @@ from nemoconv.converters.planning import prepare
 from nemoconv.converters.registry import converter, open_checkpoint
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.layout import Layout

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nemoconv.errors import UsageError
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.table import Table
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.files import Folder, SourceDir, SourceFile

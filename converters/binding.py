@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from nemoconv.converters.base import Checkpoint, Model, Request, Side
 from nemoconv.converters.further_layers import all_copies, written_copies
 from nemoconv.errors import CorruptCheckpoint, MappingError, some
-from nemoconv.mappings.further import KEYS
+from nemoconv.mappings.mtp import KEYS
 from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import Instance, Part, Rule, Sizes, Table, holes
 from nemoconv.tensors.boxes import Shape, intersect, narrow

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from nemoconv.errors import MappingError
-from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.further import KEYS, has_further
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.mtp import KEYS, has_further
 from nemoconv.mappings.table import Depth, Table
 from nemoconv.tensors.stored import StoredTensor
 

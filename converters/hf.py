@@ -30,7 +30,7 @@ from nemoconv.errors import (
 from nemoconv.formats.safetensors import emit_header, read_header
 from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for
-from nemoconv.mappings.config_fields import INERT, Value, read_config, write_config
+from nemoconv.mappings.hf.fields import INERT, Value, read_config, write_config
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.stores.output import OutputDirectory, OutputFile

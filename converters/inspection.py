@@ -9,7 +9,7 @@ from pathlib import Path
 from nemoconv.converters.base import Checkpoint, TensorSpec, holdings
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.errors import UnsupportedError
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 
 
 def inspect(path: str | Path, *, config: str | Path | None = None) -> dict[str, Value]:

@@ -8,7 +8,7 @@ from typing import Final
 
 from nemoconv.converters.base import Model
 from nemoconv.errors import UnsupportedConfig, UsageError
-from nemoconv.mappings.config_fields import ConfigRule
+from nemoconv.mappings.hf.fields import ConfigRule
 
 _RANGE = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*")
 #: words in the names of settings that count layers: every n-th layer is another

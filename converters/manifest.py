@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.tensors.checksum import crc32
 
 if TYPE_CHECKING:

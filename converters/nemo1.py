@@ -34,10 +34,12 @@ from nemoconv.errors import (
 from nemoconv.formats.tar import TarFolder
 from nemoconv.formats.tar_output import OutputArchive
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings import nemo1_families, nemo1_fields_t5, table_for
-from nemoconv.mappings.config_fields import INERT, Value, read_config
-from nemoconv.mappings.nemo1_families import NORM_WEIGHT
-from nemoconv.mappings.speech import ArchiveOnly
+from nemoconv.mappings import table_for
+from nemoconv.mappings.families.speech import ArchiveOnly
+from nemoconv.mappings.hf.fields import INERT, Value, read_config
+from nemoconv.mappings.nemo1 import families as nemo1_families
+from nemoconv.mappings.nemo1 import fields_t5 as nemo1_fields_t5
+from nemoconv.mappings.nemo1.families import NORM_WEIGHT
 from nemoconv.mappings.table import Rule, Table
 from nemoconv.stores.files import Folder, SourceDir, SourceFile
 from nemoconv.stores.output import OutputDirectory

@@ -10,7 +10,7 @@ from nemoconv.converters.base import Checkpoint, Model
 from nemoconv.converters.nemo1 import NeMo1Checkpoint
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.lora import RANK, adapter_table, target_modules, told
 
 ADAPTER_CONFIG: Final = "adapter_config.json"

@@ -10,11 +10,11 @@ from nemoconv.converters.nemo1_config import HF_FOLDER
 from nemoconv.converters.nemo1_run import RUN
 from nemoconv.converters.nemo_archive import artifact_name
 from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
-from nemoconv.mappings import nemo1_families
-from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.nemo1_families import Family
-from nemoconv.mappings.nemo1_fields import write_yaml
-from nemoconv.mappings.nemo_fields import plain, text
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.nemo1 import families as nemo1_families
+from nemoconv.mappings.nemo1.families import Family
+from nemoconv.mappings.nemo1.fields import write_yaml
+from nemoconv.mappings.nemo2.fields import plain, text
 from nemoconv.mappings.table import Table
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.layout import Layout

@@ -19,12 +19,13 @@ from nemoconv.errors import (
 from nemoconv.formats import sentencepiece
 from nemoconv.formats.text import plain_json
 from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings import architectures, load_table, nemo1_families
-from nemoconv.mappings.config_fields import Value, write_config
-from nemoconv.mappings.nemo1_families import Entry, Family
-from nemoconv.mappings.nemo1_fields import defaults, read_fields
-from nemoconv.mappings.nemo1_rules import Word
-from nemoconv.mappings.nemo_fields import NemoClasses, text
+from nemoconv.mappings import architectures, load_table
+from nemoconv.mappings.hf.fields import Value, write_config
+from nemoconv.mappings.nemo1 import families as nemo1_families
+from nemoconv.mappings.nemo1.families import Entry, Family
+from nemoconv.mappings.nemo1.fields import defaults, read_fields
+from nemoconv.mappings.nemo1.rules import Word
+from nemoconv.mappings.nemo2.fields import NemoClasses, text
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table
 from nemoconv.stores.files import Folder, SourceFile

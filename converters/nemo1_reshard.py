@@ -12,7 +12,7 @@ from nemoconv.converters.rank_weights import RankWeights
 from nemoconv.converters.rank_writer import Rank, RankWriter, empty_entries
 from nemoconv.errors import LayoutError
 from nemoconv.formats.text import plain_yaml
-from nemoconv.mappings.nemo1_fields_t5 import not_in_blocks
+from nemoconv.mappings.nemo1.fields_t5 import not_in_blocks
 from nemoconv.stores.files import Folder
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout

@@ -31,9 +31,9 @@ from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
 from nemoconv.formats.text import plain_json
 from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.mappings import table_for, table_for_nemo
-from nemoconv.mappings.config_fields import INERT, Value, read_config
-from nemoconv.mappings.further import KEYS
-from nemoconv.mappings.nemo_fields import ArchivesOnly
+from nemoconv.mappings.hf.fields import INERT, Value, read_config
+from nemoconv.mappings.mtp import KEYS
+from nemoconv.mappings.nemo2.fields import ArchivesOnly
 from nemoconv.mappings.table import Table
 from nemoconv.stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
 from nemoconv.stores.output import OutputDirectory

@@ -22,7 +22,7 @@ from nemoconv.converters.base import Checkpoint, Model, TensorSpec
 from nemoconv.converters.dist_chunks import DistChunks
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
 from nemoconv.formats.torch.dist import DistChunk, DistMetadata, DistTensor
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.boxes import Shape, open_range
 from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides

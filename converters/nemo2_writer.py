@@ -18,7 +18,7 @@ from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.formats.torch import dist_writer as torch_dist_writer
 from nemoconv.formats.torch import items as torch_items
 from nemoconv.formats.torch.dist import DistChunk, DistObject, DistTensor
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.dtypes import DType

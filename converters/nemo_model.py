@@ -26,11 +26,11 @@ from nemoconv.errors import (
 from nemoconv.formats.tar import TarFolder
 from nemoconv.formats.text import plain_json
 from nemoconv.mappings import architectures, load_table
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.families.speech import SpeechTable, flatten, read_settings
+from nemoconv.mappings.families.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
+from nemoconv.mappings.families.speech_preprocessor import read_extractor
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.identity import identity_table
-from nemoconv.mappings.speech import SpeechTable, flatten, read_settings
-from nemoconv.mappings.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
-from nemoconv.mappings.speech_preprocessor import read_extractor
 from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.stored import StoredTensor
 

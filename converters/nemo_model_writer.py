@@ -11,7 +11,7 @@ from nemoconv.converters.base import Model, Request, WriteOptions, Writer
 from nemoconv.converters.nemo_model import ArchiveModel
 from nemoconv.errors import LayoutError, UsageError
 from nemoconv.formats.torch.checkpoint import StateDictItem
-from nemoconv.mappings.speech import SpeechTable
+from nemoconv.mappings.families.speech import SpeechTable
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.copy import copy_into, size_of
 from nemoconv.stores.files import SourceFile

@@ -12,7 +12,7 @@ from nemoconv.converters.hf import read_shards
 from nemoconv.converters.nemo_model import ARTIFACTS, NULLS, ArchiveModel
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.identity import identity_table
 from nemoconv.stores.files import SourceDir, SourceFile
 

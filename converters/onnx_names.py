@@ -21,7 +21,7 @@ from nemoconv.converters.onnx_weighted import Rows, Weight
 from nemoconv.converters.onnx_weights import Weights, joined
 from nemoconv.errors import MappingError, UnsupportedError, some
 from nemoconv.formats.onnx.file import OnnxFile
-from nemoconv.mappings.config_fields import Value, read_config
+from nemoconv.mappings.hf.fields import Value, read_config
 from nemoconv.mappings.table import Table
 from nemoconv.tensors.dtypes import BY_NAME, DType
 from nemoconv.tensors.stored import StoredTensor

@@ -20,7 +20,7 @@ from nemoconv.errors import (
 from nemoconv.formats.onnx.file import OnnxFile, read_onnx
 from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for
-from nemoconv.mappings.config_fields import INERT, Value, read_config
+from nemoconv.mappings.hf.fields import INERT, Value, read_config
 from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.tensors.dtypes import DType
 from nemoconv.tensors.stored import StoredTensor

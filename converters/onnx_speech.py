@@ -15,7 +15,7 @@ from nemoconv.converters.base import Model
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats import sentencepiece
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import Speech
 from nemoconv.stores.files import SourceFile
 

@@ -22,7 +22,7 @@ from nemoconv.converters.hf import GENERATION_CONFIG, HFWriter, json_bytes
 from nemoconv.errors import UsageError
 from nemoconv.extras import import_extra
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph import architectures, decoder, encoder, genai, speech
 from nemoconv.onnx_graph.attention import FLAVORS
 from nemoconv.onnx_graph.builder import Weight

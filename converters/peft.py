@@ -16,7 +16,7 @@ from nemoconv.converters.nemo1_adapters import ADAPTER_CONFIG
 from nemoconv.errors import UnsupportedArchitecture, UnsupportedFormat
 from nemoconv.formats.safetensors import emit_header, read_header
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.lora import PREFIX, adapter_table
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.copy import copy_all

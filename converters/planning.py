@@ -15,7 +15,7 @@ from nemoconv.converters import further_layers, manifest, unit_rows
 from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
 from nemoconv.converters.binding import Asker, Bound, Wanted
 from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Instance, check_layout, splits_groups
 from nemoconv.resharding.plan import Job, Payload, Plan, Target

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.tensors.dtypes import BY_NAME, DType
 from nemoconv.tensors.stored import StoredTensor
 

@@ -19,7 +19,7 @@ from nemoconv.converters.grouped_experts import is_grouped, split_grouped
 from nemoconv.converters.nemo1_names import Name
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
 from nemoconv.formats.torch.checkpoint import StateDict, read_state_dict
-from nemoconv.mappings.nemo1_dialects import GPT, Dialect
+from nemoconv.mappings.nemo1.dialects import GPT, Dialect
 from nemoconv.mappings.table import GROUP, Rule, Sizes
 from nemoconv.stores.files import Folder, SourceFile
 from nemoconv.tensors.boxes import intersect, narrow

@@ -27,7 +27,7 @@ from nemoconv.converters.nemo_tensors import NemoTensors
 from nemoconv.converters.planning import Conversion, Report, make_limits, resident_nbytes
 from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedError
 from nemoconv.formats.safetensors import read_header
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.resharding.plan import Job, Plan, Target
 from nemoconv.stores.copy import copy_all
 from nemoconv.stores.files import SourceDir, SourceFile

@@ -18,10 +18,10 @@ from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats import sentencepiece
 from nemoconv.formats.sentencepiece import SentencePieceModel
 from nemoconv.formats.text import plain_json, plain_yaml
-from nemoconv.mappings import speech_preprocessor
-from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.speech import INERT, YAML, SpeechTable, flatten, nest, write_settings
-from nemoconv.mappings.speech_preprocessor import EXTRACTOR, PROCESSOR, write_extractor
+from nemoconv.mappings.families import speech_preprocessor
+from nemoconv.mappings.families.speech import INERT, YAML, SpeechTable, flatten, nest, write_settings
+from nemoconv.mappings.families.speech_preprocessor import EXTRACTOR, PROCESSOR, write_extractor
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.stores.files import Folder, SourceFile
 
 #: the part of model_config.yaml that transformers has no words for

@@ -21,7 +21,7 @@ from nemoconv.errors import CorruptCheckpoint, UnsupportedError
 from nemoconv.formats import sentencepiece
 from nemoconv.formats.sentencepiece import SentencePieceModel
 from nemoconv.formats.text import plain_json
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 
 MODEL: Final = "tokenizer.model"
 VOCAB: Final = "vocab.txt"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from nemoconv.converters import manifest
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UsageError
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.stores.files import Folder
 from nemoconv.tensors.stored import StoredTensor
 

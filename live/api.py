@@ -21,7 +21,7 @@ from nemoconv.live.reshard import BUCKET_NBYTES, LiveReshard
 from nemoconv.live.state import States
 from nemoconv.live.transport import backend_device
 from nemoconv.mappings import load_table, table_for
-from nemoconv.mappings.config_fields import Value, read_config
+from nemoconv.mappings.hf.fields import Value, read_config
 from nemoconv.mappings.table import Table
 from nemoconv.tensors.layout import Layout
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from nemoconv.errors import LayoutError, MappingError
 from nemoconv.live.placement import Local, Piece, Placement
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.space import Space
 from nemoconv.mappings.table import FIELD_NAMES, Instance, Part, Rule, Sizes, Table
 from nemoconv.tensors.boxes import Shape, View

@@ -17,7 +17,7 @@ from typing import Literal
 from nemoconv.errors import LayoutError, MappingError, UnsupportedError
 from nemoconv.live.pieces import Side
 from nemoconv.live.placement import Local, Piece, Placement
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.rules import padded_vocab_size
 from nemoconv.mappings.table import Table, check_layout
 from nemoconv.tensors.boxes import Shape, intersect

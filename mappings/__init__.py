@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from nemoconv.errors import NemoconvError, UnsupportedArchitecture
-from nemoconv.mappings.nemo_modules import NEMO_MODULES
-from nemoconv.mappings.no_counterpart import NO_COUNTERPART
+from nemoconv.mappings.nemo2.modules import NEMO_MODULES
+from nemoconv.mappings.refused import NO_COUNTERPART
 from nemoconv.plugins import BUILT_IN, entries
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.speech import ArchiveOnly
+from nemoconv.mappings.families.speech import ArchiveOnly
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.table import Part, Rule, Table
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.blocks import NEMO
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.table import Part, Rule, Table
 
 #: of PEFT's names, before those of the model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.mappings.table import Part, Rule
 
 When = tuple[tuple[str, Value], ...]

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from nemoconv.mappings.blocks import EMBEDDING, HF, NEMO, OUTPUT, PROJ, QKV, final_norm, input_norm
-from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.further import further_sizes
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.mtp import further_sizes
 from nemoconv.mappings.rules import same
 from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.mappings.table import Module, Part, Rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 
 
 def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:

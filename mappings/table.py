@@ -15,8 +15,8 @@ from functools import cache
 from itertools import product
 from math import prod
 
-from nemoconv.mappings.config_fields import ConfigRule, Value
-from nemoconv.mappings.nemo_fields import NemoClasses
+from nemoconv.mappings.hf.fields import ConfigRule, Value
+from nemoconv.mappings.nemo2.fields import NemoClasses
 from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.tensors.boxes import Shape, View, view
 from nemoconv.tensors.layout import Layout

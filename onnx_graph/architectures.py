@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from nemoconv.errors import UnsupportedArchitecture
-from nemoconv.mappings.config_fields import Value
-from nemoconv.mappings.deepseek import layer_sets as dense_first
-from nemoconv.mappings.llama4_text import layer_sets as llama4_layers
+from nemoconv.mappings.families.deepseek import layer_sets as dense_first
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.models.llama4_text import layer_sets as llama4_layers
 from nemoconv.onnx_graph.blocks import Gated, Norm, PackedGated, Plain
 from nemoconv.onnx_graph.experts import Experts, Mlp, Router, ScaledExperts, StackedExperts
 from nemoconv.onnx_graph.projections import Latent, Packed, Projections, Separate

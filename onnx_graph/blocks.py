@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.builder import Graph
 
 

@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import LAYER
 from nemoconv.onnx_graph.blocks import Parts, Plain, embedding
 from nemoconv.onnx_graph.builder import BOOL, FLOAT32, INT32, INT64, Graph

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import Decoder
 from nemoconv.onnx_graph.attention import FLAVORS, Attention, BothWays, Heads, cache_names
 from nemoconv.onnx_graph.blocks import Parts, embedding, soft_cap

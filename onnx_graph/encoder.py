@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import LAYER, Encoder
 from nemoconv.onnx_graph.attention import BothWays, Heads
 from nemoconv.onnx_graph.blocks import Parts, Plain, embedding

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.blocks import Gated, PackedGated, Parts, Plain
 from nemoconv.onnx_graph.builder import FLOAT32, Graph
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import LAYER
 from nemoconv.onnx_graph.blocks import Parts, Plain
 from nemoconv.onnx_graph.builder import FLOAT32, INT64, Graph

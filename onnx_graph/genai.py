@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import Decoder
 from nemoconv.onnx_graph.attention import FLAVORS
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.attention import Heads
 from nemoconv.onnx_graph.blocks import Parts
 from nemoconv.onnx_graph.rope import yarn_scale

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy
 
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 
 Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 

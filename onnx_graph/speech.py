@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nemoconv.errors import CorruptCheckpoint, some
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph import canary, transducer
 from nemoconv.onnx_graph.architectures import Speech
 from nemoconv.onnx_graph.builder import INT64, Graph, Weight

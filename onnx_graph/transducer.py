@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.mappings.config_fields import Value
+from nemoconv.mappings.hf.fields import Value
 from nemoconv.onnx_graph.architectures import LAYER
 from nemoconv.onnx_graph.blocks import Parts, embedding
 from nemoconv.onnx_graph.builder import FLOAT32, INT32, Graph

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv import samples
+from nemoconv.mappings import samples
 
 
 def nemoconv(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:

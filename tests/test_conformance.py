@@ -1,6 +1,6 @@
 """Every registered format and architecture passes the tests that plug-ins inherit."""
 
-from nemoconv import samples
+from nemoconv.mappings import samples
 from nemoconv.testing import ConverterTests, MappingTests
 
 

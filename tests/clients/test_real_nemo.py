@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.formats.torch.dist import read_metadata
-from nemoconv.mappings import load_table
+from nemoconv.mappings import load_table, samples
 from nemoconv.stores.files import SourceDir
 from nemoconv.testing import data_of
 

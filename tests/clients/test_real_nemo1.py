@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.verification import verify
-from nemoconv.mappings import load_table, table_for
+from nemoconv.mappings import load_table, samples, table_for
 
 PYTHON = os.environ.get("NEMOCONV_NEMO1_PYTHON")
 pytestmark = pytest.mark.skipif(

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
-from nemoconv.mappings import load_table
+from nemoconv.mappings import load_table, samples
 from nemoconv.testing import data_of
 
 from . import models

@@ -11,7 +11,7 @@ import pytest
 
 from nemoconv.converters.conversion import convert
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters import nemo2_names
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.reshard import reshard
 from nemoconv.converters.verification import verify
 from nemoconv.errors import MappingError
+from nemoconv.mappings import samples
 from nemoconv.testing import data_of
 
 from .test_quantization import quantize, read, write

@@ -9,13 +9,13 @@ import pytest
 import tiny
 
 import nemoconv
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.layers import parse_layers
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import UnsupportedConfig, UsageError
 from nemoconv.formats.torch import dist as torch_dist
+from nemoconv.mappings import samples
 from nemoconv.stores.files import SourceDir
 
 REAL = Path(__file__).parents[2] / "fixtures" / "nemo2"

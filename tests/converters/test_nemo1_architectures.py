@@ -6,13 +6,12 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import UnsupportedArchitecture
-from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings import load_table, samples
+from nemoconv.mappings.hf.fields import read_config
 
 pytest.importorskip("torch")
 

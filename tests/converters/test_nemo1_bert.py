@@ -11,7 +11,6 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.verification import verify
@@ -22,6 +21,7 @@ from nemoconv.errors import (
     UnsupportedArchitecture,
     UnsupportedConfig,
 )
+from nemoconv.mappings import samples
 
 torch = pytest.importorskip("torch")
 

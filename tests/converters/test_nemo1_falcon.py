@@ -9,12 +9,12 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import UnsupportedArchitecture, UnsupportedFormat
+from nemoconv.mappings import samples
 
 torch = pytest.importorskip("torch")
 

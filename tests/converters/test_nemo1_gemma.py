@@ -9,13 +9,13 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.converters.verification import verify
 from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.mappings import samples
 
 torch = pytest.importorskip("torch")
 

@@ -11,13 +11,12 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.verification import verify
 from nemoconv.errors import UnsupportedArchitecture, UnsupportedConfig, UnsupportedFormat
-from nemoconv.mappings import table_for
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings import samples, table_for
+from nemoconv.mappings.hf.fields import read_config
 
 torch = pytest.importorskip("torch")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.converters.nemo1_names import Name, parse
-from nemoconv.mappings.nemo1_dialects import BERT, GPT
+from nemoconv.mappings.nemo1.dialects import BERT, GPT
 
 
 @pytest.mark.parametrize(

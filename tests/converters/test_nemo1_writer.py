@@ -12,15 +12,14 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
-from nemoconv import samples
 from nemoconv.cli import main
 from nemoconv.converters.conversion import convert, plan
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, OutputError, UnsupportedArchitecture
-from nemoconv.mappings import architectures
-from nemoconv.mappings.nemo1_families import FAMILIES
+from nemoconv.mappings import architectures, samples
+from nemoconv.mappings.nemo1.families import FAMILIES
 
 pytest.importorskip("torch")
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters import nemo2_names
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.nemo2_names import Key, leading_axes, logical_name, stored_key
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
+from nemoconv.mappings import samples
 from nemoconv.testing import data_of
 
 EXPERT = "decoder.layers.7.mlp.experts.local_experts.3.linear_fc1.weight"

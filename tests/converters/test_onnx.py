@@ -13,7 +13,6 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.onnx_in_place import add_graph
 from nemoconv.converters.registry import recognize
@@ -30,6 +29,7 @@ from nemoconv.errors import (
     UnsupportedFormat,
     UsageError,
 )
+from nemoconv.mappings import samples
 from nemoconv.stores import added_files
 
 onnx = pytest.importorskip("onnx")

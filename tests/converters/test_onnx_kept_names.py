@@ -7,13 +7,12 @@ import shutil
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import (
     MappingError,
     UnsupportedError,
 )
-from nemoconv.mappings import load_table
+from nemoconv.mappings import load_table, samples
 
 from .onnx_samples import assert_equal, refused
 

@@ -9,7 +9,6 @@ import onnx_source
 import pytest
 import tiny
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.onnx_roles import ROLES
 from nemoconv.converters.registry import open_checkpoint
@@ -18,8 +17,8 @@ from nemoconv.errors import (
     UnsupportedError,
     UsageError,
 )
-from nemoconv.mappings import load_table, table_for
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings import load_table, samples, table_for
+from nemoconv.mappings.hf.fields import read_config
 
 from .onnx_samples import assert_equal, refused, sample
 

@@ -10,13 +10,12 @@ from typing import Any
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError, NemoconvError, UnsupportedConfig
 from nemoconv.formats.safetensors import emit_header
-from nemoconv.mappings import load_table
+from nemoconv.mappings import load_table, samples
 from nemoconv.testing import data_of
 
 SIZES: Mapping[str, Any] = {

@@ -10,13 +10,13 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.inspection import inspect
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.verification import verify
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig
 from nemoconv.formats.safetensors import read_header
+from nemoconv.mappings import samples
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_SAFETENSORS
 from nemoconv.testing import data_of

@@ -8,7 +8,7 @@ import pytest
 from nemoconv.converters.rank_weights import assemble
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME
 from nemoconv.tensors.layout import Layout

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.nemo2_names import alone, halves_of, whole_of_half
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, UsageError
 from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.mappings import samples
 from nemoconv.testing import data_of
 
 from .test_nemo2_names import CONFIG

@@ -13,10 +13,10 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UsageError
-from nemoconv.mappings.baichuan_fields import BAICHUAN2_VOCABULARY
+from nemoconv.mappings import samples
+from nemoconv.mappings.models.baichuan_fields import BAICHUAN2_VOCABULARY
 from nemoconv.testing import data_of
 
 CONFIG: dict[str, Any] = {

@@ -10,7 +10,7 @@ import pytest
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, table_for_nemo
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 
 SIZES: Mapping[str, Any] = {
     "num_hidden_layers": 2,

@@ -8,15 +8,7 @@ import pytest
 
 from nemoconv.errors import UnsupportedArchitecture, UnsupportedConfig
 from nemoconv.mappings import load_table, table_for
-from nemoconv.mappings.config_fields import (
-    Dtype,
-    Field,
-    Fixed,
-    HeadDim,
-    check_kind,
-    read_config,
-    write_config,
-)
+from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim, check_kind, read_config, write_config
 
 TABLE = load_table("llama")
 BASE = {"model_type": "llama"}

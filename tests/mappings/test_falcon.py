@@ -8,7 +8,7 @@ import pytest
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.mappings.hf.fields import read_config, write_config
 
 from .dense import assert_defaults_of_transformers
 

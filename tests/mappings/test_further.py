@@ -6,8 +6,8 @@ import pytest
 
 from nemoconv.errors import LayoutError, UnsupportedConfig
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config, write_config
-from nemoconv.mappings.further import FurtherFields, FurtherLayers
+from nemoconv.mappings.hf.fields import read_config, write_config
+from nemoconv.mappings.mtp import FurtherFields, FurtherLayers
 from nemoconv.mappings.table import Depth, check_layout
 from nemoconv.tensors.layout import Layout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.mappings.hf.fields import read_config, write_config
 from nemoconv.testing import MappingTests
 
 from . import dense

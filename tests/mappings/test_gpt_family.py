@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings import load_table, table_for_nemo
-from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.mappings import load_table, samples, table_for_nemo
+from nemoconv.mappings.hf.fields import read_config, write_config
 from nemoconv.testing import MappingTests, data_of
 
 GPT = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 67, "n_positions": 64}

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
+from nemoconv.mappings import samples
 from nemoconv.testing import MappingTests, data_of
 
 from .dense import assert_refused, config

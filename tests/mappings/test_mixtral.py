@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.errors import LayoutError, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings import load_table, table_for_nemo
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings import load_table, samples, table_for_nemo
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.testing import MappingTests, data_of
 
 CONFIG = {

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from nemoconv.mappings import architectures, load_table
-from nemoconv.mappings.nemo_configs import (
-    INERT,
-    LLAMA_DEFAULTS,
-    MAPPED,
-    OFF,
-    ONLY_WITH,
-)
-from nemoconv.mappings.nemo_fields import ArchivesOnly
-from nemoconv.mappings.nemo_modules import NEMO_MODULES
+from nemoconv.mappings.nemo2.configs import INERT, LLAMA_DEFAULTS, MAPPED, OFF, ONLY_WITH
+from nemoconv.mappings.nemo2.fields import ArchivesOnly
+from nemoconv.mappings.nemo2.modules import NEMO_MODULES
 from nemoconv.plugins import BUILT_IN, entries
 
 # nemo-toolkit has no wheel that installs beside the rest of the tests: read off GPTConfig of 2.7.3.

@@ -6,7 +6,7 @@ import pytest
 
 from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.mappings import architectures, load_table
-from nemoconv.mappings.no_counterpart import NO_COUNTERPART
+from nemoconv.mappings.refused import NO_COUNTERPART
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.mappings import load_table, samples
+from nemoconv.mappings.hf.fields import read_config, write_config
 from nemoconv.testing import MappingTests
 
 from . import dense

@@ -8,8 +8,8 @@ import pytest
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
-from nemoconv.mappings.rope import Rope, normal_scaling
+from nemoconv.mappings.hf.fields import read_config
+from nemoconv.mappings.hf.rope import Rope, normal_scaling
 
 LLAMA3 = {
     "rope_type": "llama3",

@@ -10,9 +10,10 @@ import pytest
 
 from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
 from nemoconv.formats.text import plain_yaml
-from nemoconv.mappings import audio, load_table, speech_preprocessor
-from nemoconv.mappings.config_fields import read_config, write_config
-from nemoconv.mappings.speech import flatten, nest, read_settings, write_settings
+from nemoconv.mappings import load_table
+from nemoconv.mappings.families import audio, speech_preprocessor
+from nemoconv.mappings.families.speech import flatten, nest, read_settings, write_settings
+from nemoconv.mappings.hf.fields import read_config, write_config
 
 SAMPLES = Path(__file__).parents[2] / "fixtures" / "speech"
 TABLES = {"ctc": "parakeet_ctc", "tdt": "parakeet_tdt", "rnnt": "parakeet_rnnt", "canary": "canary"}

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import LayoutError, MappingError, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings import load_table, table_for_nemo
-from nemoconv.mappings.config_fields import read_config, write_config
+from nemoconv.mappings import load_table, samples, table_for_nemo
+from nemoconv.mappings.hf.fields import read_config, write_config
 from nemoconv.testing import MappingTests, data_of
 
 SIZES = {

@@ -10,7 +10,7 @@ import pytest
 
 from nemoconv.errors import LayoutError
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.mappings.rules import fused_qkv, gated, same
 from nemoconv.mappings.sizes import attention_sizes
 from nemoconv.mappings.table import Part, Rule, Table, check_layout, holes

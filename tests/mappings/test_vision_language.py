@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 from vision_configs import LLAVA, QWEN2_5_VL, QWEN2_VL, changed
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Node, Symbol
-from nemoconv.mappings import load_table, table_for_nemo
-from nemoconv.mappings.config_fields import read_config, write_config
-from nemoconv.mappings.nemo_configs_vision import CLIP_MODELS
+from nemoconv.mappings import load_table, samples, table_for_nemo
+from nemoconv.mappings.hf.fields import read_config, write_config
+from nemoconv.mappings.nemo2.configs_vision import CLIP_MODELS
 from nemoconv.testing import MappingTests, data_of
 
 ALL = {"llava": LLAVA, "qwen2_vl": QWEN2_VL, "qwen2_5_vl": QWEN2_5_VL}

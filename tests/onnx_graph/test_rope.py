@@ -9,7 +9,7 @@ import pytest
 
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import table_for
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.onnx_graph.rope import frequencies
 
 SHAPE = {

@@ -7,7 +7,7 @@ import pytest
 from nemoconv.converters.onnx_names import required_shapes
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.onnx_graph import speech
 from nemoconv.onnx_graph.architectures import SPEECH
 from nemoconv.onnx_graph.builder import Weight

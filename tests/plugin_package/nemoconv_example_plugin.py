@@ -13,8 +13,8 @@ from nemoconv.converters.hf import hf_config
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for
-from nemoconv.mappings.config_fields import read_config
-from nemoconv.mappings.llama import TABLE as LLAMA
+from nemoconv.mappings.hf.fields import read_config
+from nemoconv.mappings.models.llama import TABLE as LLAMA
 from nemoconv.resharding.plan import Payload
 from nemoconv.stores.files import SourceDir, SourceFile
 from nemoconv.stores.output import OutputDirectory

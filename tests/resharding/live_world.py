@@ -16,7 +16,7 @@ import tiny
 from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 
 LLAMA = {
     **tiny.CONFIG,

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv import samples
 from nemoconv.converters.conversion import convert
 from nemoconv.formats.safetensors import read_header
+from nemoconv.mappings import samples
 from nemoconv.resharding.decode import arithmetic as decode
 from nemoconv.resharding.decode import cuda as decode_cuda
 from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, Encoding, decoded

@@ -10,7 +10,7 @@ from nemoconv.live.api import model_config
 from nemoconv.live.placement import Placement
 from nemoconv.live.plan import LivePlan, plan_reshard
 from nemoconv.mappings import load_table
-from nemoconv.mappings.config_fields import read_config
+from nemoconv.mappings.hf.fields import read_config
 from nemoconv.tensors.layout import Layout
 
 HF: dict[str, Any] = {

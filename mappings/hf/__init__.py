@@ -1,0 +1,1 @@
+"""config.json: how its keys correspond to Megatron's config fields."""

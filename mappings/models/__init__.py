@@ -1,0 +1,1 @@
+"""One file an architecture, named by its Hugging Face ``model_type``."""

@@ -1,0 +1,26 @@
+"""FastConformer CTC models: ``ParakeetForCTC``, NeMo's ``EncDecCTCModelBPE``, and one head of hybrid ones."""
+
+from nemoconv.mappings.families.fastconformer import PREPROCESSOR, encoder_rules, encoder_sizes
+from nemoconv.mappings.families.parakeet import CTC_FIELDS, CTC_SETTINGS, HYBRID, featurizer, head
+from nemoconv.mappings.families.speech import ArchiveOnly, SpeechTable
+
+TABLE = SpeechTable(
+    architecture="parakeet_ctc",
+    hf_class="ParakeetForCTC",
+    nemo=ArchiveOnly("nemo.collections.asr.models.ctc_bpe_models", "EncDecCTCModelBPE", "", {}),
+    targets=("EncDecCTCModelBPE", *HYBRID),
+    head="ctc",
+    decoder_type="ctc",
+    fields=CTC_FIELDS,
+    settings=CTC_SETTINGS,
+    rules=(
+        *encoder_rules(),
+        *head(
+            "decoder.decoder_layers.0", "ctc_head", "vocab hidden one", also="ctc_decoder.decoder_layers.0"
+        ),
+    ),
+    sizes=encoder_sizes,
+    ignored=PREPROCESSOR,
+    constants=featurizer,
+    verified=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
+)

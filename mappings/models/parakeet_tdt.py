@@ -1,0 +1,33 @@
+"""FastConformer transducers that predict durations: ``ParakeetForTDT``, NeMo's ``EncDecRNNTBPEModel`` with
+the TDT loss (Parakeet TDT 0.6B and 1.1B)."""
+
+from nemoconv.mappings.families.fastconformer import PREPROCESSOR, encoder_rules
+from nemoconv.mappings.families.parakeet import (
+    HYBRID,
+    TRANSDUCER_FIELDS,
+    TRANSDUCER_SETTINGS,
+    TokenDurations,
+    featurizer,
+    is_tdt,
+    transducer_rules,
+    transducer_sizes,
+)
+from nemoconv.mappings.families.speech import ArchiveOnly, SpeechTable
+from nemoconv.mappings.hf.fields_speech import Durations
+
+TABLE = SpeechTable(
+    architecture="parakeet_tdt",
+    hf_class="ParakeetForTDT",
+    nemo=ArchiveOnly("nemo.collections.asr.models.rnnt_bpe_models", "EncDecRNNTBPEModel", "", {}),
+    targets=("EncDecRNNTBPEModel", *HYBRID),
+    head="transducer",
+    decoder_type="tdt",
+    accepts=is_tdt,
+    fields=(*TRANSDUCER_FIELDS, Durations()),
+    settings=(*TRANSDUCER_SETTINGS, TokenDurations()),
+    rules=(*encoder_rules(), *transducer_rules()),
+    sizes=transducer_sizes,
+    ignored=PREPROCESSOR,
+    constants=featurizer,
+    verified=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
+)

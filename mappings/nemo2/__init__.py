@@ -1,0 +1,1 @@
+"""The config classes of NeMo 2: how their fields correspond to a model config, and their defaults."""

@@ -1,0 +1,71 @@
+"""Small seeded checkpoints of any registered architecture, for the demo, tests and plug-ins."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from nemoconv.formats.safetensors import emit_header
+from nemoconv.mappings import table_for
+from nemoconv.mappings.hf.fields import read_config
+from nemoconv.tensors.dtypes import BY_NAME
+
+#: a Llama with grouped queries, a scaled rotary embedding and a vocabulary that two ranks cannot share
+LLAMA: Mapping[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 257,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 128,
+    },
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+
+
+def tensors(config: Mapping[str, Any]) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the Hugging Face tensors that a config.json asks for, sorted by name."""
+    table = table_for(config, "sample")
+    model, _ = read_config(table.fields, config)
+    sizes = table.sizes(model)
+    return sorted(
+        {
+            (part.hf.format(**instance.index), part.shape(sizes))
+            for instance in table.instances(model, sizes)
+            if instance.in_hf
+            for part in instance.rule.parts
+        }
+    )
+
+
+def build(folder: Path, config: Mapping[str, Any] = LLAMA, seed: int = 0) -> None:
+    """Write a Hugging Face directory with config.json and random bfloat16 weights of order 1/16."""
+    folder.mkdir(parents=True)
+    dtype = BY_NAME["bfloat16"]
+    named = tensors(config)
+    generator = random.Random(seed)  # noqa: S311 - weights, not secrets
+    with open(folder / "model.safetensors", "wb") as file:
+        file.write(emit_header([(name, dtype, shape) for name, shape in named])[0])
+        for _, shape in named:
+            halves = (
+                generator.getrandbits(1) << 15 | 0x3D00 | generator.getrandbits(8) for _ in range(prod(shape))
+            )
+            file.write(b"".join(half.to_bytes(2, "little") for half in halves))
+    (folder / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
