@@ -19,25 +19,25 @@ from nemoconv.version import __version__
 
 if TYPE_CHECKING:
     from nemoconv.converters.base import Checkpoint
-    from nemoconv.converters.compare import Comparison
-    from nemoconv.converters.conversion import convert, plan
-    from nemoconv.converters.inspection import inspect
-    from nemoconv.converters.planning import Report
+    from nemoconv.converters.look.inspect import inspect
+    from nemoconv.converters.look.verify import Health, verify
     from nemoconv.converters.registry import open_checkpoint as open  # noqa: A004
-    from nemoconv.converters.reshard import reshard
-    from nemoconv.converters.verification import Health, verify
+    from nemoconv.converters.run.compare import Comparison
+    from nemoconv.converters.run.convert import convert, plan
+    from nemoconv.converters.run.plan import Report
+    from nemoconv.converters.run.reshard import reshard
 
 _LAZY = {
     "Checkpoint": "nemoconv.converters.base:Checkpoint",
-    "Comparison": "nemoconv.converters.compare:Comparison",
-    "Health": "nemoconv.converters.verification:Health",
-    "Report": "nemoconv.converters.planning:Report",
-    "convert": "nemoconv.converters.conversion:convert",
-    "inspect": "nemoconv.converters.inspection:inspect",
+    "Comparison": "nemoconv.converters.run.compare:Comparison",
+    "Health": "nemoconv.converters.look.verify:Health",
+    "Report": "nemoconv.converters.run.plan:Report",
+    "convert": "nemoconv.converters.run.convert:convert",
+    "inspect": "nemoconv.converters.look.inspect:inspect",
     "open": "nemoconv.converters.registry:open_checkpoint",
-    "plan": "nemoconv.converters.conversion:plan",
-    "reshard": "nemoconv.converters.reshard:reshard",
-    "verify": "nemoconv.converters.verification:verify",
+    "plan": "nemoconv.converters.run.convert:plan",
+    "reshard": "nemoconv.converters.run.reshard:reshard",
+    "verify": "nemoconv.converters.look.verify:verify",
 }
 
 __all__ = [

@@ -19,7 +19,7 @@ from nemoconv.errors import NemoconvError
 from nemoconv.version import __version__
 
 if TYPE_CHECKING:
-    from nemoconv.converters.planning import Report
+    from nemoconv.converters.run.plan import Report
 
 # numpy would start a thread per core for linear algebra that is never done here
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -294,7 +294,7 @@ def _convert(
     offline: bool,
     **options: Any,
 ) -> None:
-    from nemoconv.converters.conversion import convert
+    from nemoconv.converters.run.convert import convert
 
     in_place = options.pop("in_place", False)
     if out is None and not in_place:
@@ -313,7 +313,7 @@ def _convert(
 
 def _add_graph(path: str, out: str | None, to: str, options: Mapping[str, Any]) -> Report:
     """--in-place: the directory stays as it is and gets model.onnx."""
-    from nemoconv.converters.onnx_in_place import add_graph
+    from nemoconv.converters.run.onnx_in_place import add_graph
 
     if to != "onnx":
         raise click.UsageError("--in-place adds an ONNX graph: it goes with --to onnx")
@@ -345,7 +345,7 @@ def _reshard(
     offline: bool,
     **options: Any,
 ) -> None:
-    from nemoconv.converters.reshard import reshard
+    from nemoconv.converters.run.reshard import reshard
 
     path = _locate(src, revision, token, cache_dir, offline)
     if out is None and not os.path.exists(src):
@@ -485,7 +485,7 @@ def inspect(
     **arguments: Any,
 ) -> None:
     """Tell what is in a checkpoint, from its headers alone."""
-    from nemoconv.converters.inspection import describe, tensor_rows
+    from nemoconv.converters.look.inspect import describe, tensor_rows
     from nemoconv.converters.registry import open_checkpoint
 
     where = _locate(path, *(arguments[key] for key in ("revision", "token", "cache_dir", "offline")))
@@ -521,7 +521,7 @@ def verify(
     A alone: structure, completeness and checksums. With B: every tensor under its canonical name.
     Exits with 1 when they differ.
     """
-    from nemoconv.converters.verification import verify as run
+    from nemoconv.converters.look.verify import verify as run
 
     hub = [arguments[key] for key in ("revision", "token", "cache_dir", "offline")]
     with terminal.progress(show) as progress:
@@ -538,7 +538,7 @@ def verify(
 @_common
 def supported(as_json: bool, quiet: bool, **_: Any) -> None:
     """List formats and architectures, where they come from and how each is verified."""
-    from nemoconv.converters.support import matrix
+    from nemoconv.converters.look.support import matrix
 
     facts = matrix()
     if as_json:

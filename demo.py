@@ -10,9 +10,9 @@ from pathlib import Path
 
 def run(folder: str | None = None) -> Iterator[str]:
     """Build, convert to NeMo 2 at tensor parallel size 2, convert back, verify; yields a tour."""
-    from nemoconv.converters.conversion import convert
-    from nemoconv.converters.inspection import inspect
-    from nemoconv.converters.verification import verify
+    from nemoconv.converters.look.inspect import inspect
+    from nemoconv.converters.look.verify import verify
+    from nemoconv.converters.run.convert import convert
     from nemoconv.errors import NemoconvError, OutputError
     from nemoconv.mappings import samples
 

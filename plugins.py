@@ -61,13 +61,13 @@ def entries(group: str) -> Mapping[str, Entry]:
 
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "converters": {
-        "hf": "nemoconv.converters.hf:HFConverter",
-        "nemo2": "nemoconv.converters.nemo2:NeMo2Converter",
-        "nemo": "nemoconv.converters.nemo1:NeMo1Converter",
-        "megatron": "nemoconv.converters.megatron:MegatronConverter",
-        "safetensors": "nemoconv.converters.safetensors_plain:SafetensorsConverter",
-        "onnx": "nemoconv.converters.onnx:OnnxConverter",
-        "peft": "nemoconv.converters.peft:PeftConverter",
+        "hf": "nemoconv.converters.hf.checkpoint:HFConverter",
+        "nemo2": "nemoconv.converters.nemo2.checkpoint:NeMo2Converter",
+        "nemo": "nemoconv.converters.nemo1.checkpoint:NeMo1Converter",
+        "megatron": "nemoconv.converters.megatron.checkpoint:MegatronConverter",
+        "safetensors": "nemoconv.converters.run.safetensors:SafetensorsConverter",
+        "onnx": "nemoconv.converters.onnx.format:OnnxConverter",
+        "peft": "nemoconv.converters.adapters.peft:PeftConverter",
     },
     "mappings": {
         "llama": "nemoconv.mappings.models.llama:TABLE",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nemoconv.errors import NemoconvError
 
 if TYPE_CHECKING:
-    from nemoconv.converters.conversion import Progress
-    from nemoconv.converters.planning import Report
+    from nemoconv.converters.run.convert import Progress
+    from nemoconv.converters.run.plan import Report
 
 _VERBS = {"write": "writing", "flush": "flushing to disk", "verify": "verifying"}
 

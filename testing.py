@@ -19,11 +19,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nemoconv.converters.compare import compare
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import converter, open_checkpoint, recognize
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.compare import compare
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import LayoutError, MappingError, NemoconvError, OutputError
 from nemoconv.mappings import load_table, samples, table_for
 from nemoconv.mappings.hf.fields import read_config, write_config

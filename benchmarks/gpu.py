@@ -34,7 +34,7 @@ except ImportError:
 import gpu_decode
 import models
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 CASES: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("float32 -> bfloat16", "float32", {"dtype": "bfloat16"}),

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy
 
 from nemoconv.converters.base import WriteOptions
-from nemoconv.converters.planning import prepare
 from nemoconv.converters.registry import converter, open_checkpoint
+from nemoconv.converters.run.plan import prepare
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config

@@ -21,7 +21,7 @@ from nemoconv.tensors.stored import StoredTensor
 if TYPE_CHECKING:
     import numpy
 
-    from nemoconv.converters.binding import Bound
+    from nemoconv.converters.bind import Bound
 
 #: the names a checkpoint's tensors have: Hugging Face's or Megatron's
 Side = Literal["hf", "nemo"]

@@ -85,7 +85,7 @@ def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None
         if not any(found.glob("*.safetensors")):  # many of NeMo's own repositories hold nothing else
             found = fetch(["*.nemo"])
         if not any(found.glob("*.safetensors")) and not any(found.glob("*.nemo")):
-            from nemoconv.converters.onnx_reader import PLACES
+            from nemoconv.converters.onnx.reader import PLACES
 
             found = fetch([*PLACES])
             place = next((place for place in PLACES if (found / place).exists()), None)

@@ -16,7 +16,7 @@ from nemoconv.stores.files import Folder
 from nemoconv.tensors.stored import StoredTensor
 
 if TYPE_CHECKING:
-    from nemoconv.converters.binding import Bound
+    from nemoconv.converters.bind import Bound
 
 KEY: Final = "unit_rows"
 #: how far the length of a row of rounded numbers may be from 1

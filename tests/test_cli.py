@@ -292,6 +292,6 @@ def test_demo_runs_and_removes_its_files(tmp_path: Path) -> None:
 
 
 def test_the_readme_shows_the_matrix_of_the_tables() -> None:
-    from nemoconv.converters.support import markdown
+    from nemoconv.converters.look.support import markdown
 
     assert markdown() in (Path(__file__).parents[1] / "README.md").read_text()

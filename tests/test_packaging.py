@@ -14,7 +14,7 @@ import nemoconv
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CODE = ("converters", "formats", "live", "mappings", "onnx_graph", "resharding", "stores", "tensors")
+CODE = ("converters", "formats", "live", "mappings", "resharding", "stores", "tensors")
 
 
 def test_every_folder_of_code_is_in_the_package_list() -> None:

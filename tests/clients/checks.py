@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 from . import models
 from .worlds import World

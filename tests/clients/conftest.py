@@ -36,7 +36,7 @@ def hf(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Variant], Path]:
 def exported_speech(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
     """Folders of ONNX graphs and transformers' models of cases of :mod:`speech_models`, each built once.
     The model that ``CASE`` was made from is ``CASE.hf`` beside it. Not to be changed."""
-    from nemoconv.converters.conversion import convert
+    from nemoconv.converters.run.convert import convert
 
     from . import speech_models
 

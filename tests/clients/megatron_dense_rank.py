@@ -25,7 +25,7 @@ from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemoconv.converters.nemo2_context import read_context
+from nemoconv.converters.nemo2.context import read_context
 from nemoconv.mappings import table_for_nemo
 
 ACTIVATIONS = {

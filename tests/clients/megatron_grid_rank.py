@@ -15,7 +15,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from nemoconv.converters.nemo2_context import read_context
+from nemoconv.converters.nemo2.context import read_context
 from nemoconv.mappings import table_for_nemo
 from nemoconv.stores.files import SourceDir
 

@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from nemoconv.converters.nemo2_context import read_context
+from nemoconv.converters.nemo2.context import read_context
 from nemoconv.stores.files import SourceDir
 
 #: what io.json says of the layout, in the words of TransformerConfig

@@ -99,7 +99,7 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
     TransformerLayerSubmodules,
 )
 
-from nemoconv.converters.nemo2_context import read_context  # noqa: E402
+from nemoconv.converters.nemo2.context import read_context  # noqa: E402
 from nemoconv.mappings import table_for_nemo  # noqa: E402
 
 mamba_block.TENorm = WrappedTorchNorm

@@ -24,7 +24,7 @@ from megatron.core.transformer.dot_product_attention import DotProductAttention
 from megatron.core.transformer.moe import grouped_gemm_util, moe_utils
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 
-from nemoconv.converters.nemo2_context import read_context
+from nemoconv.converters.nemo2.context import read_context
 from nemoconv.mappings import table_for_nemo
 from nemoconv.stores.files import SourceDir
 

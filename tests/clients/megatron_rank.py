@@ -25,7 +25,7 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  #
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
-from nemoconv.converters.nemo2_context import read_context  # noqa: E402
+from nemoconv.converters.nemo2.context import read_context  # noqa: E402
 from nemoconv.stores.files import SourceDir  # noqa: E402
 
 # NeMo's LlamaConfig on top of megatron-core's own defaults (nemo/collections/llm/gpt/model/llama.py)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 SAMPLES = Path(__file__).parents[2] / "fixtures" / "speech"
 #: pieces of the sample's tokenizer, and a blank

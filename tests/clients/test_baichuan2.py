@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings.models.baichuan_fields import BAICHUAN2_VOCABULARY
 
 from . import models

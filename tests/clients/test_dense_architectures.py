@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 from . import models
 from .worlds import World

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.formats.safetensors import read_header
 from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, decoded
 from nemoconv.stores.files import SourceFile

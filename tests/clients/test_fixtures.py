@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.compare import Comparison
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.compare import Comparison
+from nemoconv.converters.run.convert import convert
 
 from . import models
 from .models import Variant

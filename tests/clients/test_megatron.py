@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.compare import Comparison
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.compare import Comparison
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.stores.files import SourceFile
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 from . import models
 

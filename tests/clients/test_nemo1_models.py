@@ -11,7 +11,7 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 from . import models
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_in_place import add_graph
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.onnx_in_place import add_graph
 from nemoconv.errors import UsageError
 
 from . import speech_models

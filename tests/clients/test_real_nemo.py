@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.formats.torch.dist import read_metadata
 from nemoconv.mappings import load_table, samples
 from nemoconv.stores.files import SourceDir

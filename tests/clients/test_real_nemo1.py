@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings import load_table, samples, table_for
 
 PYTHON = os.environ.get("NEMOCONV_NEMO1_PYTHON")

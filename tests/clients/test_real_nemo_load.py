@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.nemo2_names import logical_name
 from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.torch_dist.names import logical_name
 
 from . import models, test_gpt_architectures, test_plain_gpt
 from .test_real_nemo_moe import CHILD, PYTHON, TIMEOUT

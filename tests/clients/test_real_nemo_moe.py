@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.nemo2_names import logical_name
 from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.torch_dist.names import logical_name
 
 from . import models
 from .test_further_layers import DEPTHS, add_further_layers

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings import load_table, samples
 from nemoconv.testing import data_of
 

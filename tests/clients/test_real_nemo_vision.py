@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from vision_configs import IMAGE, LLAVA, QWEN2_5_VL, QWEN2_VL, changed
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.formats.torch.dist import read_metadata
 from nemoconv.mappings import samples
 from nemoconv.stores.files import SourceDir

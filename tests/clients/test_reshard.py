@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import LayoutError
 from nemoconv.formats.torch.dist import read_chunk, read_metadata
 from nemoconv.resharding.layout_file import parse_notation

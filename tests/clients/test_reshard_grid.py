@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 
 from . import models
 from .worlds import SCRIPT, World

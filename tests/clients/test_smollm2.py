@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.compare import Comparison
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_in_place import add_graph
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.compare import Comparison
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.onnx_in_place import add_graph
 from nemoconv.errors import LayoutError
 
 from . import models, onnx_runs

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import LayoutError
 from nemoconv.testing import data_of
 

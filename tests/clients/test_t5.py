@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 
 from . import models
 from .checks import assert_megatron_agrees, megatron_difference

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from vision_configs import IMAGE, LLAVA, QWEN2_5_VL, QWEN2_VL
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings import load_table
 
 from . import models

@@ -11,7 +11,7 @@ import onnx_source
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import NemoconvError
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters import nemo2_names
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.reshard import reshard
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
+from nemoconv.converters.torch_dist import names as nemo2_names
 from nemoconv.errors import MappingError
 from nemoconv.mappings import samples
 from nemoconv.testing import data_of

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 import nemoconv
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     CorruptCheckpoint,
     MappingError,

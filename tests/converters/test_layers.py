@@ -9,10 +9,10 @@ import pytest
 import tiny
 
 import nemoconv
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.layers import parse_layers
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import UnsupportedConfig, UsageError
 from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.mappings import samples

@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 import pytest
 import tiny
 
-from nemoconv.converters import layout_picture
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.layout_picture import draw, moved_bytes, write_picture
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import plan_reshard
+from nemoconv.converters.run import picture as layout_picture
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.picture import draw, moved_bytes, write_picture
+from nemoconv.converters.run.reshard import plan_reshard
 from nemoconv.errors import OutputError, UsageError
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import (
     CorruptCheckpoint,
     LayoutError,

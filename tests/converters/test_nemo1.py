@@ -11,9 +11,9 @@ import pytest
 import tiny
 import yaml
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, MappingError
 
 torch = pytest.importorskip("torch")

@@ -10,10 +10,10 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import recognize
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     CorruptCheckpoint,
     MappingError,

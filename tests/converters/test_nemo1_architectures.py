@@ -6,9 +6,9 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import UnsupportedArchitecture
 from nemoconv.mappings import load_table, samples
 from nemoconv.mappings.hf.fields import read_config

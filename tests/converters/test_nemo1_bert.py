@@ -11,9 +11,9 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     LayoutError,
     MappingError,
@@ -191,7 +191,7 @@ def test_there_and_back_and_to_nemo2(tmp_path, cls):
 def test_another_layout_keeps_what_the_archive_holds(tmp_path):
     arrays = tensors(tmp_path / "hf", "BertForPreTraining")
     source = pack(tmp_path / "x.nemo", ranks_of(arrays, mcore=False, tp=2), mcore=False)
-    from nemoconv.converters.reshard import reshard
+    from nemoconv.converters.run.reshard import reshard
 
     reshard(source, tmp_path / "y.nemo", tensor_parallel_size=1, pipeline_parallel_size=2)
     assert verify(tmp_path / "y.nemo", tmp_path / "hf").equal

@@ -11,9 +11,9 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import UnsupportedArchitecture, UnsupportedConfig, UnsupportedFormat
 from nemoconv.mappings import samples, table_for
 from nemoconv.mappings.hf.fields import read_config

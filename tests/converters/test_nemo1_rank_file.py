@@ -8,10 +8,10 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
-from nemoconv.converters.nemo1_rank_file import read_rank
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.nemo1.rank_file import read_rank
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, LayoutError
 from nemoconv.stores.files import SourceDir
 

@@ -9,8 +9,8 @@ import legacy_nemo as legacy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import NemoconvError
 
 torch = pytest.importorskip("torch")

@@ -9,8 +9,8 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     CorruptCheckpoint,
     MappingError,

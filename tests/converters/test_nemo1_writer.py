@@ -13,10 +13,10 @@ import tiny
 from click.testing import CliRunner
 
 from nemoconv.cli import main
-from nemoconv.converters.conversion import convert, plan
-from nemoconv.converters.inspection import inspect
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert, plan
 from nemoconv.errors import CorruptCheckpoint, OutputError, UnsupportedArchitecture
 from nemoconv.mappings import architectures, samples
 from nemoconv.mappings.nemo1.families import FAMILIES

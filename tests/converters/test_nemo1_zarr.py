@@ -10,8 +10,8 @@ import pytest
 import tiny
 import yaml
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
 
 pytest.importorskip("torch")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemoconv.converters.nemo2_context import (
+from nemoconv.converters.nemo2.context import (
     AUTO_TOKENIZER,
     NemoContext,
     Sizes,

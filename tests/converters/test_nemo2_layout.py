@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemoconv.converters.nemo2_context import Sizes, build_context, read_context
-from nemoconv.converters.nemo2_layout import layout_of, settings, with_settings, with_yaml_settings
+from nemoconv.converters.nemo2.context import Sizes, build_context, read_context
+from nemoconv.converters.nemo2.layout import layout_of, settings, with_settings, with_yaml_settings
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.stores.files import SourceDir

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters import nemo2_names
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.nemo2_names import Key, leading_axes, logical_name, stored_key
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.torch_dist import names as nemo2_names
+from nemoconv.converters.torch_dist.names import Key, leading_axes, logical_name, stored_key
 from nemoconv.mappings import samples
 from nemoconv.testing import data_of
 

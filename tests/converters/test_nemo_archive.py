@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from nemoconv.converters import nemo_archive
+from nemoconv.converters.archive import archive as nemo_archive
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
 
 

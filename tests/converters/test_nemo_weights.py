@@ -10,9 +10,9 @@ import numpy
 import pytest
 from safetensors.numpy import load_file
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedFormat
 from nemoconv.testing import data_of
 

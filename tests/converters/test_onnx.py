@@ -13,10 +13,10 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_in_place import add_graph
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import recognize
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.onnx_in_place import add_graph
 from nemoconv.errors import (
     CorruptCheckpoint,
     MappingError,

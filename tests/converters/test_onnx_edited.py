@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     MappingError,
     UnsupportedError,

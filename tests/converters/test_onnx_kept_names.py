@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     MappingError,
     UnsupportedError,

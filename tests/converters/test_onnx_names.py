@@ -9,10 +9,10 @@ import onnx_source
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_roles import ROLES
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.onnx.names.roles import ROLES
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     UnsupportedError,
     UsageError,

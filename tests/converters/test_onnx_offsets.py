@@ -10,8 +10,8 @@ import onnx_source
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_offsets import is_exact, rounding
+from nemoconv.converters.onnx.names.offsets import is_exact, rounding
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import UnsupportedError
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.memory_file import MemoryFile

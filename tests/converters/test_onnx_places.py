@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from nemoconv.converters.onnx_dataflow import Dataflow
-from nemoconv.converters.onnx_model_parts import Place
-from nemoconv.converters.onnx_places import find_places
-from nemoconv.converters.onnx_weighted import Rows
+from nemoconv.converters.onnx.names.dataflow import Dataflow
+from nemoconv.converters.onnx.names.model_parts import Place
+from nemoconv.converters.onnx.names.places import find_places
+from nemoconv.converters.onnx.names.weighted import Rows
 from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedError
 from nemoconv.formats.onnx.file import Node
 from nemoconv.formats.onnx.types import TYPES

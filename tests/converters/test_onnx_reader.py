@@ -10,11 +10,11 @@ import onnx_source
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
-from nemoconv.converters.onnx_reader import OnnxCheckpoint
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.onnx.reader import OnnxCheckpoint
 from nemoconv.converters.registry import open_checkpoint, recognize
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     CorruptCheckpoint,
     NemoconvError,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nemoconv.converters.onnx_dataflow import Dataflow
-from nemoconv.converters.onnx_spans import Spans, tile
-from nemoconv.converters.onnx_weighted import Rows
+from nemoconv.converters.onnx.names.dataflow import Dataflow
+from nemoconv.converters.onnx.names.spans import Spans, tile
+from nemoconv.converters.onnx.names.weighted import Rows
 
 from .onnx_drawing import Drawing
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from nemoconv.converters.archive.speech_tokenizer import is_token_list
 from nemoconv.converters.base import Model
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.onnx_in_place import add_graph
-from nemoconv.converters.onnx_speech import token_lists, token_texts
+from nemoconv.converters.onnx.graph.architectures import SPEECH
+from nemoconv.converters.onnx.speech_files import token_lists, token_texts
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.speech_tokenizer import is_token_list
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.onnx_in_place import add_graph
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedConfig, UnsupportedFormat
 from nemoconv.mappings import load_table
-from nemoconv.onnx_graph.architectures import SPEECH
 
 onnx = pytest.importorskip("onnx")
 

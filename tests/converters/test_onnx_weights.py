@@ -6,7 +6,7 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     UnsupportedError,
     UsageError,

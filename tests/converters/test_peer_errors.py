@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError, NemoconvError, UnsupportedConfig
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table, samples

@@ -18,9 +18,9 @@ import yaml
 from safetensors.numpy import load_file
 
 import nemoconv
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect, tensor_rows
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.inspect import inspect, tensor_rows
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     CorruptCheckpoint,
     MappingError,

@@ -10,10 +10,10 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig
 from nemoconv.formats.safetensors import read_header
 from nemoconv.mappings import samples

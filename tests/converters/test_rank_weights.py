@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from nemoconv.converters.rank_weights import assemble
+from nemoconv.converters.ranks.weights import assemble
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nemoconv
-from nemoconv.converters.compare import Comparison, compare_companions
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import default_target, reshard, settle_layout
+from nemoconv.converters.run.compare import Comparison, compare_companions
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import default_target, reshard, settle_layout
 from nemoconv.errors import CorruptCheckpoint, LayoutError, OutputError, UnsupportedError, UsageError
 from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.mappings import samples

@@ -8,10 +8,10 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.inspection import inspect
+from nemoconv.converters.look.inspect import inspect
+from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint, recognize
-from nemoconv.converters.verification import verify
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, LayoutError, UnsupportedArchitecture, UnsupportedError
 
 STRANGE = {

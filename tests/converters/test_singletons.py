@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.nemo2_names import alone, halves_of, whole_of_half
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
+from nemoconv.converters.torch_dist.names import alone, halves_of, whole_of_half
 from nemoconv.errors import CorruptCheckpoint, UsageError
 from nemoconv.formats.torch import zip as torch_zip
 from nemoconv.mappings import samples

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.reshard import reshard
-from nemoconv.converters.verification import verify
+from nemoconv.converters.look.verify import verify
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, OutputError
 from nemoconv.formats.tar_output import OutputArchive
 from nemoconv.formats.torch.dist import read_chunk, read_metadata

@@ -13,7 +13,7 @@ import pytest
 import tiny
 from onnx_source import CONFIGS, arrays
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.converters.sources import HubOptions, locate
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from nemoconv.converters import speech_tokenizer
+from nemoconv.converters.archive import speech_tokenizer
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError
 from nemoconv.formats import sentencepiece as reader
 

@@ -14,11 +14,11 @@ import pytest
 import tiny
 
 from nemoconv.converters.base import WriteOptions
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.planning import prepare
 from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.converters.reshard import reshard
-from nemoconv.converters.together import Ranks, _part, _shares, ranks_of
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.multi_process import Ranks, _part, _shares, ranks_of
+from nemoconv.converters.run.plan import prepare
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import UsageError
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout

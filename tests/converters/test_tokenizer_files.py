@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from nemoconv.converters.tokenizer_files import for_transformers_4
+from nemoconv.converters.hf.tokenizer_files import for_transformers_4
 from nemoconv.errors import CorruptCheckpoint
 
 

@@ -13,7 +13,7 @@ import numpy
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UsageError
 from nemoconv.mappings import samples
 from nemoconv.mappings.models.baichuan_fields import BAICHUAN2_VOCABULARY

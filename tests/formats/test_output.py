@@ -18,7 +18,7 @@ import pytest
 import tiny
 
 import nemoconv
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import NemoconvError, OutputError, UsageError
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors import strided
@@ -452,8 +452,8 @@ def test_ctrl_c(model, tmp_path, phase, to):
 
 _VICTIM = """
 import os, signal, sys, time
-from nemoconv.converters.conversion import convert
-import nemoconv.converters.hf, nemoconv.converters.nemo2, nemoconv.resharding.execute
+from nemoconv.converters.run.convert import convert
+import nemoconv.converters.hf.checkpoint, nemoconv.converters.nemo2.checkpoint, nemoconv.resharding.execute
 NAMES = "open mkdir ftruncate pwrite pwritev fsync rename close unlink rmdir".split()
 def run(source, target, to, point, overwrite):
     calls = 0

@@ -248,7 +248,7 @@ def test_the_umask_holds(tmp_path):
 
 def killed_at(step, source, target, *, overwrite):
     """Convert in a child that dies before its ``step``-th write, flush, rename or removal; whether it died."""
-    from nemoconv.converters.conversion import convert
+    from nemoconv.converters.run.convert import convert
 
     child = os.fork()
     if child == 0:
@@ -281,7 +281,7 @@ def killed_at(step, source, target, *, overwrite):
 
 @pytest.mark.parametrize("old", [None, b"old"], ids=["new", "overwrite"])
 def test_killed_at_every_step(tmp_path, old):
-    from nemoconv.converters.conversion import convert
+    from nemoconv.converters.run.convert import convert
 
     source, out, target = tmp_path / "hf", tmp_path / "out", tmp_path / "out" / "x.nemo"
     out.mkdir()

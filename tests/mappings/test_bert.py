@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.nemo2_context import read_context
+from nemoconv.converters.nemo2.context import read_context
 from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import MappingError, UnsupportedArchitecture, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, samples, table_for, table_for_nemo

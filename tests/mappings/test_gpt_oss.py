@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import LayoutError, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, samples, table_for_nemo
@@ -148,8 +148,8 @@ def test_experts_with_biases_stay_whole(tmp_path: Path) -> None:
 
 def test_experts_with_biases_are_not_cut_on_demand(tmp_path: Path) -> None:
     from nemoconv.converters.base import WriteOptions
-    from nemoconv.converters.planning import prepare
     from nemoconv.converters.registry import converter
+    from nemoconv.converters.run.plan import prepare
     from nemoconv.stores.output import OutputDirectory
 
     samples.build(tmp_path / "hf", CONFIG)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings import samples
 from nemoconv.testing import MappingTests, data_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, samples, table_for, table_for_nemo

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemoconv.converters.binding import Space
+from nemoconv.converters.bind import Space
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings.rules import (
     fused_qkv,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import LayoutError, MappingError, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Symbol
 from nemoconv.mappings import load_table, samples, table_for_nemo

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from vision_configs import LLAVA, QWEN2_5_VL, QWEN2_VL, changed
 
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig
 from nemoconv.formats.text.fiddle import Node, Symbol
 from nemoconv.mappings import load_table, samples, table_for_nemo

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemoconv.converters.onnx_roles import ROLES
+from nemoconv.converters.onnx.graph import architectures
+from nemoconv.converters.onnx.names.roles import ROLES
 from nemoconv.mappings import load_table
-from nemoconv.onnx_graph import architectures
 
 ROWS = re.findall(
     r"^\| ([a-z].*) \| (.*) \| (.*) \|$", (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(), re.M

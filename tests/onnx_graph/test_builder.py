@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nemoconv.converters.onnx.graph.builder import FLOAT32, INT64, Graph, Weight
 from nemoconv.errors import CorruptCheckpoint, UnsupportedError
-from nemoconv.onnx_graph.builder import FLOAT32, INT64, Graph, Weight
 from nemoconv.tensors.dtypes import BY_NAME
 
 onnx = pytest.importorskip("onnx")

@@ -7,10 +7,10 @@ from typing import Any
 import numpy
 import pytest
 
+from nemoconv.converters.onnx.graph.rope import frequencies
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import table_for
 from nemoconv.mappings.hf.fields import read_config
-from nemoconv.onnx_graph.rope import frequencies
 
 SHAPE = {
     "hidden_size": 512,

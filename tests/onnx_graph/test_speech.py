@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from nemoconv.converters.onnx_names import required_shapes
+from nemoconv.converters.onnx.graph import speech
+from nemoconv.converters.onnx.graph.architectures import SPEECH
+from nemoconv.converters.onnx.graph.builder import Weight
+from nemoconv.converters.onnx.names.names import required_shapes
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config
-from nemoconv.onnx_graph import speech
-from nemoconv.onnx_graph.architectures import SPEECH
-from nemoconv.onnx_graph.builder import Weight
 from nemoconv.tensors.dtypes import BY_NAME
 
 onnx = pytest.importorskip("onnx")

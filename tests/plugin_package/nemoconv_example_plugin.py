@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nemoconv.converters.base import Checkpoint, Converter, Model, Request, TensorSpec, WriteOptions, Writer
-from nemoconv.converters.hf import hf_config
+from nemoconv.converters.hf.checkpoint import hf_config
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.text import plain_json
 from nemoconv.mappings import table_for

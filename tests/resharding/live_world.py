@@ -13,8 +13,8 @@ from typing import Any
 import numpy
 import tiny
 
-from nemoconv.converters.conversion import convert
 from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.convert import convert
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config
 

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 from nemoconv.formats.safetensors import read_header
 from nemoconv.mappings import samples
 from nemoconv.resharding.decode import arithmetic as decode

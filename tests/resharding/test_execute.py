@@ -466,7 +466,7 @@ def test_copying_long_runs_leaves_a_core_to_the_kernel(tmp_path, monkeypatch, co
 _CHILD = """
 import resource, sys, threading, time
 resource.setrlimit(resource.RLIMIT_DATA, (512 << 20, 512 << 20))
-from nemoconv.converters.conversion import convert
+from nemoconv.converters.run.convert import convert
 peak, stop = 0, threading.Event()
 def anonymous():
     with open("/proc/self/status") as file:

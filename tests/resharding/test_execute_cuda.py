@@ -10,8 +10,8 @@ import numpy
 import pytest
 import tiny
 
-from nemoconv.converters.conversion import convert
-from nemoconv.converters.reshard import reshard
+from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import UsageError
 from nemoconv.resharding import devices
 

@@ -1,0 +1,1 @@
+"""Adapters beside a base model: LoRA as Hugging Face's PEFT stores it."""

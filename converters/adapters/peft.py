@@ -1,0 +1,117 @@
+"""Hugging Face's PEFT directories: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+They are written, and read again where a manifest tells what model their adapters belong to: what PEFT itself
+keeps says no more than its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from nemoconv.converters import manifest
+from nemoconv.converters.base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
+from nemoconv.converters.nemo1.adapters import ADAPTER_CONFIG
+from nemoconv.errors import UnsupportedArchitecture, UnsupportedFormat
+from nemoconv.formats.safetensors import emit_header, read_header
+from nemoconv.mappings import load_table
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.lora import PREFIX, adapter_table
+from nemoconv.resharding.plan import Payload
+from nemoconv.stores.copy import copy_all
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
+
+WEIGHTS: Final = "adapter_model.safetensors"
+
+
+class PeftCheckpoint(HeldTensors):
+    """An open PEFT directory."""
+
+    format = "peft"
+    side = "hf"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = SourceDir(path)
+        self._tensors = read_header(self._folder.file(WEIGHTS))[0]
+        self._manifest: Mapping[str, Any] | None = manifest.read(self._folder)
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return {}
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        if self._manifest is None:
+            raise UnsupportedArchitecture(
+                f"{self.path}: adapters of PEFT do not say what model they belong to",
+                hint="adapters are written as PEFT directories here, and read only to compare them",
+            )
+        table = load_table(str(self._manifest["architecture"]))
+        adapters = adapter_table(table, set(self._tensors))
+        files: dict[str, SourceFile | bytes] = {ADAPTER_CONFIG: self._folder.file(ADAPTER_CONFIG)}
+        return Model(adapters, dict(self._manifest["model_config"]), {}, files)
+
+    def describe(self) -> dict[str, Value]:
+        files = {file.name: file.size for file in self._folder.opened()}
+        return {"writer": "PEFT", "files": files}
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return {}
+
+    def source_files(self) -> Sequence[SourceFile]:
+        return self._folder.opened()
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+class PeftWriter(Writer):
+    """The tensors in one file, and adapter_config.json."""
+
+    side = "hf"
+
+    def __init__(self, output: OutputDirectory, model: Model) -> None:
+        self._output, self._files = output, model.files
+        if not all(part.hf.startswith(PREFIX) for rule in model.table.rules for part in rule.parts):
+            raise UnsupportedFormat(
+                f"a whole {model.table.architecture!r} model is no set of adapters", hint="convert it --to hf"
+            )
+
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        file = self._output.file(WEIGHTS)
+        self._header, offsets = emit_header([(r.name, r.dtype, r.shape) for r in requests])
+        payloads = []
+        file.size = len(self._header)
+        for request, offset in zip(requests, offsets, strict=True):
+            nbytes = request.dtype.itemsize
+            for length in request.shape:
+                nbytes *= length
+            payloads.append(Payload(request.name, file, offset, nbytes))
+            file.size = max(file.size, offset + nbytes)
+        self.tensor_count = len(payloads)
+        return payloads
+
+    def finish(self) -> None:
+        self._output.file(WEIGHTS).pwrite(self._header, 0)
+        copy_all(self._output, self._files)
+
+
+class PeftConverter(Converter):
+    name = "peft"
+    side = "hf"
+    title = "Hugging Face PEFT directory of LoRA adapters (adapter_config.json, adapter_model.safetensors)"
+    looks_for = f"{ADAPTER_CONFIG} beside {WEIGHTS}"
+
+    def recognizes(self, path: Path) -> bool:
+        return (path / ADAPTER_CONFIG).is_file() and (path / WEIGHTS).is_file()
+
+    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+        return PeftCheckpoint(path)
+
+    def create(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> Writer:
+        return PeftWriter(output, model)

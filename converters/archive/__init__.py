@@ -1,0 +1,1 @@
+"""Any ``.nemo`` archive: the container, and models that are no Megatron language models."""

@@ -1,0 +1,331 @@
+"""Hugging Face directories: config.json, safetensors (one file or indexed shards), tokenizer files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+from nemoconv.converters import manifest, unit_rows
+from nemoconv.converters import mtp_layers as further_layers
+from nemoconv.converters.base import (
+    Checkpoint,
+    Converter,
+    HeldTensors,
+    Model,
+    Request,
+    TensorSpec,
+    WriteOptions,
+    Writer,
+)
+from nemoconv.converters.hf import quantization
+from nemoconv.converters.hf.quantization import Quantization
+from nemoconv.errors import (
+    CorruptCheckpoint,
+    UnsupportedArchitecture,
+    UnsupportedConfig,
+    UnsupportedFormat,
+    some,
+)
+from nemoconv.formats.safetensors import emit_header, read_header
+from nemoconv.formats.text import plain_json
+from nemoconv.mappings import table_for
+from nemoconv.mappings.hf.fields import INERT, Value, read_config, write_config
+from nemoconv.resharding.plan import Payload
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory, OutputFile
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.stored import StoredTensor
+
+SINGLE: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"
+#: files that make up a tokenizer, in any of the forms that transformers loads
+TOKENIZER_FILES: Final = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+GENERATION_CONFIG: Final = "generation_config.json"
+#: keys whose presence means that the weights are not what their names say
+_REFUSED: Final = {
+    "auto_map": (
+        "the model brings code of its own, which is never run",
+        "if transformers' own class computes the same, pass --allow-ignored auto_map",
+    ),
+}
+
+
+class HFCheckpoint(HeldTensors):
+    """An open Hugging Face directory."""
+
+    format = "hf"
+    side = "hf"
+
+    def __init__(self, path: Path, *, config: Path | None = None) -> None:
+        self.path = path
+        self._directory = SourceDir(path)
+        self._config = read_hf_config(config) if config is not None else self._own_config()
+        self._tensors = self._stored = self._read_headers()
+        self._quantization: Quantization | None = None
+        self._unit_rows: tuple[str, ...] = ()
+        self._decoded: quantization.Decoded | None = None
+        with suppress(UnsupportedConfig):  # model() raises it; the tensors can be looked at all the same
+            self._quantization = quantization.find(self._config, str(self.path / "config.json"))
+        self.decode_as(None)
+
+    def _check_quantization(self) -> None:
+        where = str(self.path / "config.json")
+        how = quantization.find(self._config, where)
+        if how is not None and not (self._decoded and self._decoded.count):
+            raise UnsupportedConfig(
+                f"{where}: {quantization.KEY} says {how.kind}, but no tensor is quantized",
+                hint=f"if the weights are plain, pass --allow-ignored {quantization.KEY}",
+            )
+
+    def decode_as(self, dtype: DType | None) -> None:
+        if self._quantization is not None:
+            self._decoded = quantization.decode(self._stored, self._quantization, str(self.path), dtype)
+            self._tensors = self._decoded.tensors
+
+    def normalize_rows(self) -> None:
+        names = table_for(self._config, str(self.path)).unit_rows
+        if not names or self._quantization is not None:
+            super().normalize_rows()
+        self._tensors, self._unit_rows = unit_rows.normalized(self._stored, names), names
+
+    def notes(self) -> Sequence[str]:
+        said = self._decoded.notes(self._quantization) if self._decoded and self._quantization else []
+        return [*said, *unit_rows.note(self._stored, self._unit_rows)]
+
+    def _own_config(self) -> dict[str, Value]:
+        return plain_json.loads_object(self._directory.read("config.json"), str(self.path / "config.json"))
+
+    def _read_headers(self) -> dict[str, StoredTensor]:
+        if not self._directory.exists(INDEX) and not self._directory.exists(SINGLE):
+            self._refuse_other_weights()
+        return read_shards(self._directory)
+
+    def _refuse_other_weights(self) -> None:
+        names = list(self._directory.names())
+        pickled = [n for n in names if n.startswith("pytorch_model") and n.endswith(".bin")]
+        if pickled:
+            raise UnsupportedFormat(
+                f"{self.path}: the weights are pickles ({some(pickled, 3)}), which can run code when loaded",
+                hint="convert them to safetensors first, on a machine you can spare",
+            )
+        shards = [n for n in names if n.endswith(".safetensors")]
+        if shards:
+            raise CorruptCheckpoint(
+                f"{self.path}: has {some(shards, 3)} but neither {SINGLE} nor {INDEX}",
+                hint="finish the download; without the index nobody knows which shards belong",
+            )
+        raise CorruptCheckpoint(f"{self.path}: has config.json but no {SINGLE} and no {INDEX}")
+
+    def dtype(self, name: str) -> DType:
+        return self._tensors[name].dtype
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return self._config
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        if quantization.KEY not in allow_ignored:
+            self._check_quantization()
+        table = table_for(self._config, str(self.path))
+        owned = frozenset().union(*(rule.hf_keys for rule in table.fields))
+        for key, (why, remedy) in _REFUSED.items():
+            if self._config.get(key) is not None and key not in allow_ignored and key not in owned:
+                raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
+        allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
+        config, passed = read_config(table.fields, self._config, allowed)
+        unit_rows.settle(config, self._directory, asked=bool(self._unit_rows))
+        further_layers.settle(table, config, self._tensors.keys(), allow_ignored)
+        files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
+        if self._directory.exists(GENERATION_CONFIG):
+            plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))
+            files[GENERATION_CONFIG] = self._directory.file(GENERATION_CONFIG)
+        files |= {name: self._directory.file(name) for name in table.files if self._directory.exists(name)}
+        inert = {key: self._config[key] for key in passed if key in INERT}
+        ignored = sorted(key for key in allow_ignored if key in self._config)
+        return Model(table, config, inert, files, ignored)
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return {n: self._directory.file(n) for n in TOKENIZER_FILES if self._directory.exists(n)}
+
+    def describe(self) -> dict[str, Value]:
+        known = {"config.json", INDEX, GENERATION_CONFIG, *TOKENIZER_FILES}
+        with suppress(UnsupportedArchitecture):
+            known.update(table_for(self._config, str(self.path)).files)
+        files = {tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._stored.values()}
+        others = [n for n in self._directory.names() if n not in known and n not in files]
+        return {
+            "writer": f"transformers {self._config.get('transformers_version', '(version not recorded)')}",
+            "files": files,
+            "not converted": others,
+            **({"quantization": "; ".join(self.notes())} if self._decoded else {}),
+        }
+
+    def source_files(self) -> Sequence[SourceFile]:
+        return self._directory.opened()
+
+    def close(self) -> None:
+        self._directory.close()
+
+
+def read_shards(directory: SourceDir) -> dict[str, StoredTensor]:
+    """Every tensor of model.safetensors or of the shards that the index lists.
+
+    Raises CorruptCheckpoint where index and shards do not agree.
+    """
+    path = directory.path
+    if not directory.exists(INDEX):
+        return read_header(directory.file(SINGLE))[0]
+    index = plain_json.loads(directory.read(INDEX), str(path / INDEX))
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CorruptCheckpoint(f"{path / INDEX}: has no weight_map of tensor names to files")
+    tensors: dict[str, StoredTensor] = {}
+    missing = sorted(name for name in set(weight_map.values()) if not directory.exists(name))
+    if missing:
+        raise CorruptCheckpoint(
+            f"{path}: {len(missing)} of {len(set(weight_map.values()))} shards are missing: {some(missing)}",
+            hint="finish the download",
+        )
+    for file_name in sorted(set(weight_map.values())):
+        for name, tensor in read_header(directory.file(file_name))[0].items():
+            if name in tensors:
+                raise CorruptCheckpoint(f"{path}: tensor {name!r} lies in two shards")
+            if weight_map.get(name) != file_name:
+                raise CorruptCheckpoint(
+                    f"{path / file_name}: holds {name!r}, which {INDEX} places in "
+                    f"{weight_map.get(name, 'no file')!r}",
+                    hint="shards of two models seem to be mixed",
+                )
+            tensors[name] = tensor
+    absent = sorted(weight_map.keys() - tensors.keys())
+    if absent:
+        raise CorruptCheckpoint(f"{path}: {len(absent)} tensors of {INDEX} are in no shard: {some(absent)}")
+    return tensors
+
+
+def read_hf_config(place: Path) -> dict[str, Value]:
+    """A config.json, given as the file or as the directory that holds it."""
+    file = SourceFile(place / "config.json" if place.is_dir() else place)
+    with closing(file):
+        return plain_json.loads_object(file.pread(file.size, 0), file.path)
+
+
+class ShardWriter(Writer):
+    """safetensors shards, then the index."""
+
+    side = "hf"
+
+    def __init__(self, output: OutputDirectory, options: WriteOptions) -> None:
+        self._output, self._options = output, options
+        self._headers: list[tuple[OutputFile, bytes]] = []
+        self._index: dict[str, str] = {}
+        self._nbytes = self._parameters = 0
+
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        shards: list[list[int]] = [[]]
+        held = 0
+        sizes = [TensorSpec(r.name, r.dtype, r.shape).nbytes for r in requests]
+        for position, nbytes in enumerate(sizes):
+            if shards[-1] and held + nbytes > self._options.max_shard_nbytes:
+                shards.append([])
+                held = 0
+            shards[-1].append(position)
+            held += nbytes
+        payloads: dict[int, Payload] = {}
+        for number, shard in enumerate(shards, 1):
+            name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = self._output.file(name)
+            shard.sort(key=lambda i: -requests[i].dtype.itemsize)  # stable: aligns mixed types
+            header, offsets = emit_header(
+                [(requests[i].name, requests[i].dtype, requests[i].shape) for i in shard]
+            )
+            for i, offset in zip(shard, offsets, strict=True):
+                payloads[i] = Payload(requests[i].name, file, offset, sizes[i])
+                self._index[requests[i].name] = name
+                self._nbytes += sizes[i]
+                self._parameters += sizes[i] // requests[i].dtype.itemsize
+            file.size = offsets[-1] + sizes[shard[-1]] if shard else len(header)
+            self._headers.append((file, header))
+        self.tensor_count = len(payloads)
+        return [payloads[i] for i in range(len(requests))]
+
+    def finish(self) -> None:
+        for file, header in self._headers:
+            file.pwrite(header, 0)
+        if len(self._headers) > 1:
+            index = {
+                "metadata": {"total_parameters": self._parameters, "total_size": self._nbytes},
+                "weight_map": dict(sorted(self._index.items())),
+            }
+            self._output.write(INDEX, json_bytes(index))
+
+
+class HFWriter(ShardWriter):
+    """Tokenizer files, safetensors shards, and config.json last."""
+
+    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
+        super().__init__(output, options)
+        self._model, self._config = model, hf_config(model)
+
+    def finish(self) -> None:
+        for name, source in self._model.files.items():
+            self._output.write(name, source if isinstance(source, bytes) else source.pread(source.size, 0))
+        super().finish()
+        self._output.write("config.json", json_bytes(self._config))
+
+
+def hf_config(model: Model) -> dict[str, Value]:
+    """The config.json of a model, in the spellings of transformers 4 and 5 both."""
+    config = {
+        **model.inert,
+        "architectures": [model.table.hf_class],
+        "model_type": model.table.model_type,
+        **write_config(model.table.fields, model.config),
+    }
+    return dict(sorted(config.items()))
+
+
+def json_bytes(value: object) -> bytes:
+    """A JSON file as transformers writes them."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+class HFConverter(Converter):
+    name = "hf"
+    side = "hf"
+    title = "Hugging Face directory (config.json, safetensors)"
+    looks_for = "config.json beside *.safetensors"
+
+    def recognizes(self, path: Path) -> bool:
+        if not path.is_dir():
+            return False
+        if any(path.glob("*.safetensors")):  # tensors alone, with our manifest, are no model
+            others = (manifest.NAME, "model_config.yaml", "adapter_config.json")
+            return (path / "config.json").exists() or not any((path / name).exists() for name in others)
+        graphs = any(path.glob("*.onnx")) or (path / "onnx" / "model.onnx").exists()
+        return (path / "config.json").exists() and not graphs
+
+    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+        return HFCheckpoint(path, config=config)
+
+    def create(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> Writer:
+        return HFWriter(output, model, options)

@@ -1,0 +1,1 @@
+"""What is told of checkpoints without changing them: inspect, verify, and what is supported."""

@@ -1,0 +1,155 @@
+"""Is a checkpoint whole, and does it still hold what was written?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemoconv.converters import manifest
+from nemoconv.converters.base import Checkpoint, holdings
+from nemoconv.converters.bind import Bound
+from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.run.compare import Comparison, compare
+from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture
+from nemoconv.resharding.equal import first_difference
+from nemoconv.stores.files import Folder, SourceFile
+from nemoconv.tensors.checksum import crc32
+
+Progress = Callable[[str, int, int], None]
+_BLOCK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What :func:`check` looked at. Anything wrong is raised, so this is always good news."""
+
+    tensors: int
+    checksummed_nbytes: int
+    manifest: bool
+    model: str
+    #: the format has checksums of its own
+    own: bool = False
+
+    equal = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def describe(self) -> str:
+        """One line."""
+        kinds = {"the manifest": self.manifest, "the file's own checksums": self.own}
+        against = " and ".join(kind for kind, there in kinds.items() if there)
+        if not self.checksummed_nbytes:
+            return f"{self.tensors:,} tensors ({self.model}): complete; the format holds no checksums"
+        return (
+            f"{self.tensors:,} tensors ({self.model}): complete; "
+            f"{self.checksummed_nbytes:,} bytes agree with {against}"
+        )
+
+
+def verify(
+    a: str | Path,
+    b: str | Path | None = None,
+    *,
+    config: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Health | Comparison:
+    """Check ``a`` alone, or compare it with ``b`` bit for bit.
+
+    Alone: headers agree with the files to the byte, every tensor that the architecture needs is there
+    with the right shape and nothing else is, and all checksums hold. Raises CorruptCheckpoint,
+    MappingError and the like for what is wrong. With ``b``: see :func:`nemoconv.converters.run.compare.compare`.
+    """
+    with open_checkpoint(a, config=config) as first:
+        if b is None:
+            return check(first, progress)
+        with open_checkpoint(b, config=config) as second:
+            return compare(first, second, progress)
+
+
+def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
+    """Check one open checkpoint."""
+    total = sum(spec.nbytes for _, spec in holdings(checkpoint))
+    done = 0
+
+    def advance(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress:
+            progress("verify", min(done, total), total)
+
+    try:
+        model = checkpoint.model()
+    except UnsupportedArchitecture:
+        kind = "architecture unknown: names not checked"
+        names = checkpoint.keys()
+        cut = sum(not checkpoint.joins(name) for name in names)
+        kind += f", {cut:,} tensors in pieces that no rule joins" if cut else ""
+        for name in names:
+            checkpoint.pieces(name)
+    else:
+        kind = model.table.architecture
+        bound = Bound(checkpoint, model)
+        for instance in bound.instances:
+            bound.dtype(instance)
+            bound.extents(instance, bound.space(instance.rule, bound.sizes))
+    for copy, held in checkpoint.copies():
+        if difference := first_difference(copy, held):
+            raise CorruptCheckpoint(f"{checkpoint.path}: holds {copy.name} twice, but {difference}")
+    for _, nbytes in checkpoint.verify_checksums():
+        advance(nbytes)
+    own = done > 0
+    directory = checkpoint.open_folder()
+    written = manifest.read(directory) if directory is not None else None
+    if directory is not None and written is not None:
+        # a format with checksums of its own was read once already: here only their agreement is left
+        done = 0
+        for nbytes in _check_manifest(directory, written["files"]):
+            advance(nbytes)
+    if directory is not None:
+        directory.close()
+    return Health(len(checkpoint.keys()), done, written is not None, kind, own)
+
+
+def _check_manifest(directory: Folder, files: dict[str, Any]) -> list[int]:
+    """Recompute every checksum of the manifest. Raises CorruptCheckpoint for the first that differs."""
+    read = []
+    for name, entry in files.items():
+        where = f"{directory.path / name}"
+        file = directory.file(name)
+        if file.size != entry["size"]:
+            raise CorruptCheckpoint(
+                f"{where}: has {file.size:,} bytes, the manifest says {entry['size']:,}",
+                hint="compare it with the original",
+            )
+        rows = entry.get("tensors", [])
+        for tensor, offset, nbytes, expected in rows:
+            found = _crc_of(file, offset, nbytes)
+            _compare(f"{where}: {tensor} (bytes {offset:,}..{offset + nbytes:,})", found, expected)
+            read.append(nbytes)
+        frame = 0
+        for offset, nbytes in manifest.gaps(rows, file.size):
+            frame = _crc_of(file, offset, nbytes, frame)
+            read.append(nbytes)
+        _compare(f"{where}: what is not tensors" if rows else f"{where}: the file", frame, entry["crc32"])
+    return read
+
+
+def _compare(what: str, found: int, expected: str) -> None:
+    if f"{found:08x}" != expected:
+        raise CorruptCheckpoint(
+            f"{what} has checksum {found:08x}, the manifest says {expected}",
+            hint="it changed after it was written; copy it again",
+        )
+
+
+def _crc_of(file: SourceFile, offset: int, nbytes: int, checksum: int = 0) -> int:
+    buffer = memoryview(bytearray(min(_BLOCK, nbytes)))
+    while nbytes:
+        block = buffer[: min(len(buffer), nbytes)]
+        file.read_into(offset, block)
+        checksum = crc32(block, checksum)
+        offset, nbytes = offset + len(block), nbytes - len(block)
+    return checksum

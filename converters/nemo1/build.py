@@ -1,0 +1,150 @@
+"""``model_config.yaml`` and the tokenizer of a ``.nemo`` to be: what NeMo 1 builds a model from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from nemoconv.converters.archive.archive import artifact_name
+from nemoconv.converters.hf.checkpoint import TOKENIZER_FILES
+from nemoconv.converters.nemo1.config import HF_FOLDER
+from nemoconv.converters.nemo1.run_keys import RUN
+from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.nemo1 import families as nemo1_families
+from nemoconv.mappings.nemo1.families import Family
+from nemoconv.mappings.nemo1.fields import write_yaml
+from nemoconv.mappings.nemo2.fields import plain, text
+from nemoconv.mappings.table import Table
+from nemoconv.stores.files import SourceFile
+from nemoconv.tensors.layout import Layout
+
+#: the last NeMo with Megatron GPT models, whose layout is written
+NEMO_VERSION: Final = "2.4.1"
+_PRECISIONS: Final = {"float32": 32, "float16": 16, "bfloat16": "bf16"}
+#: NeMo 2's classes have these by default, NeMo 1 has not
+_UNSTATED: Final = {"hidden_dropout": 0.0, "bias_activation_fusion": False}
+
+
+def family_for(table: Table) -> Family:
+    """The NeMo class that can be told to be a table's model. Raises UnsupportedArchitecture."""
+    family = nemo1_families.family_for(table.architecture)
+    if family is None:
+        known = [name for family in nemo1_families.FAMILIES for name in family.architectures]
+        raise UnsupportedArchitecture(
+            f"no model class of NeMo 1 can be told to be a {table.architecture!r}",
+            hint=f"they can be told to be one of: {', '.join(known)}",
+        )
+    return family
+
+
+def only_ranks(table: Table) -> bool:
+    """Whether only files cut by rank can hold a table's model."""
+    return table.architecture in family_for(table).only_ranks
+
+
+def check_stages(family: Family, layout: Layout) -> None:
+    """Raise LayoutError for pipeline stages that NeMo 1 does not divide a class's models into."""
+    if family.whole_pipeline and layout.pipeline_parallel_size > 1:
+        raise LayoutError(
+            f"NeMo 1 does not divide this model into pipeline stages: {family.whole_pipeline}",
+            hint="leave out --pp",
+        )
+
+
+def build_yaml(
+    table: Table,
+    config: Mapping[str, Value],
+    layout: Layout,
+    rows: int,
+    tokenizer: Mapping[str, Value],
+    *,
+    ranks: bool = False,
+) -> dict[str, Value]:
+    """``model_config.yaml`` that NeMo 1 builds this model from, with ``rows`` of vocabulary; ``ranks``: its
+    weights lie cut by rank.
+
+    Raises UnsupportedArchitecture for a table that NeMo 1 needs code of its own for, UnsupportedConfig
+    for what it has no word for.
+    """
+    family, nemo = family_for(table), table.nemo
+    entry = family.entry(table.architecture)
+    assert entry is not None
+    size = {"vocab_size": rows, "tensor_parallel_size": layout.tensor_parallel_size}
+    config_class, fields = nemo.write({**config, **size})
+    stated = {**_UNSTATED, **nemo.defaults[config_class], **fields, **entry.words, **entry.written}
+    custom = {name: stated.pop(name) for name in entry.customized}
+    for name, value in entry.implied.items():
+        if plain(stated.pop(name, value)) != value:
+            raise UnsupportedConfig(f"NeMo 1 has no word for {name}={text(fields[name])}, only {text(value)}")
+    if layout.virtual_pipeline_parallel_size > 1 or layout.stages is not None:
+        raise UnsupportedConfig(
+            "a .nemo has no interleaved or freely dealt pipeline stages", hint="leave out --vpp and --stages"
+        )
+    dtype = str(config.get("params_dtype") or "float32")
+    if dtype not in _PRECISIONS:
+        raise UnsupportedConfig(f"NeMo 1 has no precision for {dtype}", hint="pass --dtype")
+    divisor = fields.get("make_vocab_size_divisible_by", _divisor(family, rows, layout))
+    own = ranks and family.own_ranks
+    return {
+        **RUN,
+        family.mcore: not own,
+        "transformer_engine": not own,
+        "tensor_model_parallel_size": layout.tensor_parallel_size,
+        "pipeline_model_parallel_size": layout.pipeline_parallel_size,
+        "virtual_pipeline_model_parallel_size": None,
+        "expert_model_parallel_size": layout.expert_parallel_size,
+        **_ends(layout),
+        **write_yaml(stated, family.rules),
+        **({"mcore_customization_config": custom} if custom else {}),
+        **({} if family.pads_vocabulary else {"override_vocab_size": rows}),
+        "make_vocab_size_divisible_by": divisor if family.pads_vocabulary else 1,
+        "tokenizer": {**tokenizer, **family.tokenizer},
+        "dist_ckpt_format": "torch_dist",
+        "precision": _PRECISIONS[dtype],
+        "target": (ranks and family.rank_target) or family.target,
+        "nemo_version": NEMO_VERSION,
+    }
+
+
+def _divisor(family: Family, rows: int, layout: Layout) -> int:
+    """The usual one if that can give ``rows``, else the one that gives them for every smaller vocabulary."""
+    count = layout.tensor_parallel_size
+    return family.vocab_divisor if rows % (family.vocab_divisor * count) == 0 else rows // count
+
+
+def _ends(layout: Layout) -> dict[str, Value]:
+    """How the ends of the pipeline differ, where they do."""
+    said = {
+        "num_layers_in_first_pipeline_stage": layout.num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": layout.num_layers_in_last_pipeline_stage,
+        "account_for_embedding_in_pipeline_split": layout.account_for_embedding_in_pipeline_split or None,
+        "account_for_loss_in_pipeline_split": layout.account_for_loss_in_pipeline_split or None,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def build_tokenizer(
+    files: Mapping[str, SourceFile | bytes], model_file: str = "tokenizer.model"
+) -> tuple[dict[str, Value], dict[str, bytes], Sequence[str]]:
+    """(the ``tokenizer`` section, members to write, notes) for files by their Hugging Face names;
+    ``model_file`` is that of a SentencePiece model."""
+    contents = {
+        name: file if isinstance(file, bytes) else file.pread(file.size, 0) for name, file in files.items()
+    }
+    section: dict[str, Value] = {"library": None, "type": None, "model": None}
+    section |= {"vocab_file": None, "merge_file": None, "sentencepiece_legacy": False}
+    members = {f"{HF_FOLDER}/{name}": data for name, data in contents.items() if name != model_file}
+    model = contents.get(model_file)
+    if model is not None:
+        name = artifact_name(model_file, model)
+        section |= {"library": "sentencepiece", "model": f"nemo:{name}"}
+        return section, {name: model, **members}, ()
+    section["library"] = "huggingface"
+    if not any(name in TOKENIZER_FILES for name in contents):
+        return section, members, ("the source has no tokenizer, without which NeMo 1 restores no model",)
+    note = (
+        "NeMo 1 finds a Hugging Face tokenizer by its name only: set tokenizer.type to a hub id or a path "
+        f"when it restores this file (the tokenizer's files are kept in {HF_FOLDER}/)"
+    )
+    return section, members, (note,)

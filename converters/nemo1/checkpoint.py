@@ -1,0 +1,471 @@
+"""NeMo 1's ``.nemo`` of Megatron language models: a tar archive, or the folder it was unpacked into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from nemoconv.converters import manifest
+from nemoconv.converters import mtp_layers as further_layers
+from nemoconv.converters.archive import archive as nemo_archive
+from nemoconv.converters.archive.model import NemoModel
+from nemoconv.converters.base import (
+    Checkpoint,
+    Converter,
+    Model,
+    Piece,
+    TensorSpec,
+    WriteOptions,
+    Writer,
+)
+from nemoconv.converters.hf import tokenizer_files
+from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, hf_config, read_hf_config
+from nemoconv.converters.nemo1 import config as nemo1_config
+from nemoconv.converters.nemo1.rank_file import read_rank
+from nemoconv.converters.ranks.weights import RankWeights, find_ranks
+from nemoconv.converters.torch_dist.weights import DistWeights, open_dist_weights
+from nemoconv.errors import (
+    CorruptCheckpoint,
+    MappingError,
+    NemoconvError,
+    UnsupportedError,
+    UnsupportedFormat,
+    UsageError,
+    some,
+)
+from nemoconv.formats.tar import TarFolder
+from nemoconv.formats.tar_output import OutputArchive
+from nemoconv.formats.text import plain_json
+from nemoconv.mappings import table_for
+from nemoconv.mappings.families.speech import ArchiveOnly
+from nemoconv.mappings.hf.fields import INERT, Value, read_config
+from nemoconv.mappings.nemo1 import families as nemo1_families
+from nemoconv.mappings.nemo1 import fields_t5 as nemo1_fields_t5
+from nemoconv.mappings.nemo1.families import NORM_WEIGHT
+from nemoconv.mappings.table import Rule, Table
+from nemoconv.stores.files import Folder, SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import StoredTensor
+
+#: of a distributed checkpoint, and what the names in it begin with
+DIST_FOLDER: Final = "model_weights"
+PREFIX: Final = "model."
+_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
+_ADAPTER: Final = "adapter"
+_EXPERT: Final = ".experts."
+
+
+class NeMo1Checkpoint(Checkpoint):
+    """An open ``.nemo``."""
+
+    format = "nemo"
+    side = "nemo"
+    #: whether q, k and v of all heads of a rank lie one below the other
+    _in_blocks = False
+    #: why nobody knows the model, so that no tensor has a rule
+    _refused: NemoconvError | None = None
+
+    def __init__(
+        self, path: Path, folder: Folder, yaml: Mapping[str, Any], *, config: Path | None = None
+    ) -> None:
+        self.path, self._folder, self._yaml = path, folder, yaml
+        self._where = f"{path}: {nemo_archive.CONFIG}"
+        self._hf = read_hf_config(config) if config is not None else None
+        self._manifest = manifest.read(folder)
+        self._weights: RankWeights | DistWeights
+        if folder.exists(f"{DIST_FOLDER}/metadata.json"):
+            self._weights = open_dist_weights(folder, DIST_FOLDER, PREFIX)
+            self.layout = self._stated_layout()
+        else:
+            family = nemo1_config.family_of(yaml) or nemo1_families.GPT
+            ranks = find_ranks(folder, nemo_archive.WEIGHTS)
+            self._weights = RankWeights(folder, ranks, read_rank, family.dialect)
+            self.layout = self._weights.layout
+            self._check_layout()
+        self._in_blocks = nemo1_fields_t5.in_blocks(yaml)
+        self._rules: dict[str, Rule] | None = None
+        self._sizes: dict[str, int] = {}
+        #: norms that hold 1 + weight, where the table means the weight
+        self._shifted: set[str] | None = None
+
+    def _stated_layout(self) -> Layout:
+        def size(name: str) -> int:
+            value = self._yaml.get(f"{name}_model_parallel_size")
+            return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 1
+
+        return Layout(size("tensor"), size("pipeline"), size("expert"))
+
+    def _check_layout(self) -> None:
+        stated = self._stated_layout()
+        held = self.layout
+        for name in ("tensor_parallel_size", "pipeline_parallel_size"):
+            if getattr(stated, name) != getattr(held, name):
+                key = name.replace("_parallel", "_model_parallel")
+                raise CorruptCheckpoint(
+                    f"{self._where}: says {key}={getattr(stated, name)}, but weights of "
+                    f"{getattr(held, name)} ranks are there",
+                    hint="ranks are missing, or the config is of another checkpoint",
+                )
+
+    # tensors
+
+    def keys(self) -> Sequence[str]:
+        return list(self._weights.names())
+
+    def spec(self, name: str) -> TensorSpec:
+        weights, rule = self._weights, self._rule(name)
+        if not isinstance(weights, RankWeights):
+            return TensorSpec(name, *weights.spec(name))
+        if rule is not None:
+            return TensorSpec(name, weights.dtype(name), rule.view.shape(self._sizes_of(name, rule)))
+        self._check_joins(name)
+        whole = weights.stored(name)
+        return TensorSpec(name, whole.dtype, whole.shape)
+
+    def dtype(self, name: str) -> DType:
+        weights = self._weights
+        return weights.dtype(name) if isinstance(weights, RankWeights) else weights.spec(name)[0]
+
+    def joins(self, name: str) -> bool:
+        weights = self._weights
+        if not isinstance(weights, RankWeights) or self._rule(name) is not None:
+            return True
+        cut = _EXPERT in name and self._stated_layout().expert_parallel_size > 1
+        return weights.tensor_parallel_size == 1 and not cut
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        if isinstance(self._weights, RankWeights):
+            return self._weights.held(name)
+        return [Piece(name, None, self._weights.stored(name))]
+
+    def _check_joins(self, name: str) -> None:
+        """Raise, with the reason, where ranks hold a tensor and no rule says how it is cut between them:
+        then a piece of it and a replica look alike. Raises KeyError for an unknown name."""
+        if self.pieces(name) and self.joins(name):
+            return
+        why = self._refused or MappingError(f"no rule of the model is for {name}")
+        raise type(why)(
+            f"{self.path}: what ranks hold of {name} cannot be joined without its rule: {why.message}",
+            hint=why.hint or "convert --to safetensors to have what each rank holds",
+        )
+
+    def stored(self, name: str) -> StoredTensor:
+        rule = self._rule(name)
+        if rule is None:
+            self._check_joins(name)
+        if not isinstance(self._weights, RankWeights):
+            tensor = self._weights.stored(name)
+        else:
+            sizes = self._sizes_of(name, rule) if rule else None
+            tensor = self._weights.stored(name, rule, sizes, in_blocks=self._in_blocks)
+        if not self._shifted or name not in self._shifted:
+            return tensor
+        from nemoconv.resharding.decode.shifted import less_one
+
+        return less_one(tensor)
+
+    def _rule(self, name: str) -> Rule | None:
+        """The rule of a tensor; None while nobody knows the model, or where it has none."""
+        if self._rules is None and self._refused is None:
+            try:
+                self.model()
+            except (UnsupportedError, CorruptCheckpoint) as error:
+                self._refused = error
+        return (self._rules or {}).get(name)
+
+    def _sizes_of(self, name: str, rule: Rule) -> dict[str, int]:
+        """Sizes of a rule's factors; the vocabulary's are told by the files, with their padding."""
+        if rule.pad is None or not isinstance(self._weights, RankWeights):
+            return self._sizes
+        return {**self._sizes, rule.pad: self._weights.rows(name)}
+
+    def _set_rules(self, table: Table, config: Mapping[str, Value]) -> None:
+        sizes = table.sizes(config)
+        held = len(self._weights.names())
+        if isinstance(self._weights, RankWeights) and sizes["layers"] > held:  # where each is by itself
+            raise CorruptCheckpoint(f"{self._where}: says num_layers={sizes['layers']}, of {held} tensors")
+        rules: dict[str, Rule] = {}
+        for instance in table.instances(config, sizes):
+            for template in (instance.rule.nemo, *instance.rule.also):
+                rules[template.format(**instance.index)] = instance.rule
+        for copy, original in table.tied:
+            if original in rules:
+                rules.setdefault(copy, rules[original])
+        self._rules, self._sizes = rules, sizes
+
+    def copies(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
+        if isinstance(self._weights, RankWeights):
+            yield from self._weights.repeated
+
+    def _replicas(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
+        """What every tensor-parallel rank holds whole (norms, biases): (another rank's, the first one's)."""
+        if not isinstance(self._weights, RankWeights):
+            return
+        for name in self._weights.names():
+            rule = self._rule(name)
+            if rule is not None and rule.cut is None:
+                first, *others = self._weights.pieces(name)
+                for other in others:
+                    yield other, first
+
+    # the model
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
+        added = nemo1_config.tokenizer_config(self.tokenizer_files)
+        if added is not None:
+            files[tokenizer_files.CONFIG] = added
+        if self._hf is not None:
+            table = table_for(self._hf, str(self.path))
+            config, passed = read_config(table.fields, self._hf, allow_ignored)
+            further_layers.settle(table, config, self._weights.names(), allow_ignored, told={})
+            inert = {key: self._hf[key] for key in passed if key in INERT}
+        else:
+            nemo1_config.check_family(self._yaml, self._where)
+            self._refuse_adapters()
+            table, config, plain_norms = nemo1_config.model_of(
+                self._yaml,
+                self._where,
+                held=set(self.keys()),
+                written_as=(self._manifest or {}).get("architecture"),
+                allow_ignored=allow_ignored,
+            )
+            self._settle(table, config)
+            if plain_norms and self._shifted is None:
+                self._shifted = {name for name in self.keys() if NORM_WEIGHT.fullmatch(name)}
+            inert = self._inert()
+        self._set_rules(table, config)
+        self._check_frequencies(config)
+        ignored = sorted(key for key in allow_ignored if key in self._yaml)
+        return Model(table, config, inert, files, ignored)
+
+    def _refuse_adapters(self) -> None:
+        adapters = [name for name in self._weights.names() if _ADAPTER in name]
+        if adapters:
+            from nemoconv.converters.nemo1.adapters import refuse
+
+            raise refuse(self.path, adapters, len(self._weights.names()) - len(adapters))
+
+    def _settle(self, table: Table, config: dict[str, Value]) -> None:
+        """The true vocabulary, and which biases are only zeros: told by the manifest where it describes
+        these tensors, else by the tokenizer."""
+        rows = next((self._rows(r.nemo) for r in table.rules if r.pad and r.nemo in self.keys()), None)
+        written = self._manifest or {}
+        if rows is not None and written.get("padded_vocab_size") == rows:
+            told = written["model_config"]
+            true = told.get("vocab_size")
+            if isinstance(true, int) and 0 < true <= rows:
+                config["vocab_size"] = true
+            kinds = {key: told.get(key) is True for key in ("attention_bias", "mlp_bias")}
+            if config.get("add_bias_linear") and "mlp_bias" in config and any(kinds.values()):
+                config |= kinds
+        if config["vocab_size"] is None:
+            files = self.tokenizer_files
+            config["vocab_size"] = nemo1_config.true_vocab_size(self._yaml, files, rows, self.layout)
+
+    def _rows(self, name: str) -> int:
+        weights = self._weights
+        return weights.rows(name) if isinstance(weights, RankWeights) else weights.spec(name)[1][0]
+
+    def _inert(self) -> dict[str, Value]:
+        inert: dict[str, Value] = {}
+        file = self.tokenizer_files.get(GENERATION_CONFIG)
+        if file is not None:
+            generation = plain_json.loads_object(file.pread(file.size, 0), file.path)
+            inert = {key: generation[key] for key in _TOKEN_IDS if key in generation}
+        told = self._manifest["inert_config"] if self._manifest else {}
+        return inert | {key: value for key, value in told.items() if key in INERT}
+
+    def _check_frequencies(self, config: Mapping[str, Value]) -> None:
+        """Rotary frequencies are computed from the config; where a file holds them too, they must agree,
+        since NeMo would take the file's."""
+        if not isinstance(self._weights, RankWeights) or config.get("rope_scaling"):
+            return
+        from nemoconv.tensors.read import read_box
+
+        for name, tensor in self._weights.derived:
+            size = 2 * tensor.shape[0]
+            expected = [float(config["rotary_base"]) ** (-2 * i / size) for i in range(tensor.shape[0])]
+            found = read_box(tensor, (0,), tensor.shape).astype("float64")
+            if any(abs(a - b) > 0.01 * b + 1e-7 for a, b in zip(found.tolist(), expected, strict=True)):
+                raise UnsupportedFormat(
+                    f"{self.path}: {name} holds other frequencies than rotary_base="
+                    f"{config['rotary_base']:g} gives",
+                    hint="the model was made with a scaling that its config does not state",
+                )
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return self._hf if self._hf is not None else hf_config(self.model())
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return nemo1_config.tokenizer_of(self._folder, self._yaml)
+
+    # facts
+
+    def skipped(self) -> Mapping[str, int]:
+        return self._weights.skipped
+
+    def notes(self) -> Sequence[str]:
+        notes = []
+        if isinstance(self._folder, TarFolder) and self._folder.compressed:
+            notes.append("the archive is compressed, so it was inflated into a scratch file first")
+        tokenizer = self._yaml.get("tokenizer")
+        if isinstance(tokenizer, dict) and not self.tokenizer_files and tokenizer.get("type"):
+            name = str(tokenizer["type"])[:200]
+            notes.append(f"the archive holds no tokenizer, only the name of one: {name}")
+        if self._shifted:
+            notes.append(
+                f"the weights of {len(self._shifted)} norms are kept with 1 added, for layers that do not "
+                "add it; it is taken off again, in float32"
+            )
+        differing = self._differing
+        if differing:  # NeMo's own tools take the first rank's, too
+            notes.append(
+                f"{len(differing)} tensors that ranks should share differ between them; those of "
+                f"tensor-parallel rank 0 are taken: {some(differing, 3)}"
+            )
+        return notes
+
+    @cached_property
+    def _differing(self) -> list[str]:
+        """Names of what ranks should share and do not."""
+        return sorted({copy.name for copy, first in self._replicas() if _difference(copy, first)})
+
+    def view_for(self, name: str) -> Checkpoint:
+        """Under NeMo's own names, where all there is to do is to move tensors as they are."""
+        if name == "safetensors":
+            return NemoModel(self.path, self._folder, self._yaml)
+        if name == "peft":
+            from nemoconv.converters.nemo1.adapters import NeMo1Adapters
+
+            return NeMo1Adapters(self.path, self._folder, self._yaml)
+        return self
+
+    def describe(self) -> dict[str, Value]:
+        version = self._yaml.get("nemo_version", "(version not recorded)")
+        written = self._manifest or {}
+        files = {file.name: file.size for file in self._folder.opened()}
+        return {
+            "writer": written.get("written_by") or f"NeMo {version}, {self._weights.writer}",
+            "NeMo classes": str(self._yaml.get("target", "not recorded")),
+            "layout": str(self.layout),
+            "files": files,
+            "other contents": dict(self._weights.skipped),
+        }
+
+    # another layout
+
+    @property
+    def folder(self) -> Folder:
+        return self._folder
+
+    @property
+    def yaml(self) -> Mapping[str, Any]:
+        return self._yaml
+
+    def rows(self, name: str) -> int:
+        """The length of a tensor's first axis, of all ranks together."""
+        return self._rows(name)
+
+    @property
+    def vocab_divisor(self) -> int | None:
+        """NeMo pads the tokenizer's vocabulary, unless the config overrides its size."""
+        divisor = self._yaml.get("make_vocab_size_divisible_by", 128)
+        if self._yaml.get("override_vocab_size") is not None or not isinstance(divisor, int) or divisor < 1:
+            return None
+        return divisor
+
+    def resharder(
+        self,
+        output: OutputDirectory,
+        model: Model,
+        options: WriteOptions,
+        sizes: Mapping[str, int],
+        *,
+        drop_optimizer: bool = False,
+    ) -> Writer:
+        from nemoconv.converters.nemo1.reshard import NeMo1DistResharder, NeMo1Resharder
+
+        self._shifted = set()  # the config goes along, and says how they are meant
+        if isinstance(self._weights, RankWeights):
+            return NeMo1Resharder(output, self, self._weights, model, options, sizes)
+        return NeMo1DistResharder(output, self, model, options, sizes)
+
+    def source_files(self) -> Sequence[SourceFile]:
+        return self._folder.opened()
+
+    def open_folder(self) -> Folder | None:
+        if isinstance(self._folder, TarFolder):  # what we write is never compressed
+            return None if self._folder.compressed else TarFolder(self.path)
+        return SourceDir(self.path)
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        yield from self._weights.verify_checksums()
+        for copy, first in self._replicas():
+            if difference := _difference(copy, first):
+                raise CorruptCheckpoint(f"{self.path}: ranks hold {copy.name} differently: {difference}")
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
+    from nemoconv.resharding.equal import first_difference
+
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return "their shapes or dtypes differ"
+    return first_difference(a, b)
+
+
+class NeMo1Converter(Converter):
+    name = "nemo"
+    side = "nemo"
+    title = ".nemo archive (NeMo 1's GPT, BERT, T5, speech and other models), or what it was unpacked into"
+    looks_for = "a .nemo or tar archive, or a folder, with model_config.yaml"
+    options = frozenset({"rank_files"})
+
+    def recognizes(self, path: Path) -> bool:
+        if path.is_dir() and any(path.glob("*.safetensors")):
+            return False  # one that was converted
+        return nemo_archive.peek(path) is not None
+
+    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+        folder, yaml = nemo_archive.take(path)
+        try:
+            if not nemo1_config.is_megatron(yaml):
+                if config is not None:
+                    raise UsageError(
+                        f"{path}: a config.json cannot stand for the model_config.yaml of this class",
+                        hint="leave out --config",
+                    )
+                return NemoModel(path, folder, yaml)
+            return NeMo1Checkpoint(path, folder, yaml, config=config)
+        except BaseException:
+            folder.close()
+            raise
+
+    def output(self, target: str | Path, *, overwrite: bool = False) -> OutputDirectory:
+        return OutputArchive(target, overwrite=overwrite)
+
+    def create(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> Writer:
+        from nemoconv.converters.nemo1.writer import NeMo1Writer
+
+        if isinstance(model.table.nemo, ArchiveOnly):
+            from nemoconv.converters.archive.writer import NemoModelWriter
+
+            return NemoModelWriter(output, model, options)
+        from nemoconv.converters.nemo1 import build as nemo1_build
+
+        if options.rank_files or nemo1_build.only_ranks(model.table):
+            from nemoconv.converters.nemo1.rank_writer import NeMo1RankWriter
+
+            return NeMo1RankWriter(output, model, options, sizes)
+        return NeMo1Writer(output, model, options, sizes)

@@ -1,0 +1,57 @@
+"""Writes ``.nemo`` archives as NeMo 2.4, the last with Megatron GPT models, does: megatron-core's names in
+a torch_dist checkpoint, which NeMo restores at any parallel layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from nemoconv.converters.archive import archive as nemo_archive
+from nemoconv.converters.base import Model, Request, WriteOptions
+from nemoconv.converters.nemo1 import build as nemo1_build
+from nemoconv.converters.nemo2.writer import NeMo2Writer
+from nemoconv.formats.text import plain_yaml
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory
+
+if TYPE_CHECKING:
+    from nemoconv.converters.bind import Bound
+
+_FOLDER: Final = "model_weights"
+
+
+class NeMo1Writer(NeMo2Writer):
+    """What :class:`NeMo2Writer` writes, with a ``model_config.yaml`` instead of a context."""
+
+    prefix = "model."
+
+    def __init__(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> None:
+        super().__init__(output, model, options, sizes)
+        section, self._members, self._notes = nemo1_build.build_tokenizer(model.files)
+        self._yaml = nemo1_build.build_yaml(
+            model.table, model.config, options.layout, sizes["vocab"], section
+        )
+
+    def begin(self, bound: Bound) -> None:
+        bound.leave_out_idle()
+
+    def notes(self) -> Sequence[str]:
+        return self._notes
+
+    def _at(self, name: str) -> str:
+        return f"{_FOLDER}/{name}"
+
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        """The small members come first, so that who reads the archive as a stream meets them first."""
+        small = {nemo_archive.CONFIG: plain_yaml.dumps(self._yaml), **self._members}
+        for name, data in sorted(small.items()):
+            file = self._output.file(name)
+            file.size = len(data)
+            file.pwrite_later(0, data)
+        return super().reserve(requests)
+
+    def _write_context(self) -> None:
+        self._output.write(self._at("common.pt"), torch_items.object_item({}))

@@ -1,0 +1,229 @@
+"""Writing NeMo 2 directories: a ``.distcp`` file per rank, ``context/``, and last what makes it loadable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from nemoconv.converters.base import Model, Request, WriteOptions, Writer
+from nemoconv.converters.hf import tokenizer_files
+from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
+from nemoconv.converters.nemo2 import context as nemo2_context
+from nemoconv.converters.torch_dist import names as names
+from nemoconv.converters.torch_dist.names import EXTRA_STATE, PREFIX
+from nemoconv.errors import MappingError
+from nemoconv.formats.text.fiddle import Symbol
+from nemoconv.formats.torch import dist as torch_dist
+from nemoconv.formats.torch import dist_writer as torch_dist_writer
+from nemoconv.formats.torch import items as torch_items
+from nemoconv.formats.torch.dist import DistChunk, DistObject, DistTensor
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.resharding.plan import Payload
+from nemoconv.stores.output import OutputDirectory
+from nemoconv.tensors.dtypes import DType
+
+if TYPE_CHECKING:
+    from nemoconv.converters.bind import Bound
+
+#: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
+_CONTENT: Final = {"distrib_optim_sharding_type": "fully_sharded_model_space"}
+_COMMON: Final = {
+    "content_metadata": _CONTENT,
+    "epoch": 0,
+    "global_step": 0,
+    "pytorch-lightning_version": "2.4.0",
+    "state_dict": {},
+}
+
+
+def half_of(request: Request, key: str) -> tuple[Request, str]:
+    """A request for a box of gate or up, as one for a box of the tensor and key that this half has alone."""
+    rows = request.shape[0] // 2
+    half = request.start[0] // rows
+    shape, start = (rows, *request.shape[1:]), (request.start[0] - half * rows, *request.start[1:])
+    return replace(request, shape=shape, start=start), names.halves_of(key)[half]
+
+
+class NeMo2Writer(Writer):
+    """One ``.distcp`` file per rank, then ``.metadata``, ``context/``, and ``metadata.json`` last."""
+
+    side = "nemo"
+    #: what the names of tensors begin with
+    prefix: ClassVar[str] = PREFIX
+
+    def __init__(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> None:
+        self._output, self._model, self._sizes = output, model, sizes
+        # NeMo builds the vocabulary that its config states and pads nothing itself
+        told = {
+            "vocab_size": sizes["vocab"],
+            "tensor_parallel_size": options.layout.tensor_parallel_size,
+            "pipeline_parallel_size": options.layout.pipeline_parallel_size,
+        }
+        self._config = model.table.nemo.write({**model.config, **told})
+        self.layout = options.layout
+        self._singleton = options.experts == "singleton"
+        self._stacked = model.table.stacked(model.config) and not self._singleton
+        #: tensors made of a gate and an up
+        self._gated: set[str] = set()
+        self._ends: dict[int, int] = {}
+        self._items: list[tuple[Payload, torch_items.TensorItem]] = []
+        self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
+        self._objects: list[DistObject] = []
+
+    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
+        self._reserve_objects()
+        payloads = [self._reserve(request) for request in requests]
+        self.tensor_count = len(self._tensors)
+        return payloads
+
+    def begin(self, bound: Bound) -> None:
+        if self._singleton:
+            halves = (each for each in bound.instances if "half" in each.rule.view.axes[0])
+            self._gated = {each.nemo for each in halves}
+
+    def file_of(self, rank: int) -> str:
+        return self._at(self._file_name(rank))
+
+    def _file_name(self, rank: int) -> str:
+        return f"__{rank}_0.distcp"
+
+    def _reserve(self, request: Request) -> Payload:
+        if self._singleton:
+            return self._reserve_alone(request)
+        key = names.stored_key(request.name, stacked=self._stacked)
+        count = names.layer_count(key.name) if self._stacked else None
+        lead: tuple[int, ...] = (self._sizes[count],) if count else ()
+        lead += (self._sizes["experts"],) if len(key.index) > len(lead) else ()
+        return self._add(
+            self.prefix + key.name,
+            request.dtype,
+            (*lead, *request.shape),
+            (*key.index, *request.start),
+            (*(1,) * len(lead), *request.box),
+            request.rank,
+        )
+
+    def _reserve_alone(self, request: Request) -> Payload:
+        """Under keys that no two layers, experts or halves of a gated ``linear_fc1`` share."""
+        key = names.alone(request.name)
+        if request.name in self._gated:
+            request, key = half_of(request, key)
+        return self._add(
+            self.prefix + key, request.dtype, request.shape, request.start, request.box, request.rank
+        )
+
+    def _add(
+        self,
+        name: str,
+        dtype: DType,
+        shape: tuple[int, ...],
+        start: tuple[int, ...],
+        box: tuple[int, ...],
+        rank: int,
+    ) -> Payload:
+        """A place in the rank's file for a chunk of the stored tensor ``name`` of ``shape``."""
+        offset = self._ends.get(rank, 0)
+        item = torch_items.TensorItem(dtype, box, offset)
+        file = self._output.file(self._at(self._file_name(rank)))
+        payload = Payload(f"{name}{list(start)}", file, item.payload_offset, item.nbytes)
+        self._ends[rank] = file.size = offset + item.length
+        self._items.append((payload, item))
+        known, _, chunks = self._tensors.setdefault(name, (dtype, shape, []))
+        if known is not dtype:
+            raise MappingError(
+                f"{name.removeprefix(self.prefix)}: layers have different dtypes, {known} and {dtype}, "
+                "and cannot be stacked",
+                hint="pass --dtype to bring them to one",
+            )
+        chunks.append(DistChunk(start, box, self._file_name(rank), offset, item.length))
+        return payload
+
+    def _at(self, name: str) -> str:
+        """Where a file of the weights lies in the output."""
+        return f"weights/{name}"
+
+    def _reserve_objects(self) -> None:
+        """``_extra_state`` of every module that TransformerEngine could hold: loaders fail without."""
+        table, layers = self._model.table, self._sizes["layers"]
+        sets = table.layer_sets(self._model.config) if table.layer_sets else {}
+        item = torch_items.object_item([None])
+        for module in table.modules:
+            if any(self._model.config.get(key) != value for key, value in module.when):
+                continue
+            beside = names.is_beside(module.name)
+            spread = sets.get(module.layers, range(layers)) if "{layer}" in module.name else (layers,)
+            spread = range(self._sizes["blocks"]) if "{block}" in module.name else spread
+            deep = "{depth}" in module.name  # of layers that stand behind all others
+            spread = range(self._sizes["depths"]) if deep else spread
+            experts = range(self._sizes["experts"]) if "{expert}" in module.name else range(1)
+            for layer, expert in product(sorted(spread), experts):
+                name = module.name.format(layer=layer, block=layer, depth=layer, expert=expert)
+                key = names.stored_key(name, stacked=self._stacked)
+                if self._singleton:
+                    key = names.Key(names.alone(name), ())
+                count = names.layer_count(key.name) if self._stacked else None
+                counts = [self._sizes[count]] if count else []
+                counts += [len(experts)] if "{expert}" in module.name and not self._singleton else []
+                shard = ".".join(map(str, key.index)) or "0", ".".join(map(str, counts)) or "1"
+                owner = self.layout.expert_rank(expert, len(experts))
+                position = -1 if beside else layers if deep else layer
+                rank = self.layout.rank(0, self.layout.stage(position, layers), owner)
+                offset = self._ends.get(rank, 0)
+                file = self._output.file(self._at(self._file_name(rank)))
+                file.pwrite_later(offset, item)
+                self._ends[rank] = file.size = offset + len(item)
+                name = f"{self.prefix}{key.name}{EXTRA_STATE}/shard_{'_'.join(shard)}"
+                self._objects.append(DistObject(name, self._file_name(rank), offset, len(item)))
+
+    def finish(self) -> None:
+        output = self._output
+        for file in output.files().values():
+            file.write_pending()
+        for payload, item in self._items:
+            assert payload.crc32 is not None
+            payload.file.pwrite(item.header(payload.crc32), item.offset)
+            payload.file.pwrite(item.trailer(payload.crc32), item.payload_offset + item.nbytes)
+        self._write_context()
+        output.write(self._at(".metadata"), self._metadata())
+        output.write(self._at("metadata.json"), torch_dist.METADATA_JSON)
+
+    def _metadata(self) -> bytes:
+        tensors = [
+            DistTensor(name, dtype, shape, tuple(chunks))
+            for name, (dtype, shape, chunks) in self._tensors.items()
+        ]
+        return torch_dist_writer.emit_metadata(tensors, self._objects)
+
+    def _write_context(self) -> None:
+        model, output = self._model, self._output
+        tokenizer = {name: file for name, file in model.files.items() if name in TOKENIZER_FILES}
+        for name, source in model.files.items():
+            folder = "artifacts" if name == GENERATION_CONFIG else nemo2_context.TOKENIZER_FOLDER
+            data = source if isinstance(source, bytes) else source.pread(source.size, 0)
+            if name == tokenizer_files.CONFIG:
+                data = tokenizer_files.for_transformers_4(data, name)
+            output.write(f"context/{folder}/{name}", data)
+        config_class, fields = self._config
+        nemo = model.table.nemo
+        context = nemo2_context.build_context(
+            Symbol(nemo.module, nemo.model),
+            Symbol(nemo.module, config_class),
+            fields,
+            tensor_parallel_size=self.layout.tensor_parallel_size,
+            pipeline_parallel_size=self.layout.pipeline_parallel_size,
+            expert_parallel_size=self.layout.expert_parallel_size,
+            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
+            has_tokenizer=bool(tokenizer),
+            has_generation_config=GENERATION_CONFIG in model.files,
+            model_arguments=dict(nemo.arguments),
+        )
+        for name, data in context.items():
+            output.write(f"context/{name}", data)
+        common: dict[str, Value] = {**_COMMON}
+        if self._singleton:
+            common["content_metadata"] = {**_CONTENT, "singleton_local_shards": True}
+        output.write(self._at("common.pt"), torch_items.object_item(common))

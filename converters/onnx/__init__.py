@@ -1,0 +1,1 @@
+"""ONNX as a format: graphs over safetensors, written and read."""

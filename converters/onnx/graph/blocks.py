@@ -1,0 +1,163 @@
+"""The parts of a decoder: one small function each, shared by all architectures.
+
+Activations inside a layer are [tokens, features], tokens of all rows of the batch one after another, so
+that ``Gemm`` takes a Hugging Face weight [out, in] as it lies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nemoconv.converters.onnx.graph.builder import Graph
+from nemoconv.errors import UnsupportedConfig
+from nemoconv.mappings.hf.fields import Value
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A kind of normalization; ``offset`` is what the computation adds to the stored weight."""
+
+    kind: Literal["rms", "layer"]
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Blocks as one model has them: ``transposed`` weights are stored [in, out], as GPT-2's are."""
+
+    graph: Graph
+    norms: Norm
+    epsilon: float
+    activation: str
+    transposed: bool = False
+
+    def linear(self, x: str, name: str) -> str:
+        """``name``.weight, and ``name``.bias where the model has one."""
+        bias = [self.graph.weight(name + ".bias")] if self.graph.has(name + ".bias") else []
+        turned = None if self.transposed else 1
+        return self.graph.op("Gemm", x, self.graph.weight(name + ".weight"), *bias, transB=turned)
+
+    def norm(self, x: str, name: str, epsilon: float | None = None) -> str:
+        """Over the last axis; ``epsilon`` where it is not that of the other norms."""
+        graph, kind = self.graph, self.norms
+        epsilon = self.epsilon if epsilon is None else epsilon
+        weight = graph.weight(name + ".weight")
+        if kind.offset:
+            weight = graph.op("Add", weight, graph.scalar(kind.offset))
+        if kind.kind == "rms":
+            return graph.op("RMSNormalization", x, weight, axis=-1, epsilon=epsilon)
+        bias = graph.weight(name + ".bias")
+        return graph.op("LayerNormalization", x, weight, bias, axis=-1, epsilon=epsilon)
+
+    def unweighted_norm(self, x: str, head_dim: int) -> str:
+        """The root-mean-square norm of each head by itself, without a weight."""
+        graph = self.graph
+        heads = graph.op("Reshape", x, graph.constant([-1, head_dim]))
+        ones = graph.constant([1.0] * head_dim, graph.compute)
+        normed = graph.op("RMSNormalization", heads, ones, axis=-1, epsilon=self.epsilon)
+        return graph.op("Reshape", normed, graph.op("Shape", x))
+
+    def activate(self, x: str) -> str:
+        if self.activation not in _ACTIVATIONS:
+            raise UnsupportedConfig(f"the activation {self.activation!r} has no ONNX graph here")
+        return _ACTIVATIONS[self.activation](self.graph, x)
+
+    def heads_norm(self, x: str, name: str, head_dim: int) -> str:
+        """The norm of each head by itself."""
+        heads = self.graph.op("Reshape", x, self.graph.constant([-1, head_dim]))
+        return self.graph.op("Reshape", self.norm(heads, name), self.graph.op("Shape", x))
+
+
+def _silu(graph: Graph, x: str) -> str:
+    return graph.op("Mul", x, graph.op("Sigmoid", x))
+
+
+def _gelu(graph: Graph, x: str) -> str:
+    return graph.op("Gelu", x)
+
+
+def _tanh_gelu(graph: Graph, x: str) -> str:
+    return graph.op("Gelu", x, approximate="tanh")
+
+
+def _relu(graph: Graph, x: str) -> str:
+    return graph.op("Relu", x)
+
+
+def _tanh(graph: Graph, x: str) -> str:
+    return graph.op("Tanh", x)
+
+
+def _sigmoid(graph: Graph, x: str) -> str:
+    return graph.op("Sigmoid", x)
+
+
+def _squared_relu(graph: Graph, x: str) -> str:
+    positive = graph.op("Relu", x)
+    return graph.op("Mul", positive, positive)
+
+
+#: by transformers' names
+_ACTIVATIONS: Final[Mapping[str, Callable[[Graph, str], str]]] = {
+    "silu": _silu,
+    "gelu": _gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "relu": _relu,
+    "relu2": _squared_relu,
+    "sigmoid": _sigmoid,
+    "tanh": _tanh,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """down(act(gate(x)) * up(x))."""
+
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+
+    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        gate = parts.activate(parts.linear(x, layer + self.gate))
+        up = parts.linear(x, layer + self.up)
+        return parts.linear(parts.graph.op("Mul", gate, up), layer + self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGated:
+    """Gated, with gate and up one below the other in one tensor."""
+
+    gate_up: str
+    down: str
+
+    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        both = parts.linear(x, layer + self.gate_up)
+        gate, up = parts.graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
+        return parts.linear(parts.graph.op("Mul", parts.activate(gate), up), layer + self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """down(act(up(x)))."""
+
+    up: str
+    down: str
+
+    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        return parts.linear(parts.activate(parts.linear(x, layer + self.up)), layer + self.down)
+
+
+def embedding(graph: Graph, name: str, ids: str) -> str:
+    """Rows of a table [count, features], looked up in the stored type: [batch, sequence, features]."""
+    rows = graph.op("Gather", graph.stored(name + ".weight"), ids)
+    return graph.to_compute(rows, graph.type_of(name + ".weight"))
+
+
+def soft_cap(graph: Graph, x: str, cap: float) -> str:
+    """Numbers smoothly kept within ``cap`` of zero."""
+    limit = graph.scalar(cap)
+    return graph.op("Mul", graph.op("Tanh", graph.op("Div", x, limit)), limit)

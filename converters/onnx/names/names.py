@@ -1,0 +1,214 @@
+"""Hugging Face names for the weights of an ONNX graph, whoever exported it.
+
+Three cases. A file that says that nemoconv wrote it has the names. Of a decoder whose parts are known
+here, every weight is found by its place in the graph and named after it; a name in the file that says
+otherwise is an error. For other architectures, the file must have kept every name and orientation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from nemoconv.converters.onnx.names.dataflow import Dataflow
+from nemoconv.converters.onnx.names.kept_names import by_name
+from nemoconv.converters.onnx.names.model_parts import Place
+from nemoconv.converters.onnx.names.named import MARK, Named, Shape
+from nemoconv.converters.onnx.names.places import find_places
+from nemoconv.converters.onnx.names.roles import ROLES
+from nemoconv.converters.onnx.names.weighted import Rows, Weight
+from nemoconv.converters.onnx.names.weights import Weights, joined
+from nemoconv.errors import MappingError, UnsupportedError, some
+from nemoconv.formats.onnx.file import OnnxFile
+from nemoconv.mappings.hf.fields import Value, read_config
+from nemoconv.mappings.table import Table
+from nemoconv.tensors.dtypes import BY_NAME, DType
+from nemoconv.tensors.stored import StoredTensor
+
+#: weights of one tensor by place
+Parts = dict[Place, Weight]
+#: operations on integer weights whose scales are not constants of one DequantizeLinear
+_QUANTIZED: Final = frozenset(
+    """
+    MatMulInteger MatMulIntegerToFloat DynamicQuantizeMatMul QLinearMatMul QGemm QAttention QMoE
+    MatMulBnb4 MatMulFpQ4
+    """.split()
+)
+#: the size that says how many rows of a tensor a role has
+_ROWS: Final = {"query": "q_rows", "key": "k_rows", "value": "k_rows", "gate": "ffn", "up": "ffn"}
+
+
+def recover(
+    onnx: OnnxFile,
+    table: Table,
+    config: Mapping[str, Value],
+    *,
+    approximate: bool = False,
+    dtype: DType | None = None,
+) -> Named:
+    """The tensors of a graph that ``config`` (config.json) describes.
+
+    Raises UnsupportedError (a MappingError where names cannot be told) that names the weight.
+    """
+    shapes = required_shapes(table, config)
+    if MARK in onnx.metadata:
+        found = {name: held.stored() for name, held in onnx.initializers.items() if held.external}
+        left = [name for name in onnx.initializers if name not in found]
+        return Named(found, "names that nemoconv wrote", left)
+    flow = Dataflow(onnx)
+    for node in onnx.nodes:
+        if node.op in _QUANTIZED:
+            raise UnsupportedError(
+                f"{flow.where}: {node} computes with quantized weights, of a kind that is not decoded here",
+                hint="convert the original",
+            )
+    original = BY_NAME.get(str(config.get("torch_dtype") or config.get("dtype")))
+    weights = Weights(flow, approximate=approximate, dtype=dtype, original=original)
+    if table.architecture in ROLES:
+        return _ByPlace(flow, weights, table, config, shapes).named()
+    return by_name(flow, weights, table, shapes)
+
+
+def required_shapes(table: Table, config: Mapping[str, Value]) -> dict[str, Shape]:
+    """Shapes of the Hugging Face tensors that a config.json asks for, by name, in model order."""
+    model, _ = read_config(table.fields, config, tuple(config))
+    sizes = table.sizes(model)
+    return {
+        part.hf.format(**instance.index): part.shape(sizes)
+        for instance in table.instances(model, sizes)
+        if instance.in_hf
+        for part in instance.rule.parts
+    }
+
+
+class _ByPlace:
+    """The tensors of an architecture whose parts the graph tells."""
+
+    def __init__(
+        self,
+        flow: Dataflow,
+        weights: Weights,
+        table: Table,
+        config: Mapping[str, Value],
+        shapes: Mapping[str, Shape],
+    ) -> None:
+        self._flow, self._weights, self._table, self._shapes = flow, weights, table, shapes
+        self._roles = ROLES[table.architecture]
+        self._config, _ = read_config(table.fields, config, tuple(config))
+        self._sizes = table.sizes(self._config)
+
+    def named(self) -> Named:
+        roles = self._roles
+        places = find_places(self._flow, post_norm=roles.post_norm, neighbours=roles.neighbours)
+        found: dict[str, Parts] = {}
+        for place, weight in places.items():
+            name = roles.name(place)
+            if name is None:
+                raise MappingError(
+                    f"{self._flow.where}: {weight.name!r} is the {place}, which a "
+                    f"{self._table.architecture!r} does not have",
+                    hint="config.json describes another model",
+                )
+            found.setdefault(name, {})[place] = weight
+        self._check_names(found)
+        self._untie(found)
+        tensors = {name: self._tensor(name, parts) for name, parts in found.items()}
+        used = {weight.name for parts in found.values() for weight in parts.values()} | self._weights.scales
+        left = [name for name in self._flow.onnx.initializers if name not in used]
+        lossy = [*self._weights.decoded], self._weights.folded
+        return Named(tensors, "places in the graph", left, *lossy)
+
+    def _tensor(self, name: str, parts: Parts) -> StoredTensor:
+        place, weight = next(iter(parts.items()))
+        if len(parts) == 1:
+            tensor = self._one(name, place, weight)
+        elif len({(part.name, part.transposed) for part in parts.values()}) == 1:
+            self._check_order(name, parts)
+            tensor = self._one(name, place, replace(weight, rows=None, item=None))
+        elif self._roles.by_group:
+            raise UnsupportedError(
+                f"{self._flow.where}: {name} has queries, keys and values group by group, "
+                f"and {some([part.name for part in parts.values()])} do not"
+            )
+        else:
+            for one, part in parts.items():
+                self._check_rows(name, one, part, self._one(name, one, part).shape[self._axis(one)])
+            tensors = [self._one(name, one, part) for one, part in parts.items()]
+            tensor = joined(name, tensors, self._axis(place))
+        if name in self._shapes and tensor.shape != self._shapes[name]:
+            raise MappingError(
+                f"{self._flow.where}: {weight.name!r} is the {place}, {name}, but has shape "
+                f"{list(tensor.shape)}, and the config asks for {list(self._shapes[name])}",
+                hint="config.json describes another model",
+            )
+        return tensor
+
+    def _axis(self, place: Place) -> int:
+        """The axis of the Hugging Face tensor along which a role's rows lie."""
+        return 1 if self._is_in_out(place) else 0
+
+    def _is_in_out(self, place: Place) -> bool:
+        matrix = place.kind == "weight" and not place.role.endswith("norm")
+        experts = self._roles.stacked and place.expert is not None
+        return matrix and (experts or (self._roles.in_out and place.layer is not None))
+
+    def _one(self, name: str, place: Place, weight: Weight) -> StoredTensor:
+        offset = self._roles.offset_norms and place.role.endswith("norm") and place.kind == "weight"
+        return self._weights.tensor(name, weight, offset_norm=offset, in_out=self._is_in_out(place))
+
+    def _check_rows(self, name: str, place: Place, weight: Weight, count: int) -> None:
+        size = _ROWS[place.role] if place.expert is None else "moe_ffn"
+        wanted = self._sizes[size]
+        if count != wanted:
+            raise MappingError(
+                f"{self._flow.where}: {weight.name!r} is the {place}, a part of {name}, and has {count:,} "
+                f"rows, where the config asks for {wanted:,}",
+                hint="config.json describes another model",
+            )
+
+    def _check_order(self, name: str, parts: Parts) -> None:
+        """A tensor that is used for several roles or experts must hold them in Hugging Face's order."""
+        runs = self._sizes["group"] if self._roles.by_group else 1
+        experts: dict[int | None, Parts] = {}
+        for place, weight in parts.items():
+            experts.setdefault(place.expert, {})[place] = weight
+        for number, (expert, own) in enumerate(experts.items()):
+            at = 0
+            for place, weight in own.items():
+                rows = weight.rows or Rows(at, 0, 0)
+                told = weight.rows is not None or len(own) == 1
+                if not told or rows.first != at or weight.item != expert or expert not in (None, number):
+                    raise MappingError(
+                        f"{self._flow.where}: {weight.name!r} has its rows in another order than {name}"
+                    )
+                if weight.rows is not None:
+                    count = rows.length * (runs if expert is None else self._sizes["moe_ffn"])
+                    self._check_rows(name, place, weight, count)
+                at += rows.length
+
+    def _check_names(self, found: Mapping[str, Parts]) -> None:
+        """A file's own names that look like Hugging Face's must agree with the places."""
+        uses: dict[str, dict[str, Place]] = {}
+        for name, parts in found.items():
+            for place, weight in parts.items():
+                uses.setdefault(weight.name, {})[name] = place
+        for held, names in uses.items():
+            words = held.split(".")
+            told = {".".join(words[i:]) for i in range(len(words))} & self._shapes.keys()
+            if told and not told & set(names):
+                name, place = next(iter(names.items()))
+                raise MappingError(
+                    f"{self._flow.where}: {held!r} has the name of another weight: in the graph it is the "
+                    f"{place}, {name}",
+                    hint="the file was edited, or two exports are mixed",
+                )
+
+    def _untie(self, found: dict[str, Parts]) -> None:
+        """A head that is the embedding itself is no tensor of its own in a tied model."""
+        for copy, original in self._table.tied:
+            if copy in self._shapes or copy not in found or original not in found:
+                continue
+            (head,), (embedding,) = found[copy].values(), found[original].values()
+            if (head.name, head.transposed) == (embedding.name, embedding.transposed):
+                del found[copy]

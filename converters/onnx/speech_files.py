@@ -1,0 +1,123 @@
+"""What onnx-asr and sherpa-onnx read beside the graphs of a speech model: the list of tokens, and keys of
+config.json.
+
+Sources: onnx_asr/asr.py, onnx_asr/models/nemo.py of onnx-asr; sherpa-onnx/csrc/symbol-table.cc.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from nemoconv.converters.archive import speech_tokenizer
+from nemoconv.converters.base import Model
+from nemoconv.converters.onnx.graph.architectures import Speech
+from nemoconv.errors import UnsupportedConfig
+from nemoconv.formats import sentencepiece
+from nemoconv.formats.text import plain_json
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.stores.files import SourceFile
+
+#: the same list, by the names that onnx-asr and sherpa-onnx look for
+TOKEN_LISTS: Final = ("vocab.txt", "tokens.txt")
+BLANK: Final = "<blk>"
+#: keys of config.json that onnx-asr reads, and the fields that they repeat
+_CONFIG_KEYS: Final = {
+    "features_size": "feat_in",
+    "subsampling_factor": "subsampling_factor",
+    "max_tokens_per_step": "max_symbols",
+    "max_sequence_length": "max_sequence_length",
+}
+#: what onnx-asr takes for keys that are not there
+_CONFIG_DEFAULTS: Final = {
+    "features_size": 80,
+    "subsampling_factor": 8,
+    "max_tokens_per_step": 10,
+    "max_sequence_length": 1024,
+}
+#: white space that one of the two cuts a line at
+_SPACE: Final = re.compile(r"[ \t\n\r\f\v]")
+
+
+def config_keys(config: Mapping[str, Value]) -> dict[str, Value]:
+    """The keys that onnx-asr wants to find in config.json, of a model config."""
+    return {key: config[field] for key, field in _CONFIG_KEYS.items() if field in config}
+
+
+def token_texts(speech: Speech, model: Model) -> list[str] | None:
+    """The tokens by their ids, without a blank; None for a model without a tokenizer.
+
+    Raises UnsupportedConfig for tokens that cannot be listed, or too many of them.
+    """
+    most = model.config["vocab_size"] - (speech.head != "aed")
+    texts = _texts(model, most)
+    if texts is None:
+        return None
+    # a blank is the number behind the last token; a vocabulary without one may be padded
+    if len(texts) > most or (speech.head != "aed" and len(texts) < most):
+        raise UnsupportedConfig(f"the tokenizer has {len(texts):,} tokens, and the model {most:,}")
+    for number, text in enumerate(texts):
+        if not text or _SPACE.search(text):
+            raise UnsupportedConfig(
+                f"token {number} is {text!r}: lists for onnx-asr and sherpa-onnx hold no white space"
+            )
+    return texts
+
+
+def token_lists(speech: Speech, texts: Sequence[str]) -> dict[str, bytes]:
+    """The list under both names: on each line a token, a space and its number; the blank is the last."""
+    listed = [*texts] if speech.head == "aed" else [*texts, BLANK]
+    lines = "".join(f"{text} {number}\n" for number, text in enumerate(listed))
+    return dict.fromkeys(TOKEN_LISTS, lines.encode())
+
+
+def notes(model: Model, stated: Mapping[str, Value]) -> list[str]:
+    """What a report should say: ``stated`` is the config.json that lies beside the graphs."""
+    found = []
+    if not {speech_tokenizer.MODEL, speech_tokenizer.JSON} & model.files.keys():
+        found.append(
+            f"no tokenizer: {' and '.join(TOKEN_LISTS)}, which onnx-asr and sherpa-onnx read, are left out"
+        )
+    missing = [
+        f"{key}={value}"
+        for key, value in config_keys(model.config).items()
+        if stated.get(key, _CONFIG_DEFAULTS[key]) != value
+    ]
+    if missing:
+        found.append(f"config.json does not say {', '.join(missing)}, which onnx-asr needs")
+    return found
+
+
+def _texts(model: Model, most: int) -> list[str] | None:
+    """The texts of all tokens by their ids; None for a model without a tokenizer."""
+    held = {name: model.files.get(name) for name in (speech_tokenizer.MODEL, speech_tokenizer.JSON)}
+    if (file := held[speech_tokenizer.MODEL]) is not None:
+        return [piece.text for piece in sentencepiece.loads(_data(file), speech_tokenizer.MODEL).pieces]
+    if (file := held[speech_tokenizer.JSON]) is not None:
+        return _texts_of_json(_data(file), most)
+    return None
+
+
+def _texts_of_json(data: bytes, most: int) -> list[str]:
+    """The first tokens of a tokenizer.json, its model's and those added to it: at most ``most``."""
+    where = speech_tokenizer.JSON
+    given = plain_json.loads_object(data, where, max_bytes=sentencepiece.MAX_BYTES)
+    core, added = given.get("model"), given.get("added_tokens")
+    vocab = core.get("vocab") if isinstance(core, dict) else None
+    found: dict[Value, Value] = {}
+    if isinstance(vocab, dict):
+        found = {number: text for text, number in vocab.items()}
+    elif isinstance(vocab, list):
+        found = {number: entry[0] for number, entry in enumerate(vocab) if isinstance(entry, list) and entry}
+    for token in added if isinstance(added, list) else []:
+        if isinstance(token, dict) and type(token.get("id")) is int:
+            found[token["id"]] = token.get("content")
+    texts: list[str] = []
+    while len(texts) < most and isinstance(text := found.get(len(texts)), str):
+        texts.append(text)
+    return texts
+
+
+def _data(file: SourceFile | bytes) -> bytes:
+    return file if isinstance(file, bytes) else file.pread(file.size, 0)

@@ -1,0 +1,1 @@
+"""State dicts cut by model-parallel rank."""

@@ -1,0 +1,333 @@
+"""Weights that lie cut by model-parallel rank, one state dict a rank: NeMo 1's, and older Megatron's.
+
+A rank's tensors are put together by the fragments of the table's rule, the same that a writer of ranks
+uses. Which layers a pipeline stage holds is told by the files themselves: every stage numbers its own
+from 0.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, product
+from typing import Final
+
+from nemoconv.converters.base import Piece
+from nemoconv.converters.ranks import names as nemo1_names
+from nemoconv.converters.ranks.grouped_experts import is_grouped, split_grouped
+from nemoconv.converters.ranks.names import Name
+from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
+from nemoconv.formats.torch.checkpoint import StateDict, read_state_dict
+from nemoconv.mappings.nemo1.dialects import GPT, Dialect
+from nemoconv.mappings.table import GROUP, Rule, Sizes
+from nemoconv.stores.files import Folder, SourceFile
+from nemoconv.tensors.boxes import intersect, narrow
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import Extent, StoredTensor
+
+#: (tensor-parallel rank, pipeline rank)
+Rank = tuple[int, int]
+_TENSOR: Final = re.compile(r"mp_rank_(\d{2,4})")
+_BOTH: Final = re.compile(r"tp_rank_(\d{2,4})_pp_rank_(\d{3,5})")
+_SHARDED: Final = re.compile(r"(?:mp_rank_\d+_)?fsdp_shard_\d+")
+
+
+def find_ranks(folder: Folder, weights: str) -> dict[Rank, str]:
+    """The file of every rank: ``weights`` by itself, or one in a folder for each rank.
+
+    Raises CorruptCheckpoint where ranks are missing, UnsupportedFormat for shards of FSDP.
+    """
+    found: dict[Rank, str] = {(0, 0): weights} if folder.exists(weights) else {}
+    for name in folder.folders():
+        tensor, both = _TENSOR.fullmatch(name), _BOTH.fullmatch(name)
+        if _SHARDED.fullmatch(name):
+            raise UnsupportedFormat(
+                f"{folder.path}: {name} holds a shard of FSDP, flattened parameters",
+                hint="save the model with fsdp_sharded_checkpoint: false",
+            )
+        if not (tensor or both):
+            continue
+        rank = (int(both[1]), int(both[2])) if both else (int(tensor[1]), 0) if tensor else (0, 0)
+        if rank in found:
+            raise CorruptCheckpoint(f"{folder.path}: {name} and {found[rank]} are of the same rank")
+        found[rank] = f"{name}/{weights}"
+    if not found:
+        raise CorruptCheckpoint(f"{folder.path}: has no {weights}, by itself or in folders of ranks")
+    sizes = [max(rank[i] for rank in found) + 1 for i in (0, 1)]
+    missing = [rank for rank in product(*map(range, sizes)) if rank not in found]
+    if missing:
+        raise CorruptCheckpoint(
+            f"{folder.path}: of {sizes[0]} x {sizes[1]} model-parallel ranks {len(missing)} are missing: "
+            f"(tensor, pipeline) {some(missing)}",
+            hint="the copy is incomplete",
+        )
+    return dict(sorted(found.items()))
+
+
+@dataclass(slots=True)
+class Pieces:
+    """What the tensor-parallel ranks hold of one tensor: for each rank one tensor, or two that stand
+    for the halves of one. ``stage`` is their pipeline rank."""
+
+    stage: int
+    ranks: dict[int, dict[int, StoredTensor]] = field(default_factory=dict)
+
+    def of(self, rank: int, where: str) -> StoredTensor:
+        """The rank's tensor, its halves one after the other."""
+        halves = self.ranks.get(rank)
+        if not halves:
+            raise CorruptCheckpoint(f"{where} is missing on tensor-parallel rank {rank}")
+        if 0 not in halves:
+            raise CorruptCheckpoint(f"{where}: tensor-parallel rank {rank} has its second half only")
+        if len(halves) == 1:
+            return halves[0]
+        gate, up = halves[0], halves[1]
+        if gate.shape != up.shape or gate.dtype != up.dtype:
+            raise CorruptCheckpoint(f"{where}: gate and up differ in shape or dtype")
+        moved = [e._replace(start=(e.start[0] + gate.shape[0], *e.start[1:])) for e in up.extents]
+        shape = (2 * gate.shape[0], *gate.shape[1:])
+        return StoredTensor(gate.name, gate.dtype, shape, (*gate.extents, *moved))
+
+
+class RankWeights:
+    """The tensors of all ranks under their names in the whole model.
+
+    Raises CorruptCheckpoint for ranks that do not belong together.
+    """
+
+    def __init__(
+        self,
+        folder: Folder,
+        files: Mapping[Rank, str],
+        read: Callable[[SourceFile], StateDict] = read_state_dict,
+        dialect: Dialect = GPT,
+    ) -> None:
+        self.path = folder.path
+        self._read_file, self._dialect = read, dialect
+        self.tensor_parallel_size, self.pipeline_parallel_size = (
+            max(rank[i] for rank in files) + 1 for i in (0, 1)
+        )
+        self.skipped: dict[str, int] = {}
+        self.derived: list[tuple[str, StoredTensor]] = []
+        #: what is held by more than one pipeline stage: (a copy, the first one)
+        self.repeated: list[tuple[StoredTensor, StoredTensor]] = []
+        #: what the files call each tensor: its keys by half (gate is 0, up is 1)
+        self.keys: dict[str, dict[int, str]] = {}
+        #: keys of what is computed anew, with their tensors
+        self.derived_keys: dict[str, StoredTensor] = {}
+        #: keys of what is no tensor (``_extra_state``), with the layer in the model
+        self.nothing: dict[str, tuple[str, int | None]] = {}
+        #: whether experts lie all together (``experts.weight1``), so that ``keys`` of them are not the files'
+        self.grouped = False
+        #: keys of the dialect's copies, with those of their originals
+        self.copies: dict[str, str] = {}
+        self._states: dict[str, StateDict] = {}
+        self._pieces: dict[str, Pieces] = {}
+        self._read(folder, files)
+
+    def _parse(self, key: str) -> Name:
+        return nemo1_names.parse(key, self._dialect)
+
+    def _read(self, folder: Folder, files: Mapping[Rank, str]) -> None:
+        named: dict[Rank, list[tuple[Name, StoredTensor]]] = {}
+        for rank, file_name in files.items():
+            state = self._states[file_name] = self._read_file(folder.file(file_name))
+            self.grouped = self.grouped or any(map(is_grouped, state.tensors))
+            tensors = split_grouped(state.tensors, f"{self.path}: {file_name}")
+            self.copies |= self._copies(tensors)
+            named[rank] = [(self._parse(key), tensor) for key, tensor in tensors.items()]
+            for what, rest in (("_extra_state objects", state.others), ("other entries", state.around)):
+                if rest:
+                    self.skipped[what] = self.skipped.get(what, 0) + len(rest)
+        starts = self._starts(named)
+        for (tensor_rank, stage), entries in named.items():
+            seen: set[tuple[str, int | None]] = set()
+            for name, tensor in entries:
+                run = name.chunk * self.pipeline_parallel_size + stage
+                whole = name.at(None if name.layer is None else starts[run] + name.layer)
+                self.keys.setdefault(whole, {}).setdefault(name.half or 0, tensor.name)
+                if name.text in nemo1_names.DERIVED:
+                    self.derived_keys.setdefault(tensor.name, tensor)
+                if tensor.name in self.copies:
+                    self._add(name, whole, (tensor_rank, stage), tensor)
+                    continue
+                if (whole, name.half) in seen and name.text not in nemo1_names.DERIVED:  # each run has those
+                    raise CorruptCheckpoint(f"{self.path}: {whole} is there twice, under two names")
+                seen.add((whole, name.half))
+                self._add(name, whole, (tensor_rank, stage), tensor)
+
+        for (_, stage), file_name in files.items():
+            for key in self._states[file_name].others:
+                name = self._parse(key)
+                run = name.chunk * self.pipeline_parallel_size + stage
+                layer = None if name.layer is None else starts.get(run, 0) + name.layer
+                self.nothing.setdefault(name.at(layer), (key, layer))
+
+    def _copies(self, keys: Collection[str]) -> dict[str, str]:
+        """Keys of what the dialect keeps twice, where both are there, with those of the originals."""
+        return {
+            key: original
+            for key in keys
+            for copy, whole in self._dialect.copies
+            if key.endswith("." + copy) and (original := key.removesuffix(copy) + whole) in keys
+        }
+
+    def _starts(self, named: Mapping[Rank, Sequence[tuple[Name, StoredTensor]]]) -> dict[int, int]:
+        """By how much the numbers of each run of layers, in model order, are off."""
+        held: dict[int, set[int]] = {}
+        for (_, stage), entries in named.items():
+            for name, _ in entries:
+                layers = held.setdefault(name.chunk * self.pipeline_parallel_size + stage, set())
+                if name.layer is not None:
+                    layers.add(name.layer)
+        runs = sorted(held)
+        starts: dict[int, int] = {}
+        ends = [0, *accumulate(len(held[run]) for run in runs)]
+        for run, start in zip(runs, ends, strict=False):
+            layers = held[run]
+            first = min(layers, default=0)
+            if sorted(layers) != list(range(first, first + len(layers))) or first not in (0, start):
+                raise CorruptCheckpoint(
+                    f"{self.path}: pipeline stage {run % self.pipeline_parallel_size} holds layers "
+                    f"{some(sorted(layers))}, where {len(layers)} numbered from 0 are expected"
+                )
+            starts[run] = start - first
+        self.layers_of_runs = [len(held[run]) for run in runs]
+        return starts
+
+    def _add(self, name: Name, whole: str, rank: Rank, tensor: StoredTensor) -> None:
+        if name.text in nemo1_names.DERIVED:
+            self.derived.append((name.text, tensor))
+            return
+        halves = self._pieces.setdefault(whole, Pieces(rank[1])).ranks.setdefault(rank[0], {})
+        first = halves.get(name.half or 0)
+        if first is None:
+            halves[name.half or 0] = tensor
+        elif first.shape != tensor.shape or first.dtype != tensor.dtype:
+            raise CorruptCheckpoint(f"{self.path}: {whole} differs between pipeline stages")
+        else:
+            self.repeated.append((tensor, first))
+
+    @property
+    def layout(self) -> Layout:
+        """The parallel sizes, and the layers of the stages where they are not equal."""
+        counts = self.layers_of_runs
+        even = len(set(counts)) == 1
+        stages, virtual = self.pipeline_parallel_size, len(counts) // self.pipeline_parallel_size
+        return Layout(
+            self.tensor_parallel_size,
+            stages,
+            virtual_pipeline_parallel_size=max(1, virtual) if stages > 1 else 1,
+            stages=None if even or len(counts) != stages * max(1, virtual) else tuple(counts),
+        )
+
+    @property
+    def writer(self) -> str:
+        return "torch.save"
+
+    def states(self) -> Mapping[str, StateDict]:
+        """The state dict of every file."""
+        return self._states
+
+    def names(self) -> Sequence[str]:
+        return list(self._pieces)
+
+    def dtype(self, name: str) -> DType:
+        pieces = self._pieces[name]
+        return pieces.of(min(pieces.ranks), f"{self.path}: {name}").dtype
+
+    def held(self, name: str) -> list[Piece]:
+        """The pieces that are there, whether or not every tensor-parallel rank has one."""
+        pieces, where = self._pieces[name], f"{self.path}: {name}"
+        first = pieces.stage * self.tensor_parallel_size
+        return [Piece(name, first + rank, pieces.of(rank, where)) for rank in sorted(pieces.ranks)]
+
+    def rows(self, name: str) -> int:
+        """The length of the first axis, of all ranks together."""
+        return sum(piece.shape[0] for piece in self.pieces(name))
+
+    def pieces(self, name: str) -> list[StoredTensor]:
+        """What each tensor-parallel rank holds of a tensor."""
+        where = f"{self.path}: {name}"
+        found = [self._pieces[name].of(rank, where) for rank in range(self.tensor_parallel_size)]
+        if len({piece.dtype for piece in found}) > 1:
+            raise CorruptCheckpoint(f"{where} has different dtypes on different ranks")
+        return found
+
+    def stored(
+        self, name: str, rule: Rule | None = None, sizes: Sizes | None = None, *, in_blocks: bool = False
+    ) -> StoredTensor:
+        """A whole tensor, put together as its rule cuts it. Without a rule there must be one
+        tensor-parallel rank only, whose tensors are whole.
+
+        ``in_blocks``: a rank has q, k and v of all its heads one below the other, where the rule has those of
+        each head together.
+        """
+        pieces = self.pieces(name)
+        if rule is None or sizes is None:
+            (whole,) = pieces
+            return whole
+        if in_blocks and rule.cut == GROUP and len(rule.parts) > 1:
+            heads = sizes[GROUP] // len(pieces)
+            pieces = [by_head(f"{self.path}: {name}", piece, len(rule.parts), heads) for piece in pieces]
+        return assemble(f"{self.path}: {name}", name, pieces, rule, sizes)
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        """Those of the zip archives; the older layout of torch.save has none."""
+        for file_name, state in self._states.items():
+            yield file_name, state.file.verify_crc()
+
+
+def by_head(where: str, piece: StoredTensor, kinds: int, heads: int) -> StoredTensor:
+    """A rank's tensor with the rows of each head together, of one that has those of each kind together.
+
+    [kinds * heads * channels, ...] -> [heads * kinds * channels, ...]. Raises CorruptCheckpoint where the
+    rows are no such product.
+    """
+    rows, *rest = piece.shape
+    if heads < 1 or rows % (kinds * heads):
+        raise CorruptCheckpoint(f"{where} has {rows} rows, which are not {kinds} blocks of {heads} heads")
+    channels = rows // (kinds * heads)
+    box, extents = (channels, *rest), []
+    for extent in piece.extents:
+        for kind, head in product(range(kinds), range(heads)):
+            first = ((kind * heads + head) * channels, *(0 for _ in rest))
+            common = intersect(extent.start, extent.shape, first, box)
+            if common:
+                part = narrow(extent, *common)
+                shift = ((head * kinds + kind) - (kind * heads + head)) * channels
+                extents.append(part._replace(start=(part.start[0] + shift, *part.start[1:])))
+    return StoredTensor(piece.name, piece.dtype, piece.shape, tuple(extents))
+
+
+def assemble(where: str, name: str, pieces: Sequence[StoredTensor], rule: Rule, sizes: Sizes) -> StoredTensor:
+    """The whole of a tensor from what the tensor-parallel ranks hold of it.
+
+    A rank's tensor is its fragments one after another, along the axis that the rule cuts. Raises
+    CorruptCheckpoint for a piece of another shape, LayoutError where the rule cannot be cut so.
+    """
+    shape = rule.view.shape(sizes)
+    axis = next((i for i, names in enumerate(rule.view.axes) if rule.cut in names), 0)
+    held = [0] * len(pieces)
+    extents: list[Extent] = []
+    for rank, start, box in rule.fragments(sizes, Layout(len(pieces))):
+        local = (*start[:axis], held[rank], *start[axis + 1 :]) if shape else ()
+        held[rank] += box[axis] if shape else 1
+        shift = tuple(a - b for a, b in zip(start, local, strict=True))
+        for extent in pieces[rank].extents:
+            common = len(extent.shape) == len(box) and intersect(extent.start, extent.shape, local, box)
+            if common:
+                part = narrow(extent, *common)
+                moved = tuple(a + b for a, b in zip(part.start, shift, strict=True))
+                extents.append(part._replace(start=moved))
+    for rank, piece in enumerate(pieces):
+        length = held[rank] if rule.cut is not None else (shape[axis] if shape else 1)
+        expected = (*shape[:axis], length, *shape[axis + 1 :]) if shape else ()
+        if piece.shape != expected:
+            raise CorruptCheckpoint(
+                f"{where} has shape {list(piece.shape)} on tensor-parallel rank {rank} of {len(pieces)}, "
+                f"the config asks for {list(expected)}"
+            )
+    return StoredTensor(name, pieces[0].dtype, shape, tuple(extents))

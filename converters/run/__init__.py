@@ -1,0 +1,1 @@
+"""What is done with checkpoints: plan, convert, reshard, compare."""

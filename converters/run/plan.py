@@ -1,0 +1,374 @@
+"""Plan a conversion: everything that headers can tell is decided and checked before a byte is written."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemoconv.converters import manifest, unit_rows
+from nemoconv.converters import mtp_layers as further_layers
+from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
+from nemoconv.converters.bind import Asker, Bound, Wanted
+from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.mappings.rules import padded_vocab_size
+from nemoconv.mappings.table import Instance, check_layout, splits_groups
+from nemoconv.resharding.plan import Job, Payload, Plan, Target
+from nemoconv.stores.output import OutputDirectory
+from nemoconv.tensors.dtypes import DType
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.ranks import RankRow, rank_rows, table_lines
+from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from nemoconv.version import __version__
+
+if TYPE_CHECKING:
+    from nemoconv.resharding.execute import Limits
+
+DEFAULT_MAX_MEMORY = 512 << 20
+#: what a job and its boxes take in memory, measured on a 405B-shaped plan
+_JOB_NBYTES = 2_500
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion does (``plan``) or did (``convert``). Sizes are in bytes, times in seconds."""
+
+    source: str
+    source_format: str
+    target: str
+    target_format: str
+    architecture: str
+    layout: str
+    parameters: int
+    tensors_in: int
+    tensors_out: int
+    moves: int
+    read_nbytes: int
+    write_nbytes: int
+    peak_memory_nbytes: int
+    free_disk_nbytes: int
+    files: int
+    plan_seconds: float
+    inert_keys: list[str]
+    ignored_keys: list[str]
+    notes: list[str] = field(default_factory=list)
+    rank_table: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    verified: bool = False
+
+    def as_dict(self) -> dict[str, Value]:
+        return asdict(self)
+
+
+@dataclass(slots=True)
+class Conversion:
+    """A planned conversion: everything is decided and checked, nothing is written."""
+
+    source: Checkpoint
+    output: OutputDirectory
+    writer: Writer
+    plan: Plan
+    payloads: list[Payload]
+    limits: Limits
+    report: Report
+    header: dict[str, Value]
+    #: of targets that are cut by rank: who will hold what
+    ranks: list[RankRow] = field(default_factory=list)
+    num_layers: int = 0
+    #: (copy, original) of tensors that must be equal, before anything is written
+    repeated: list[tuple[StoredTensor, StoredTensor]] = field(default_factory=list)
+    #: what the written checkpoint is read with, when it is verified and says nothing of its model itself
+    config: Path | None = None
+
+
+def prepare(
+    source: Checkpoint,
+    output: OutputDirectory,
+    to: Converter,
+    options: WriteOptions,
+    *,
+    allow_ignored: Sequence[str] = (),
+    max_memory: int = DEFAULT_MAX_MEMORY,
+) -> Conversion:
+    """Plan a conversion and check everything that headers can tell.
+
+    Raises MappingError, UnsupportedConfig, LayoutError, CorruptCheckpoint.
+    """
+    with _no_collection():
+        return _prepare(source, output, to, options, allow_ignored, max_memory)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Planning makes a million small objects, none of them in a cycle: looking for cycles among them takes a
+    fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _prepare(
+    source: Checkpoint,
+    output: OutputDirectory,
+    to: Converter,
+    options: WriteOptions,
+    allow_ignored: Sequence[str],
+    max_memory: int,
+) -> Conversion:
+    started = time.perf_counter()
+    source.decode_as(options.dtype)
+    model = source.model(allow_ignored)
+    bound = Bound(source, model)
+    notes = [*source.notes(), *bound.notes]
+    notes += _settle_dtype(bound, model, options)
+    options, more = _settle_layout(model, to, options)
+    notes += more
+    sizes = _target_sizes(bound, to, options)
+    notes += _vocabulary_notes(bound.sizes["vocab"], sizes["vocab"])
+    if to.side == "nemo" and splits_groups(sizes, options.layout):
+        notes.append(
+            f"tensor_parallel_size={options.layout.tensor_parallel_size} is more than num_query_groups="
+            f"{sizes['group']}: megatron-core 0.16 takes that, 0.14 refuses it"
+        )
+    writer = to.create(output, model, options, sizes)
+    if not writer.keeps_everything:
+        notes += [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
+    writer.begin(bound)
+    plan, payloads = _build_plan(bound, writer, sizes, options)
+    for checkpoint, companion in writer.companions().values():
+        held = Bound(checkpoint, model, partial=True)
+        state, added = _build_plan(held, companion, sizes, replace(options, dtype=None))
+        plan.jobs += state.jobs
+        payloads += added
+    notes += writer.notes()
+    plan.check()
+    notes += _check_tied(source, bound)
+    notes += further_layers.notes(sizes, len(bound.repeated), to.side)
+    if not writer.keeps_everything:
+        _check_zeros(bound)
+    unit_rows.check(bound)
+    limits, plan_nbytes = make_limits(plan, max_memory)
+    report = Report(
+        source=str(source.path),
+        source_format=source.format,
+        target=str(output.target),
+        target_format=to.name,
+        architecture=model.table.architecture,
+        layout=str(options.layout),
+        parameters=sum(_count(bound, instance) for instance in bound.instances),
+        tensors_in=len(bound.names),
+        tensors_out=writer.tensor_count,
+        moves=plan.moves,
+        read_nbytes=plan.read_nbytes,
+        write_nbytes=plan.write_nbytes,
+        peak_memory_nbytes=limits.nbytes + plan_nbytes + resident_nbytes(),
+        free_disk_nbytes=output.free_bytes(),
+        files=len({payload.file.name for payload in payloads}),
+        plan_seconds=time.perf_counter() - started,
+        inert_keys=sorted(model.inert),
+        ignored_keys=model.ignored,
+        notes=notes,
+    )
+    header: dict[str, Value] = {
+        "written_by": f"nemoconv {__version__}",
+        "format": to.name,
+        "architecture": model.table.architecture,
+        "source_format": source.format,
+        "source_notes": list(source.notes()),
+        "dtype": options.dtype.name if options.dtype else None,
+        "layout": asdict(options.layout),
+        "model_config": model.config,
+        "padded_vocab_size": sizes["vocab"],
+        "inert_config": model.inert,
+        "ignored_config_keys": model.ignored,
+    }
+    ranks = _ranks(writer, payloads, bound, options.layout) if writer.side == "nemo" else []
+    report.rank_table.extend(table_lines(ranks, bound.sizes["layers"]) if ranks else ())
+    repeated = [(source.stored(copy), source.stored(original)) for copy, original in bound.repeated]
+    return Conversion(
+        source, output, writer, plan, payloads, limits, report, header, ranks, bound.sizes["layers"], repeated
+    )
+
+
+def _ranks(writer: Writer, payloads: Sequence[Payload], bound: Bound, layout: Layout) -> list[RankRow]:
+    """Who will hold what, with the bytes in each rank's file."""
+    held: dict[str, int] = {}
+    for payload in payloads:
+        held[payload.file.name] = held.get(payload.file.name, 0) + payload.nbytes
+    names = {rank: writer.file_of(rank) for rank in range(layout.world_size)}
+    nbytes = {rank: held.get(name, 0) for rank, name in names.items() if name is not None}
+    return rank_rows(layout, bound.sizes["layers"], bound.sizes.get("experts", 0), nbytes)
+
+
+def _settle_dtype(bound: Bound, model: Model, options: WriteOptions) -> list[str]:
+    """Set ``params_dtype`` to what will be written; a note if the source's config said otherwise."""
+    if options.dtype is not None:
+        model.config["params_dtype"] = options.dtype.name
+        return []
+    stated, usual = model.config.get("params_dtype"), bound.usual_dtype().name
+    model.config["params_dtype"] = usual
+    if stated in (None, usual):
+        return []
+    return [f"the config says {stated}, the tensors are {usual}: they are written as they are"]
+
+
+def _settle_layout(model: Model, to: Converter, options: WriteOptions) -> tuple[WriteOptions, list[str]]:
+    """Experts that Megatron does not cut are whole on their ranks. Raises LayoutError for another wish."""
+    layout = options.layout
+    if to.side != "nemo" or not model.table.whole_experts or layout.tensor_parallel_size_of_experts == 1:
+        return options, []
+    if layout.expert_tensor_parallel_size is not None:
+        raise LayoutError(
+            f"the experts of {model.table.architecture!r} have biases, which megatron-core does not cut",
+            hint="set expert_tensor_parallel_size to 1",
+        )
+    whole = replace(layout, expert_tensor_parallel_size=1)
+    note = "experts with biases are not cut: megatron-core needs expert_tensor_parallel_size=1 for them"
+    return replace(options, layout=whole), [note]
+
+
+def _target_sizes(bound: Bound, to: Converter, options: WriteOptions) -> dict[str, int]:
+    """Sizes of the target's tensors. Raises LayoutError if the layout does not divide them."""
+    sizes = {**bound.sizes, "vocab": bound.sizes["true_vocab"]}
+    if to.side == "hf":
+        if options.layout != Layout():
+            raise LayoutError(
+                "a Hugging Face directory has no parallel layout", hint="leave out --tp and --pp"
+            )
+        return sizes
+    divisor, count = options.make_vocab_size_divisible_by, options.layout.tensor_parallel_size
+    sizes["vocab"] = padded_vocab_size(sizes["true_vocab"], divisor, count)
+    check_layout(bound.model.table, bound.model.config, sizes, options.layout)
+    return sizes
+
+
+def _vocabulary_notes(held: int, written: int) -> list[str]:
+    """Rows that pad the vocabulary on both sides are carried as they are."""
+    if held > written:
+        return [f"{held - written:,} rows of vocabulary padding left out"]
+    return [f"vocabulary padded from {held:,} to {written:,} rows with zeros"] if written > held else []
+
+
+def _build_plan(
+    bound: Bound, writer: Writer, sizes: dict[str, int], options: WriteOptions
+) -> tuple[Plan, list[Payload]]:
+    wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}
+    asked: list[tuple[Instance, DType, DType, list[Wanted]]] = []
+    requests: dict[Request, None] = {}
+    asker = Asker(writer.side, sizes, options.layout, bound.model)
+    for instance in bound.instances:
+        source = bound.dtype(instance)
+        casts = source.is_floating_point and not instance.rule.keeps_dtype
+        target = options.dtype if options.dtype and casts else source
+        boxes = asker.wanted(instance, target)
+        same = writer.side == bound.checkpoint.side  # then what is stored once stays so
+        again = [each for each in asker.again(boxes) if not same or each[0].request.name in bound.names]
+        again = again if writer.stores_again else []
+        for group in (boxes, *again):
+            requests.update(dict.fromkeys(box.request for box in group))
+            asked.append((instance, source, target, group))
+    payloads = dict(zip(requests, writer.reserve(list(requests)), strict=True))
+    plan = Plan()
+    for instance, source, target, boxes in asked:
+        space = bound.space(instance.rule, wide)
+        targets: list[Target] = []
+        for box in boxes:
+            request = box.request
+            strides = contiguous_strides(request.box, target.itemsize)
+            offset = sum((a - b) * n for a, b, n in zip(box.start, request.start, strides, strict=True))
+            # a part's extent counts from its own start, a chunk's from the tensor's
+            start = box.start if box.part is None else (0,) * len(box.box)
+            extent = Extent(None, offset, start, box.box, strides)  # type: ignore[arg-type]
+            for _, place, low, shape, steps in space.place(box.part, sizes, extent):
+                targets.append(Target(payloads[request], place, low, shape, steps))
+        sources = bound.extents(instance, space)
+        loose = instance.rule.pad is not None or not instance.in_hf
+        plan.jobs.append(
+            Job(instance.nemo, space.shape, source, target, sources, tuple(targets), loose, loose)
+        )
+    return plan, list(payloads.values())
+
+
+def _count(bound: Bound, instance: Instance) -> int:
+    count = 1
+    for factor in instance.rule.view.factors:
+        count *= bound.sizes["true_vocab"] if factor == "vocab" else bound.sizes[factor]
+    return count
+
+
+def _check_zeros(bound: Bound) -> None:
+    """Tensors that the Hugging Face side leaves out, because the config says so, must hold zeros."""
+    from nemoconv.resharding.equal import first_nonzero
+
+    for instance in bound.instances:
+        if instance.in_hf or instance.rule.idle or bound.checkpoint.side == "hf":
+            continue
+        tensor = bound.checkpoint.stored(instance.nemo)
+        place = first_nonzero(tensor)
+        if place is not None:
+            raise CorruptCheckpoint(
+                f"{bound.checkpoint.path}: {tensor.name} should be zero, as {manifest.NAME} says, "
+                f"but is not at {place}",
+                hint=f"if the model was trained further, remove {manifest.NAME}",
+            )
+
+
+def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
+    """A tied model that holds its embedding twice: the copies must be equal, and one is dropped."""
+    from nemoconv.resharding.equal import first_difference
+
+    notes = []
+    for copy, original in bound.redundant:
+        a, b = source.stored(copy), source.stored(original)
+        difference = None if a.shape == b.shape and a.dtype == b.dtype else "their shapes or dtypes differ"
+        difference = difference or first_difference(a, b)
+        if difference and (copy, original) in bound.model.table.twice:
+            raise MappingError(f"{source.path}: {copy} and {original} are one tensor, but {difference}")
+        if difference:
+            raise MappingError(
+                f"{source.path}: the config ties {copy} to {original}, but {difference}",
+                hint='set "tie_word_embeddings" to false in config.json if both are meant',
+            )
+        if (copy, original) not in bound.model.table.twice:
+            notes.append(f"{copy} equals {original}, to which the config ties it, and is left out")
+    for a, b in source.copies():
+        if difference := first_difference(a, b):
+            raise CorruptCheckpoint(f"{source.path}: holds {a.name} twice, but {difference}")
+    return notes
+
+
+def disk_shortage(report: Report) -> str | None:
+    """What is missing on the target's file system, None if nothing is."""
+    if report.free_disk_nbytes >= report.write_nbytes + (16 << 20):  # frames and small files besides
+        return None
+    return (
+        f"{report.target}: {report.write_nbytes / 1e9:,.1f} GB are needed, "
+        f"{report.free_disk_nbytes / 1e9:,.1f} GB are free"
+    )
+
+
+def make_limits(plan: Plan, max_memory: int) -> tuple[Limits, int]:
+    """What a run of this plan may take within ``max_memory`` bytes, and the bytes of the plan itself."""
+    from nemoconv.resharding.execute import Limits
+
+    plan_nbytes = _JOB_NBYTES * len(plan.jobs)
+    return Limits.within(max_memory, plan_nbytes), plan_nbytes
+
+
+def resident_nbytes() -> int:
+    """Memory of the process before any buffer."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux: the peak so far, in bytes on macOS
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

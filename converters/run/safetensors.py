@@ -1,0 +1,190 @@
+"""Any checkpoint's tensors as safetensors, under the names that they have, whatever model they are.
+
+No mapping table takes part, so nothing is renamed, cut or joined; what a file says of the model is left
+behind. It is how weights get out of a graph or an architecture that has no table.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from nemoconv.converters import manifest
+from nemoconv.converters.archive import archive as nemo_archive
+from nemoconv.converters.archive.tensors import NemoTensors
+from nemoconv.converters.base import (
+    Checkpoint,
+    Converter,
+    HeldTensors,
+    Model,
+    Request,
+    WriteOptions,
+    Writer,
+)
+from nemoconv.converters.hf.checkpoint import INDEX, SINGLE, ShardWriter, read_shards
+from nemoconv.converters.run.plan import Conversion, Report, make_limits, resident_nbytes
+from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedError
+from nemoconv.formats.safetensors import read_header
+from nemoconv.mappings.hf.fields import Value
+from nemoconv.resharding.plan import Job, Plan, Target
+from nemoconv.stores.copy import copy_all
+from nemoconv.stores.files import SourceDir, SourceFile
+from nemoconv.stores.output import OutputDirectory
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.stored import contiguous_strides
+from nemoconv.version import __version__
+
+#: the one name that a safetensors header keeps for itself
+_RESERVED: Final = "__metadata__"
+
+
+class PlainCheckpoint(HeldTensors):
+    """A .safetensors file, or a directory that this module wrote."""
+
+    format = "safetensors"
+    side = "hf"
+    has_model = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = SourceDir(path.parent if path.is_file() else path)
+        if path.is_file():
+            self._tensors = read_header(self._folder.file(path.name))[0]
+        else:
+            self._tensors = read_shards(self._folder)
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return {}
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        raise UnsupportedArchitecture(
+            f"{self.path}: holds tensors only, and nothing says what model they are",
+            hint="a Hugging Face directory has a config.json beside them",
+        )
+
+    def describe(self) -> dict[str, Value]:
+        return {"writer": "(not recorded)", "files": {f.name: f.size for f in self._folder.opened()}}
+
+    @property
+    def tokenizer_files(self) -> Mapping[str, SourceFile]:
+        return {}
+
+    def open_folder(self) -> SourceDir | None:
+        return SourceDir(self.path) if self.path.is_dir() else None
+
+    def source_files(self) -> Sequence[SourceFile]:
+        return self._folder.opened()
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+class SafetensorsConverter(Converter):
+    name = "safetensors"
+    side = "hf"
+    title = "tensors alone, under the source's own names (safetensors)"
+    looks_for = "a .safetensors file"
+    plain = True
+
+    def recognizes(self, path: Path) -> bool:
+        if path.is_file():
+            return path.suffix == ".safetensors"
+        told = (path / manifest.NAME).exists() or (path / nemo_archive.CONFIG).exists()
+        written = any((path / name).exists() for name in (SINGLE, INDEX)) and told
+        return written and not (path / "config.json").exists()
+
+    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+        if (path / nemo_archive.CONFIG).exists():
+            return NemoTensors(path)
+        return PlainCheckpoint(path)
+
+    def create(
+        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+    ) -> Writer:
+        return ShardWriter(output, options)
+
+
+class PlainWriter(ShardWriter):
+    """Shards, and the files that go along."""
+
+    def __init__(
+        self, output: OutputDirectory, options: WriteOptions, files: Mapping[str, SourceFile | bytes]
+    ) -> None:
+        super().__init__(output, options)
+        self._files = files
+
+    def finish(self) -> None:
+        copy_all(self._output, self._files)
+        super().finish()
+
+
+def prepare_plain(
+    source: Checkpoint, output: OutputDirectory, options: WriteOptions, *, max_memory: int
+) -> Conversion:
+    """Plan to write every tensor of ``source`` as it is, or cast to ``options.dtype``.
+
+    Raises UnsupportedError, naming what is not a tensor that safetensors has, LayoutError for a layout.
+    """
+    started = time.perf_counter()
+    if options.layout != Layout():
+        raise LayoutError("safetensors files have no parallel layout", hint="leave out --tp, --pp and --ep")
+    tensors = source.plain()
+    if _RESERVED in tensors:
+        raise UnsupportedError(f"{source.path}: a tensor is called {_RESERVED!r}, which safetensors reserves")
+    files = source.plain_files()
+    writer = PlainWriter(output, options, files)
+    casts = {
+        name: options.dtype if options.dtype and tensor.dtype.is_floating_point else tensor.dtype
+        for name, tensor in tensors.items()
+    }
+    whole = {name: (0,) * len(tensor.shape) for name, tensor in tensors.items()}
+    payloads = writer.reserve(
+        [Request(name, casts[name], t.shape, whole[name], t.shape) for name, t in tensors.items()]
+    )
+    plan = Plan()
+    for (name, tensor), payload in zip(tensors.items(), payloads, strict=True):
+        strides = contiguous_strides(tensor.shape, casts[name].itemsize)
+        target = Target(payload, 0, whole[name], tensor.shape, strides)
+        plan.jobs.append(Job(name, tensor.shape, tensor.dtype, casts[name], tensor.extents, (target,)))
+    plan.check()
+    limits, plan_nbytes = make_limits(plan, max_memory)
+    report = Report(
+        source=str(source.path),
+        source_format=source.format,
+        target=str(output.target),
+        target_format="safetensors",
+        architecture="any architecture",
+        layout=str(options.layout),
+        parameters=sum(t.nbytes // t.dtype.itemsize for t in tensors.values()),
+        tensors_in=len(tensors),
+        tensors_out=writer.tensor_count,
+        moves=plan.moves,
+        read_nbytes=plan.read_nbytes,
+        write_nbytes=plan.write_nbytes,
+        peak_memory_nbytes=limits.nbytes + plan_nbytes + resident_nbytes(),
+        free_disk_nbytes=output.free_bytes(),
+        files=len({payload.file.name for payload in payloads}),
+        plan_seconds=time.perf_counter() - started,
+        inert_keys=[],
+        ignored_keys=[],
+        notes=[
+            "tensors keep the source's names; config, tokenizer and graph are not written"
+            if not files
+            else "tensors keep the source's names; the source's other files lie beside them",
+            *(f"{count:,} {what} not converted" for what, count in source.skipped().items()),
+        ],
+    )
+    header: dict[str, Value] = {
+        "written_by": f"nemoconv {__version__}",
+        "format": "safetensors",
+        "source_format": source.format,
+        "dtype": options.dtype.name if options.dtype else None,
+        "layout": asdict(options.layout),
+        "model_config": {},
+        "inert_config": {},
+    }
+    return Conversion(source, output, writer, plan, list(payloads), limits, report, header)
