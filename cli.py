@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nemoconv import terminal
 from nemoconv.errors import NemoconvError
+from nemoconv.ui import terminal
 from nemoconv.version import __version__
 
 if TYPE_CHECKING:
@@ -563,7 +563,7 @@ def demo(folder: str | None, as_json: bool, quiet: bool, **_: Any) -> None:
 
     Everything is written below FOLDER (default: a temporary one that is removed).
     """
-    from nemoconv.demo import run
+    from nemoconv.ui.demo import run
 
     lines = []
     for line in run(folder):

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from nemoconv.converters.base import Checkpoint, Converter
+from nemoconv.entry_points import entries
 from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError
-from nemoconv.plugins import entries
 from nemoconv.stores.files import is_there
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from nemoconv.entry_points import BUILT_IN, entries
 from nemoconv.errors import NemoconvError, UnsupportedArchitecture
 from nemoconv.mappings.nemo2.modules import NEMO_MODULES
 from nemoconv.mappings.refused import NO_COUNTERPART
-from nemoconv.plugins import BUILT_IN, entries
 
 if TYPE_CHECKING:
     from nemoconv.formats.text.fiddle import Symbol

@@ -14,7 +14,7 @@ import nemoconv
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-CODE = ("converters", "formats", "live", "mappings", "resharding", "stores", "tensors")
+CODE = ("converters", "formats", "live", "mappings", "resharding", "stores", "tensors", "ui")
 
 
 def test_every_folder_of_code_is_in_the_package_list() -> None:
@@ -33,8 +33,8 @@ def test_every_folder_of_code_is_in_the_package_list() -> None:
 def test_nothing_stray_lies_at_the_root() -> None:
     names = {path.name for path in ROOT.glob("*.py")}
     assert names == {
-        "__init__.py", "__main__.py", "cli.py", "demo.py", "errors.py", "extras.py",
-        "plugins.py", "terminal.py", "testing.py", "version.py",
+        "__init__.py", "__main__.py", "cli.py", "entry_points.py", "errors.py", "extras.py",
+        "testing.py", "version.py",
     }  # fmt: skip
 
 

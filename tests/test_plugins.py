@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from nemoconv import plugins
+from nemoconv import entry_points as plugins
 from nemoconv.converters.registry import converter
 from nemoconv.errors import NemoconvError, UsageError
 from nemoconv.mappings import architectures, load_table

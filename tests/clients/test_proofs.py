@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nemoconv.entry_points import BUILT_IN, entries
 from nemoconv.mappings import architectures, load_table
-from nemoconv.plugins import BUILT_IN, entries
 
 from .proofs import PROOFS, claims, problems
 

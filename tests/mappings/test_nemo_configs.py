@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from nemoconv.entry_points import BUILT_IN, entries
 from nemoconv.mappings import architectures, load_table
 from nemoconv.mappings.nemo2.configs import INERT, LLAMA_DEFAULTS, MAPPED, OFF, ONLY_WITH
 from nemoconv.mappings.nemo2.fields import ArchivesOnly
 from nemoconv.mappings.nemo2.modules import NEMO_MODULES
-from nemoconv.plugins import BUILT_IN, entries
 
 # nemo-toolkit has no wheel that installs beside the rest of the tests: read off GPTConfig of 2.7.3.
 _GPT_CONFIG = """
