@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nemoconv import errors
-from nemoconv.errors import NemoconvError
-from nemoconv.version import __version__
+from . import errors
+from .errors import NemoconvError
+from .version import __version__
 
 if TYPE_CHECKING:
-    from nemoconv.converters.base import Checkpoint
-    from nemoconv.converters.look.inspect import inspect
-    from nemoconv.converters.look.verify import Health, verify
-    from nemoconv.converters.registry import open_checkpoint as open  # noqa: A004
-    from nemoconv.converters.run.compare import Comparison
-    from nemoconv.converters.run.convert import convert, plan
-    from nemoconv.converters.run.plan import Report
-    from nemoconv.converters.run.reshard import reshard
+    from .converters.base import Checkpoint
+    from .converters.look.inspect import inspect
+    from .converters.look.verify import Health, verify
+    from .converters.registry import open_checkpoint as open  # noqa: A004
+    from .converters.run.compare import Comparison
+    from .converters.run.convert import convert, plan
+    from .converters.run.plan import Report
+    from .converters.run.reshard import reshard
 
 _LAZY = {
     "Checkpoint": "nemoconv.converters.base:Checkpoint",

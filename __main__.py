@@ -1,6 +1,6 @@
 """``python -m nemoconv``."""
 
-from nemoconv.cli import main
+from .cli import main
 
 if __name__ == "__main__":
     main()

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from nemoconv.errors import NemoconvError
-from nemoconv.ui import terminal
-from nemoconv.version import __version__
+from .errors import NemoconvError
+from .ui import terminal
+from .version import __version__
 
 if TYPE_CHECKING:
-    from nemoconv.converters.run.plan import Report
+    from .converters.run.plan import Report
 
 # numpy would start a thread per core for linear algebra that is never done here
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -274,7 +274,7 @@ def main() -> None:
 
 
 def _locate(src: str, revision: str | None, token: str | None, cache_dir: str | None, offline: bool) -> str:
-    from nemoconv.converters.sources import HubOptions, locate
+    from .converters.sources import HubOptions, locate
 
     return str(locate(src, HubOptions(revision, token, cache_dir, offline)))
 
@@ -294,7 +294,7 @@ def _convert(
     offline: bool,
     **options: Any,
 ) -> None:
-    from nemoconv.converters.run.convert import convert
+    from .converters.run.convert import convert
 
     in_place = options.pop("in_place", False)
     if out is None and not in_place:
@@ -313,7 +313,7 @@ def _convert(
 
 def _add_graph(path: str, out: str | None, to: str, options: Mapping[str, Any]) -> Report:
     """--in-place: the directory stays as it is and gets model.onnx."""
-    from nemoconv.converters.run.onnx_in_place import add_graph
+    from .converters.run.onnx_in_place import add_graph
 
     if to != "onnx":
         raise click.UsageError("--in-place adds an ONNX graph: it goes with --to onnx")
@@ -345,7 +345,7 @@ def _reshard(
     offline: bool,
     **options: Any,
 ) -> None:
-    from nemoconv.converters.run.reshard import reshard
+    from .converters.run.reshard import reshard
 
     path = _locate(src, revision, token, cache_dir, offline)
     if out is None and not os.path.exists(src):
@@ -485,8 +485,8 @@ def inspect(
     **arguments: Any,
 ) -> None:
     """Tell what is in a checkpoint, from its headers alone."""
-    from nemoconv.converters.look.inspect import describe, tensor_rows
-    from nemoconv.converters.registry import open_checkpoint
+    from .converters.look.inspect import describe, tensor_rows
+    from .converters.registry import open_checkpoint
 
     where = _locate(path, *(arguments[key] for key in ("revision", "token", "cache_dir", "offline")))
     if grep is not None:
@@ -521,7 +521,7 @@ def verify(
     A alone: structure, completeness and checksums. With B: every tensor under its canonical name.
     Exits with 1 when they differ.
     """
-    from nemoconv.converters.look.verify import verify as run
+    from .converters.look.verify import verify as run
 
     hub = [arguments[key] for key in ("revision", "token", "cache_dir", "offline")]
     with terminal.progress(show) as progress:
@@ -538,7 +538,7 @@ def verify(
 @_common
 def supported(as_json: bool, quiet: bool, **_: Any) -> None:
     """List formats and architectures, where they come from and how each is verified."""
-    from nemoconv.converters.look.support import matrix
+    from .converters.look.support import matrix
 
     facts = matrix()
     if as_json:
@@ -563,7 +563,7 @@ def demo(folder: str | None, as_json: bool, quiet: bool, **_: Any) -> None:
 
     Everything is written below FOLDER (default: a temporary one that is removed).
     """
-    from nemoconv.ui.demo import run
+    from .ui.demo import run
 
     lines = []
     for line in run(folder):

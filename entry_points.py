@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from nemoconv.errors import NemoconvError, UsageError
+from .errors import NemoconvError, UsageError
 
 #: the origin of what this package itself registers
 BUILT_IN = "nemoconv"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-from nemoconv.errors import UsageError
+from .errors import UsageError
 
 
 def import_extra(package: str, what: str) -> ModuleType:

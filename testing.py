@@ -19,15 +19,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nemoconv.converters.look.inspect import inspect
-from nemoconv.converters.look.verify import verify
-from nemoconv.converters.registry import converter, open_checkpoint, recognize
-from nemoconv.converters.run.compare import compare
-from nemoconv.converters.run.convert import convert
-from nemoconv.errors import LayoutError, MappingError, NemoconvError, OutputError
-from nemoconv.mappings import load_table, samples, table_for
-from nemoconv.mappings.hf.fields import read_config, write_config
-from nemoconv.mappings.table import holes
+from .converters.look.inspect import inspect
+from .converters.look.verify import verify
+from .converters.registry import converter, open_checkpoint, recognize
+from .converters.run.compare import compare
+from .converters.run.convert import convert
+from .errors import LayoutError, MappingError, NemoconvError, OutputError
+from .mappings import load_table, samples, table_for
+from .mappings.hf.fields import read_config, write_config
+from .mappings.table import holes
 
 
 def data_of(folder: Path) -> dict[str, bytes]:

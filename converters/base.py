@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from nemoconv.errors import UsageError
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.table import Table
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.files import Folder, SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import StoredTensor
+from ..errors import UsageError
+from ..mappings.hf.fields import Value
+from ..mappings.table import Table
+from ..resharding.plan import Payload
+from ..stores.files import Folder, SourceDir, SourceFile
+from ..stores.output import OutputDirectory
+from ..tensors.dtypes import DType
+from ..tensors.layout import Layout
+from ..tensors.stored import StoredTensor
 
 if TYPE_CHECKING:
     import numpy
 
-    from nemoconv.converters.bind import Bound
+    from .bind import Bound
 
 #: the names a checkpoint's tensors have: Hugging Face's or Megatron's
 Side = Literal["hf", "nemo"]
@@ -256,7 +256,7 @@ class Checkpoint(ABC):
 
         Only the bytes of that part are read. bfloat16 and float8 come as ml_dtypes' numpy types.
         """
-        from nemoconv.tensors.read import read_box
+        from ..tensors.read import read_box
 
         tensor = self.stored(name)
         start, shape, squeeze = _box(name, tensor.shape, index)

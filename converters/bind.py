@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from nemoconv.converters.base import Checkpoint, Model, Request, Side
-from nemoconv.converters.mtp_layers import all_copies, written_copies
-from nemoconv.errors import CorruptCheckpoint, MappingError, some
-from nemoconv.mappings.mtp import KEYS
-from nemoconv.mappings.space import Space
-from nemoconv.mappings.table import Instance, Part, Rule, Sizes, Table, holes
-from nemoconv.tensors.boxes import Shape, intersect, narrow
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import Extent
+from ..errors import CorruptCheckpoint, MappingError, some
+from ..mappings.mtp import KEYS
+from ..mappings.space import Space
+from ..mappings.table import Instance, Part, Rule, Sizes, Table, holes
+from ..tensors.boxes import Shape, intersect, narrow
+from ..tensors.dtypes import DType
+from ..tensors.layout import Layout
+from ..tensors.stored import Extent
+from .base import Checkpoint, Model, Request, Side
+from .mtp_layers import all_copies, written_copies
 
 _MAX_FURTHER = 16
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from nemoconv.converters.base import Model
-from nemoconv.errors import UnsupportedConfig, UsageError
-from nemoconv.mappings.hf.fields import ConfigRule
+from ..errors import UnsupportedConfig, UsageError
+from ..mappings.hf.fields import ConfigRule
+from .base import Model
 
 _RANGE = re.compile(r"\s*(\d{1,6})(?:\s*-\s*(\d{1,6}))?\s*")
 #: words in the names of settings that count layers: every n-th layer is another

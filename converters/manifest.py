@@ -10,15 +10,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.tensors.checksum import crc32
+from ..errors import CorruptCheckpoint
+from ..formats.text import plain_json
+from ..mappings.hf.fields import Value
+from ..tensors.checksum import crc32
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.plan import Payload
-    from nemoconv.stores.files import Folder
-    from nemoconv.stores.output import OutputDirectory, OutputFile
+    from ..resharding.plan import Payload
+    from ..stores.files import Folder
+    from ..stores.output import OutputDirectory, OutputFile
 
 NAME: Final = "nemoconv_manifest.json"
 VERSION: Final = 1

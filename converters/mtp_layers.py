@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Final
 
-from nemoconv.errors import MappingError
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.mtp import KEYS, has_further
-from nemoconv.mappings.table import Depth, Table
-from nemoconv.tensors.stored import StoredTensor
+from ..errors import MappingError
+from ..mappings.hf.fields import Value
+from ..mappings.mtp import KEYS, has_further
+from ..mappings.table import Depth, Table
+from ..tensors.stored import StoredTensor
 
 #: of a model config: the originals of what these layers hold again in Hugging Face files
 COPIED: Final = "mtp_copies"
@@ -80,7 +80,7 @@ def check_copies(where: str, pairs: Iterable[tuple[StoredTensor, StoredTensor]])
 
     Raises MappingError where they differ.
     """
-    from nemoconv.resharding.equal import first_difference
+    from ..resharding.equal import first_difference
 
     for copy, original in pairs:
         same = copy.shape == original.shape and copy.dtype == original.dtype

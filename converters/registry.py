@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from nemoconv.converters.base import Checkpoint, Converter
-from nemoconv.entry_points import entries
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, UsageError
-from nemoconv.stores.files import is_there
+from ..entry_points import entries
+from ..errors import CorruptCheckpoint, UnsupportedFormat, UsageError
+from ..stores.files import is_there
+from .base import Checkpoint, Converter
 
 
 def converter(name: str) -> Converter:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError, some
-from nemoconv.stores.files import is_there
+from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError, some
+from ..stores.files import is_there
 
 _REPO = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 #: one ONNX model of a repository, which may have several
@@ -85,7 +85,7 @@ def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None
         if not any(found.glob("*.safetensors")):  # many of NeMo's own repositories hold nothing else
             found = fetch(["*.nemo"])
         if not any(found.glob("*.safetensors")) and not any(found.glob("*.nemo")):
-            from nemoconv.converters.onnx.reader import PLACES
+            from .onnx.reader import PLACES
 
             found = fetch([*PLACES])
             place = next((place for place in PLACES if (found / place).exists()), None)
@@ -134,8 +134,8 @@ def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None
 
 def _fetch_onnx(name: str, path: str, fetch: Callable[[list[str]], Path]) -> Path:
     """An ONNX model of a repository, with the files that its graph says hold weights."""
-    from nemoconv.formats.onnx.file import external_files
-    from nemoconv.stores.files import SourceDir
+    from ..formats.onnx.file import external_files
+    from ..stores.files import SourceDir
 
     place = PurePosixPath(path)
     if ".." in place.parts or place.as_posix() != path:

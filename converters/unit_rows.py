@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.converters import manifest
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UsageError
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.stores.files import Folder
-from nemoconv.tensors.stored import StoredTensor
+from ..errors import CorruptCheckpoint, UnsupportedConfig, UsageError
+from ..mappings.hf.fields import Value
+from ..stores.files import Folder
+from ..tensors.stored import StoredTensor
+from . import manifest
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
+    from .bind import Bound
 
 KEY: Final = "unit_rows"
 #: how far the length of a row of rounded numbers may be from 1
@@ -26,8 +26,8 @@ _TILE: Final = 4 << 20
 
 def normalized(tensors: Mapping[str, StoredTensor], names: tuple[str, ...]) -> dict[str, StoredTensor]:
     """The tensors, with the rows of those named divided by their lengths as they are read."""
-    from nemoconv.resharding.decode.quantized import decoded
-    from nemoconv.resharding.decode.unit_rows import UnitRows
+    from ..resharding.decode.quantized import decoded
+    from ..resharding.decode.unit_rows import UnitRows
 
     found = dict(tensors)
     for name in names:
@@ -71,9 +71,9 @@ def settle(config: dict[str, Value], folder: Folder, *, asked: bool) -> None:
 
 def check(bound: Bound) -> None:
     """Raise CorruptCheckpoint where rows that are said to have unit length have not."""
-    from nemoconv.resharding.decode.quantized import DecodedFile
-    from nemoconv.resharding.decode.unit_rows import row_lengths
-    from nemoconv.tensors.read import read_box
+    from ..resharding.decode.quantized import DecodedFile
+    from ..resharding.decode.unit_rows import row_lengths
+    from ..tensors.read import read_box
 
     config, table, side = bound.model.config, bound.model.table, bound.checkpoint.side
     if config.get(KEY) is not True:

@@ -11,11 +11,11 @@ import struct
 from collections.abc import Sequence
 from math import prod
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
-from nemoconv.formats.text import plain_json
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors.dtypes import BY_SAFETENSORS, DType
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
+from ..stores.files import SourceFile
+from ..tensors.dtypes import BY_SAFETENSORS, DType
+from ..tensors.stored import Extent, StoredTensor, contiguous_strides
+from .text import plain_json
 
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 MAX_ELEMENTS = 1 << 48

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
+from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
 
 #: the largest in use have 256,000
 MAX_PIECES: Final = 2_000_000

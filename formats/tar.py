@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NoReturn
 
-from nemoconv.errors import CorruptCheckpoint, OutputError, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.stores.files import FilePart, Folder, SourceFile, plain_parts
+from ..errors import CorruptCheckpoint, OutputError, UnsafeCheckpoint, UnsupportedFormat
+from ..stores.files import FilePart, Folder, SourceFile, plain_parts
 
 BLOCK: Final = 512
 GZIP_MAGIC: Final = b"\x1f\x8b"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemoconv.errors import NemoconvError
-from nemoconv.formats.tar import BLOCK, END, member_header
-from nemoconv.stores.output import OutputDirectory, OutputFile
+from ..errors import NemoconvError
+from ..stores.output import OutputDirectory, OutputFile
+from .tar import BLOCK, END, member_header
 
 
 class OutputMember(OutputFile):

@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemoconv.live.api import placements, reshard_state_dict
-    from nemoconv.live.placement import Placement
-    from nemoconv.live.plan import LivePlan, plan_reshard
-    from nemoconv.live.reshard import LiveReshard
-    from nemoconv.tensors.layout import Layout
+    from ..tensors.layout import Layout
+    from .api import placements, reshard_state_dict
+    from .placement import Placement
+    from .plan import LivePlan, plan_reshard
+    from .reshard import LiveReshard
 
 _LAZY = {
     "Layout": "tensors.layout",

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nemoconv.errors import MappingError, UnsupportedError, some
-from nemoconv.live.placement import Local
-from nemoconv.live.plan import LivePlan
+from ..errors import MappingError, UnsupportedError, some
+from .placement import Local
+from .plan import LivePlan
 
 if TYPE_CHECKING:
     import torch

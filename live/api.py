@@ -12,18 +12,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.errors import MappingError, NemoconvError, UsageError
-from nemoconv.extras import import_extra
-from nemoconv.live.agree import Offer, agree
-from nemoconv.live.placement import Names, Placement
-from nemoconv.live.plan import LivePlan, plan_reshard
-from nemoconv.live.reshard import BUCKET_NBYTES, LiveReshard
-from nemoconv.live.state import States
-from nemoconv.live.transport import backend_device
-from nemoconv.mappings import load_table, table_for
-from nemoconv.mappings.hf.fields import Value, read_config
-from nemoconv.mappings.table import Table
-from nemoconv.tensors.layout import Layout
+from ..errors import MappingError, NemoconvError, UsageError
+from ..extras import import_extra
+from ..mappings import load_table, table_for
+from ..mappings.hf.fields import Value, read_config
+from ..mappings.table import Table
+from ..tensors.layout import Layout
+from .agree import Offer, agree
+from .placement import Names, Placement
+from .plan import LivePlan, plan_reshard
+from .reshard import BUCKET_NBYTES, LiveReshard
+from .state import States
+from .transport import backend_device
 
 if TYPE_CHECKING:
     import torch

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nemoconv.live.moves import Message, Move, aligned
-from nemoconv.tensors.strided import Loop
+from ..tensors.strided import Loop
+from .moves import Message, Move, aligned
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from nemoconv.errors import UnsupportedError, UsageError
-from nemoconv.tensors.strided import Loop, positions
+from ..errors import UnsupportedError, UsageError
+from ..tensors.strided import Loop, positions
 
 if TYPE_CHECKING:
     import torch

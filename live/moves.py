@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.live.placement import Local, Piece
-from nemoconv.tensors.boxes import Shape
-from nemoconv.tensors.strided import Loop, loops
+from ..tensors.boxes import Shape
+from ..tensors.strided import Loop, loops
+from .placement import Local, Piece
 
 
 class Move(NamedTuple):

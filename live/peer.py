@@ -12,14 +12,14 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nemoconv.errors import NemoconvError, UnsupportedError
-from nemoconv.live import copy as live_copy
-from nemoconv.live.agree import Memory, agree_on_memory, agree_on_success
-from nemoconv.live.cuda_peer import Copies, Region, Shared, Window, regions, share
-from nemoconv.live.plan import LivePlan
-from nemoconv.live.state import Held
-from nemoconv.live.step import LiveReport, Prepared, copy_all
-from nemoconv.live.transport import new_stream
+from ..errors import NemoconvError, UnsupportedError
+from . import copy as live_copy
+from .agree import Memory, agree_on_memory, agree_on_success
+from .cuda_peer import Copies, Region, Shared, Window, regions, share
+from .plan import LivePlan
+from .state import Held
+from .step import LiveReport, Prepared, copy_all
+from .transport import new_stream
 
 if TYPE_CHECKING:
     import torch

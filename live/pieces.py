@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.errors import LayoutError, MappingError
-from nemoconv.live.placement import Local, Piece, Placement
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.space import Space
-from nemoconv.mappings.table import FIELD_NAMES, Instance, Part, Rule, Sizes, Table
-from nemoconv.tensors.boxes import Shape, View
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import Extent, contiguous_strides
+from ..errors import LayoutError, MappingError
+from ..mappings.hf.fields import Value
+from ..mappings.space import Space
+from ..mappings.table import FIELD_NAMES, Instance, Part, Rule, Sizes, Table
+from ..tensors.boxes import Shape, View
+from ..tensors.layout import Layout
+from ..tensors.stored import Extent, contiguous_strides
+from .placement import Local, Piece, Placement
 
 
 class _Box(NamedTuple):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from nemoconv.errors import LayoutError, UsageError
-from nemoconv.tensors.boxes import Shape
-from nemoconv.tensors.layout import Layout
+from ..errors import LayoutError, UsageError
+from ..tensors.boxes import Shape
+from ..tensors.layout import Layout
 
 #: whose names a rank's tensors have; Hugging Face's count layers and experts of the whole model
 Names = Literal["megatron", "hf"]

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-from nemoconv.errors import LayoutError, MappingError, UnsupportedError
-from nemoconv.live.pieces import Side
-from nemoconv.live.placement import Local, Piece, Placement
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.rules import padded_vocab_size
-from nemoconv.mappings.table import Table, check_layout
-from nemoconv.tensors.boxes import Shape, intersect
+from ..errors import LayoutError, MappingError, UnsupportedError
+from ..mappings.hf.fields import Value
+from ..mappings.rules import padded_vocab_size
+from ..mappings.table import Table, check_layout
+from ..tensors.boxes import Shape, intersect
+from .pieces import Side
+from .placement import Local, Piece, Placement
 
 #: (index of the source piece, index of the target piece, start and shape of what they share)
 Overlap = tuple[int, int, Shape, Shape]

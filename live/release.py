@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
-from nemoconv.live.moves import is_whole, move_between
-from nemoconv.live.plan import LivePlan, Transfer
+from .moves import is_whole, move_between
+from .plan import LivePlan, Transfer
 
 #: a tensor on a rank, of the source ("s") or the target
 _Node = tuple[str, int, tuple[int, str]]

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nemoconv.errors import NemoconvError, UsageError
-from nemoconv.extras import import_extra
-from nemoconv.live import peer as live_peer
-from nemoconv.live import state as live_state
-from nemoconv.live.agree import Offer, agree, settle_types
-from nemoconv.live.peer import PeerStep
-from nemoconv.live.placement import Local
-from nemoconv.live.plan import LivePlan
-from nemoconv.live.schedule import schedule
-from nemoconv.live.state import Held, States
-from nemoconv.live.step import LiveReport, Prepared, Step
-from nemoconv.live.transport import TRANSPORTS, Queues, StreamQueues, backend_device
+from ..errors import NemoconvError, UsageError
+from ..extras import import_extra
+from . import peer as live_peer
+from . import state as live_state
+from .agree import Offer, agree, settle_types
+from .peer import PeerStep
+from .placement import Local
+from .plan import LivePlan
+from .schedule import schedule
+from .state import Held, States
+from .step import LiveReport, Prepared, Step
+from .transport import TRANSPORTS, Queues, StreamQueues, backend_device
 
 if TYPE_CHECKING:
     import torch

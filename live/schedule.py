@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.live.moves import Message, Move, Round, Schedule, aligned, is_whole, move_between, split
-from nemoconv.live.placement import Local, Piece
-from nemoconv.live.plan import LivePlan, Transfer
-from nemoconv.live.release import Levels, groups, ordered
-from nemoconv.tensors.boxes import Shape
+from ..tensors.boxes import Shape
+from .moves import Message, Move, Round, Schedule, aligned, is_whole, move_between, split
+from .placement import Local, Piece
+from .plan import LivePlan, Transfer
+from .release import Levels, groups, ordered
 
 #: moves up to this size share a message
 SMALL_NBYTES = 1 << 20

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.errors import UsageError, some
-from nemoconv.live.placement import Local
-from nemoconv.live.plan import LivePlan
+from ..errors import UsageError, some
+from .placement import Local
+from .plan import LivePlan
 
 if TYPE_CHECKING:
     import torch

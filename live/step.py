@@ -7,11 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.live import copy as live_copy
-from nemoconv.live.moves import Message, Round, Schedule
-from nemoconv.live.placement import Local
-from nemoconv.live.state import Held
-from nemoconv.live.transport import Queues, Transport
+from . import copy as live_copy
+from .moves import Message, Round, Schedule
+from .placement import Local
+from .state import Held
+from .transport import Queues, Transport
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.live.moves import Message, Round, aligned
+from .moves import Message, Round, aligned
 
 if TYPE_CHECKING:
     import torch

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.entry_points import BUILT_IN, entries
-from nemoconv.errors import NemoconvError, UnsupportedArchitecture
-from nemoconv.mappings.nemo2.modules import NEMO_MODULES
-from nemoconv.mappings.refused import NO_COUNTERPART
+from ..entry_points import BUILT_IN, entries
+from ..errors import NemoconvError, UnsupportedArchitecture
+from .nemo2.modules import NEMO_MODULES
+from .refused import NO_COUNTERPART
 
 if TYPE_CHECKING:
-    from nemoconv.formats.text.fiddle import Symbol
-    from nemoconv.mappings.table import Table
+    from ..formats.text.fiddle import Symbol
+    from .table import Table
 
 
 def architectures() -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
-from nemoconv.mappings.table import Module, Rule
+from .rules import fused_qkv, gated, same, vocabulary
+from .table import Module, Rule
 
 HF = "model.layers.{layer}."
 NEMO = "decoder.layers.{layer}."

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from functools import partial
 
-from nemoconv.mappings.families.speech import ArchiveOnly
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.table import Part, Rule, Table
+from .families.speech import ArchiveOnly
+from .hf.fields import Value
+from .table import Part, Rule, Table
 
 
 class IdentityTable(Table):

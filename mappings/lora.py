@@ -15,10 +15,10 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.blocks import NEMO
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.table import Part, Rule, Table
+from ..errors import UnsupportedConfig
+from .blocks import NEMO
+from .hf.fields import Value
+from .table import Part, Rule, Table
 
 #: of PEFT's names, before those of the model
 PREFIX: Final = "base_model.model."

@@ -13,11 +13,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import DEPTH, Module, Part, Rule, holes
+from ..errors import UnsupportedConfig
+from .blocks import HF, NEMO
+from .hf.fields import Value
+from .rules import same
+from .table import DEPTH, Module, Part, Rule, holes
 
 FURTHER_HF: Final = "model.layers.{depth:beyond}."
 FURTHER: Final = "mtp.layers.{depth}."

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.mappings.refused_vision import VISION_LANGUAGE
+from .refused_vision import VISION_LANGUAGE
 
 # megatron/core/transformer/transformer_layer.py, ``forward``; nothing in nemo/collections/llm replaces it.
 _SIDE_BY_SIDE: Final = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.table import Part, Rule
+from .hf.fields import Value
+from .table import Part, Rule
 
 When = tuple[tuple[str, Value], ...]
 

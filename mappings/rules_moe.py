@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import EMBEDDING, HF, NEMO, OUTPUT, PROJ, QKV, final_norm, input_norm
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.mtp import further_sizes
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Module, Part, Rule
+from .blocks import EMBEDDING, HF, NEMO, OUTPUT, PROJ, QKV, final_norm, input_norm
+from .hf.fields import Value
+from .mtp import further_sizes
+from .rules import same
+from .sizes import attention_sizes
+from .table import Module, Part, Rule
 
 ROUTED = NEMO + "mlp.experts.local_experts.{expert}."
 #: what comes before and after the MLP of a layer whose attention has no biases

@@ -9,10 +9,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemoconv.formats.safetensors import emit_header
-from nemoconv.mappings import table_for
-from nemoconv.mappings.hf.fields import read_config
-from nemoconv.tensors.dtypes import BY_NAME
+from ..formats.safetensors import emit_header
+from ..tensors.dtypes import BY_NAME
+from . import table_for
+from .hf.fields import read_config
 
 #: a Llama with grouped queries, a scaled rotary embedding and a vocabulary that two ranks cannot share
 LLAMA: Mapping[str, Any] = {

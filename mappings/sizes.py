@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
+from ..errors import UnsupportedConfig
+from .hf.fields import Value
 
 
 def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nemoconv.mappings.table import Part, Rule, Sizes
-from nemoconv.tensors.boxes import Shape, open_extent
-from nemoconv.tensors.stored import Extent
+from ..tensors.boxes import Shape, open_extent
+from ..tensors.stored import Extent
+from .table import Part, Rule, Sizes
 
 _Geometry = list[tuple[int, Shape, Shape, Shape]]
 

@@ -15,11 +15,11 @@ from functools import cache
 from itertools import product
 from math import prod
 
-from nemoconv.mappings.hf.fields import ConfigRule, Value
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.tensors.boxes import Shape, View, view
-from nemoconv.tensors.layout import Layout
+from ..tensors.boxes import Shape, View, view
+from ..tensors.layout import Layout
+from .hf.fields import ConfigRule, Value
+from .nemo2.fields import NemoClasses
+from .sizes import attention_sizes
 
 Sizes = Mapping[str, int]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nemoconv.errors import UsageError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.execute import Limits
-    from nemoconv.resharding.plan import Plan
-    from nemoconv.resharding.worker import CastReport
+    from .execute import Limits
+    from .plan import Plan
+    from .worker import CastReport
 
 Execute = Callable[["Plan", "Limits", Callable[[int], None]], "CastReport"]
 
@@ -21,7 +21,7 @@ def check_device(device: str) -> None:
         return
     if device != "cuda":
         raise UsageError(f"unknown device {device!r}", hint="cpu or cuda")
-    from nemoconv.extras import import_extra
+    from ..extras import import_extra
 
     if not import_extra("torch", "--device cuda").cuda.is_available():
         raise UsageError("there is no CUDA device", hint="leave out --device cuda")
@@ -30,9 +30,9 @@ def check_device(device: str) -> None:
 def executor(device: str) -> Execute:
     """What carries out a plan on a device; all of them write the same bytes."""
     if device == "cuda":
-        from nemoconv.resharding import execute_cuda
+        from . import execute_cuda
 
         return execute_cuda.execute
-    from nemoconv.resharding import execute
+    from . import execute
 
     return execute.execute

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy
 
-from nemoconv.resharding.tiles import tiles
-from nemoconv.tensors.boxes import Shape, intersect
-from nemoconv.tensors.read import read_box
-from nemoconv.tensors.stored import StoredTensor
+from ..tensors.boxes import Shape, intersect
+from ..tensors.read import read_box
+from ..tensors.stored import StoredTensor
+from .tiles import tiles
 
 _TILE_NBYTES = 4 << 20
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 
-from nemoconv.errors import NemoconvError, UsageError
-from nemoconv.resharding.plan import Job, Plan, Target
-from nemoconv.resharding.tiles import Box, tile_groups
-from nemoconv.resharding.worker import CastReport, Worker, Written, merge_written
-from nemoconv.tensors.boxes import intersect, narrow
-from nemoconv.tensors.stored import Extent
+from ..errors import NemoconvError, UsageError
+from ..tensors.boxes import intersect, narrow
+from ..tensors.stored import Extent
+from .plan import Job, Plan, Target
+from .tiles import Box, tile_groups
+from .worker import CastReport, Worker, Written, merge_written
 
 TILE_NBYTES = 2 << 20
 TASK_NBYTES = 64 << 20

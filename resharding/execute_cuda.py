@@ -15,15 +15,15 @@ from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.resharding import execute as host
-from nemoconv.resharding.decode import cuda as decode_cuda
-from nemoconv.resharding.execute import Limits
-from nemoconv.resharding.plan import Job, Plan, Target
-from nemoconv.resharding.tiles import Box
-from nemoconv.resharding.worker import CastReport, Worker, Written, merge_written, write_views
-from nemoconv.tensors.boxes import Shape, intersect
-from nemoconv.tensors.stored import contiguous_strides
-from nemoconv.tensors.strided import DIRECT_RUN, gather_runs, loops, split_run
+from ..tensors.boxes import Shape, intersect
+from ..tensors.stored import contiguous_strides
+from ..tensors.strided import DIRECT_RUN, gather_runs, loops, split_run
+from . import execute as host
+from .decode import cuda as decode_cuda
+from .execute import Limits
+from .plan import Job, Plan, Target
+from .tiles import Box
+from .worker import CastReport, Worker, Written, merge_written, write_views
 
 if TYPE_CHECKING:
     import torch

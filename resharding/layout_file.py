@@ -12,9 +12,9 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from nemoconv.errors import LayoutError, UsageError
-from nemoconv.formats.text import plain_yaml
-from nemoconv.tensors.layout import Layout
+from ..errors import LayoutError, UsageError
+from ..formats.text import plain_yaml
+from ..tensors.layout import Layout
 
 MAX_LAYERS = 1 << 14
 _SIZES = tuple(f.name for f in fields(Layout) if f.name.endswith(("_size", "_stage")))

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from math import prod
 
-from nemoconv.errors import MappingError
-from nemoconv.stores.output import OutputFile
-from nemoconv.tensors.boxes import Shape, intersect
-from nemoconv.tensors.byte_source import ByteSource
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import Extent
+from ..errors import MappingError
+from ..stores.output import OutputFile
+from ..tensors.boxes import Shape, intersect
+from ..tensors.byte_source import ByteSource
+from ..tensors.dtypes import DType
+from ..tensors.stored import Extent
 
 
 class Payload:

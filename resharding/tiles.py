@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from itertools import product
 from math import isqrt
 
-from nemoconv.resharding.plan import Job
-from nemoconv.resharding.transposed import square_tiles, turns_in_target
-from nemoconv.tensors.boxes import Shape
-from nemoconv.tensors.stored import Extent
+from ..tensors.boxes import Shape
+from ..tensors.stored import Extent
+from .plan import Job
+from .transposed import square_tiles, turns_in_target
 
 #: start and shape, in elements
 Box = tuple[Shape, Shape]

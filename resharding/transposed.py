@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from itertools import product
 from math import prod
 
-from nemoconv.resharding.plan import Job, Target
-from nemoconv.tensors.boxes import Shape
-from nemoconv.tensors.stored import Extent
+from ..tensors.boxes import Shape
+from ..tensors.stored import Extent
+from .plan import Job, Target
 
 #: elements of a tile that follow one another in the target, where it has room for many in the source too
 RUN = 8192

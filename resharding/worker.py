@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy
 
-from nemoconv.resharding.plan import Job, Payload
-from nemoconv.resharding.tiles import Box
-from nemoconv.tensors.boxes import Shape, intersect, narrow
-from nemoconv.tensors.checksum import crc32, crc32_combine
-from nemoconv.tensors.stored import contiguous_strides
-from nemoconv.tensors.strided import Buffer, gather_runs, loops, read_strided
+from ..tensors.boxes import Shape, intersect, narrow
+from ..tensors.checksum import crc32, crc32_combine
+from ..tensors.stored import contiguous_strides
+from ..tensors.strided import Buffer, gather_runs, loops, read_strided
+from .plan import Job, Payload
+from .tiles import Box
 
 #: (payload, offset in it, length, CRC-32)
 Written = tuple[Payload, int, int, int]

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nemoconv.errors import OutputError
-from nemoconv.stores.output import _FOLDER, OutputDirectory, _swap, _sync_folder, reported
+from ..errors import OutputError
+from .output import _FOLDER, OutputDirectory, _swap, _sync_folder, reported
 
 
 def check_absent(directory: Path, names: Mapping[str, bytes], *, overwrite: bool) -> None:

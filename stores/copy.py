@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.stores.files import SourceFile
-from nemoconv.stores.output import OutputDirectory, OutputFile
+from .files import SourceFile
+from .output import OutputDirectory, OutputFile
 
 _CHUNK: Final = 4 << 20
 

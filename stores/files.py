@@ -15,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.tensors.byte_source import ByteSource
+from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
+from ..tensors.byte_source import ByteSource
 
 if TYPE_CHECKING:
-    from nemoconv.stores.record_checks import RecordChecks
+    from .record_checks import RecordChecks
 
 #: no configuration or tokenizer file that we hold in memory is larger (Llama 4's tokenizer.json: 28 MB)
 MAX_SMALL_FILE = 256 << 20
@@ -91,7 +91,7 @@ class SourceFile:
     def expect(self, offset: int, nbytes: int, checksum: int, name: str) -> None:
         """Whoever reads these bytes, in whatever pieces, is to have CorruptCheckpoint for another CRC-32."""
         if self._checks is None:
-            from nemoconv.stores.record_checks import RecordChecks
+            from .record_checks import RecordChecks
 
             self._checks = RecordChecks()
         self._checks.expect(offset, nbytes, checksum, name)

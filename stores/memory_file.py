@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors.byte_source import ByteSource
+from ..tensors.byte_source import ByteSource
+from .files import SourceFile
 
 
 class MemoryFile(SourceFile):

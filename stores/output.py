@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from nemoconv.errors import OutputError, UsageError
+from ..errors import OutputError, UsageError
 
 #: for calls of the C library that Python does not offer
 _LIBC = ctypes.CDLL(None, use_errno=True)

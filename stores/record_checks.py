@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from bisect import bisect_right, insort
 
-from nemoconv.tensors.checksum import crc32, crc32_combine
+from ..tensors.checksum import crc32, crc32_combine
 
 #: pieces held at most: who reads here and there for days must not fill the memory
 _MAX_PIECES = 1 << 16

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import product
 from math import prod
 
-from nemoconv.tensors.stored import Extent
+from .stored import Extent
 
 Shape = tuple[int, ...]
 

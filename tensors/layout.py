@@ -13,7 +13,7 @@ from functools import cache
 from itertools import accumulate
 from math import lcm
 
-from nemoconv.errors import LayoutError, UsageError
+from ..errors import LayoutError, UsageError
 
 
 @cache

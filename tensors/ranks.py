@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from nemoconv.tensors.layout import Layout
+from .layout import Layout
 
 #: how many layers a line of one character each may have
 _WIDEST = 128

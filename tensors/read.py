@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy
 
-from nemoconv.tensors.boxes import Shape, intersect, narrow
-from nemoconv.tensors.stored import StoredTensor, contiguous_strides
-from nemoconv.tensors.strided import loops, read_strided
+from .boxes import Shape, intersect, narrow
+from .stored import StoredTensor, contiguous_strides
+from .strided import loops, read_strided
 
 
 def read_box(tensor: StoredTensor, start: Shape, shape: Shape) -> numpy.ndarray[Any, Any]:

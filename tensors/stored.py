@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-from nemoconv.tensors.byte_source import ByteSource
-from nemoconv.tensors.dtypes import DType
+from .byte_source import ByteSource
+from .dtypes import DType
 
 
 class Extent(NamedTuple):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy
 from numpy.lib.stride_tricks import as_strided
 
-from nemoconv.tensors.byte_source import ByteSource
+from .byte_source import ByteSource
 
 #: runs at least this long go between file and tile by themselves; shorter ones through one larger read
 DIRECT_RUN = 16 << 10

@@ -10,11 +10,11 @@ from pathlib import Path
 
 def run(folder: str | None = None) -> Iterator[str]:
     """Build, convert to NeMo 2 at tensor parallel size 2, convert back, verify; yields a tour."""
-    from nemoconv.converters.look.inspect import inspect
-    from nemoconv.converters.look.verify import verify
-    from nemoconv.converters.run.convert import convert
-    from nemoconv.errors import NemoconvError, OutputError
-    from nemoconv.mappings import samples
+    from ..converters.look.inspect import inspect
+    from ..converters.look.verify import verify
+    from ..converters.run.convert import convert
+    from ..errors import NemoconvError, OutputError
+    from ..mappings import samples
 
     with ExitStack() as stack:
         root = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="nemoconv-demo-")))

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.errors import NemoconvError
+from ..errors import NemoconvError
 
 if TYPE_CHECKING:
-    from nemoconv.converters.run.convert import Progress
-    from nemoconv.converters.run.plan import Report
+    from ..converters.run.convert import Progress
+    from ..converters.run.plan import Report
 
 _VERBS = {"write": "writing", "flush": "flushing to disk", "verify": "verifying"}
 

@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
-from nemoconv.converters.nemo1.adapters import ADAPTER_CONFIG
-from nemoconv.errors import UnsupportedArchitecture, UnsupportedFormat
-from nemoconv.formats.safetensors import emit_header, read_header
-from nemoconv.mappings import load_table
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.lora import PREFIX, adapter_table
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.copy import copy_all
-from nemoconv.stores.files import SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
+from ...errors import UnsupportedArchitecture, UnsupportedFormat
+from ...formats.safetensors import emit_header, read_header
+from ...mappings import load_table
+from ...mappings.hf.fields import Value
+from ...mappings.lora import PREFIX, adapter_table
+from ...resharding.plan import Payload
+from ...stores.copy import copy_all
+from ...stores.files import SourceDir, SourceFile
+from ...stores.output import OutputDirectory
+from .. import manifest
+from ..base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
+from ..nemo1.adapters import ADAPTER_CONFIG
 
 WEIGHTS: Final = "adapter_model.safetensors"
 

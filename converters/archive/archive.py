@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
-from nemoconv.formats.tar import GZIP_MAGIC, TarFolder
-from nemoconv.formats.text import plain_yaml
-from nemoconv.stores.files import Folder, SourceDir, SourceFile
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint
+from ...formats.tar import GZIP_MAGIC, TarFolder
+from ...formats.text import plain_yaml
+from ...stores.files import Folder, SourceDir, SourceFile
 
 CONFIG: Final = "model_config.yaml"
 WEIGHTS: Final = "model_weights.ckpt"

@@ -13,27 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.archive import speech_files
-from nemoconv.converters.archive.weights import read_weights
-from nemoconv.converters.base import Checkpoint, HeldTensors, Model, Piece, TensorSpec
-from nemoconv.errors import (
-    NemoconvError,
-    UnsupportedArchitecture,
-    UnsupportedError,
-    UnsupportedFormat,
-    UsageError,
-)
-from nemoconv.formats.tar import TarFolder
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings import architectures, load_table
-from nemoconv.mappings.families.speech import SpeechTable, flatten, read_settings
-from nemoconv.mappings.families.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
-from nemoconv.mappings.families.speech_preprocessor import read_extractor
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.identity import identity_table
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import NemoconvError, UnsupportedArchitecture, UnsupportedError, UnsupportedFormat, UsageError
+from ...formats.tar import TarFolder
+from ...formats.text import plain_json
+from ...mappings import architectures, load_table
+from ...mappings.families.speech import SpeechTable, flatten, read_settings
+from ...mappings.families.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
+from ...mappings.families.speech_preprocessor import read_extractor
+from ...mappings.hf.fields import Value
+from ...mappings.identity import identity_table
+from ...stores.files import Folder, SourceFile
+from ...tensors.stored import StoredTensor
+from ..base import Checkpoint, HeldTensors, Model, Piece, TensorSpec
+from . import archive as nemo_archive
+from . import speech_files
+from .weights import read_weights
 
 #: of a folder of safetensors: where an archive's other members lie, and what names stand for None
 ARTIFACTS: Final = "artifacts"

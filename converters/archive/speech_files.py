@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.archive import speech_tokenizer
-from nemoconv.converters.archive.speech_tokenizer import Roles
-from nemoconv.converters.base import Checkpoint, Model
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats import sentencepiece
-from nemoconv.formats.sentencepiece import SentencePieceModel
-from nemoconv.formats.text import plain_json, plain_yaml
-from nemoconv.mappings.families import speech_preprocessor
-from nemoconv.mappings.families.speech import INERT, YAML, SpeechTable, flatten, nest, write_settings
-from nemoconv.mappings.families.speech_preprocessor import EXTRACTOR, PROCESSOR, write_extractor
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.stores.files import Folder, SourceFile
+from ...errors import UnsupportedConfig
+from ...formats import sentencepiece
+from ...formats.sentencepiece import SentencePieceModel
+from ...formats.text import plain_json, plain_yaml
+from ...mappings.families import speech_preprocessor
+from ...mappings.families.speech import INERT, YAML, SpeechTable, flatten, nest, write_settings
+from ...mappings.families.speech_preprocessor import EXTRACTOR, PROCESSOR, write_extractor
+from ...mappings.hf.fields import Value
+from ...stores.files import Folder, SourceFile
+from ..base import Checkpoint, Model
+from ..hf.checkpoint import GENERATION_CONFIG
+from . import archive as nemo_archive
+from . import speech_tokenizer
+from .speech_tokenizer import Roles
 
 #: the part of model_config.yaml that transformers has no words for
 REST: Final = "nemo_config.yaml"

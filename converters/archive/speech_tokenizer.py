@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedError
-from nemoconv.formats import sentencepiece
-from nemoconv.formats.sentencepiece import SentencePieceModel
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.hf.fields import Value
+from ...errors import CorruptCheckpoint, UnsupportedError
+from ...formats import sentencepiece
+from ...formats.sentencepiece import SentencePieceModel
+from ...formats.text import plain_json
+from ...mappings.hf.fields import Value
 
 MODEL: Final = "tokenizer.model"
 VOCAB: Final = "vocab.txt"

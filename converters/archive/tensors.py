@@ -6,15 +6,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.archive.model import ARTIFACTS, NULLS, ArchiveModel
-from nemoconv.converters.base import HeldTensors
-from nemoconv.converters.hf.checkpoint import read_shards
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.identity import identity_table
-from nemoconv.stores.files import SourceDir, SourceFile
+from ...errors import CorruptCheckpoint
+from ...formats.text import plain_json
+from ...mappings.hf.fields import Value
+from ...mappings.identity import identity_table
+from ...stores.files import SourceDir, SourceFile
+from ..base import HeldTensors
+from ..hf.checkpoint import read_shards
+from . import archive as nemo_archive
+from .model import ARTIFACTS, NULLS, ArchiveModel
 
 
 class NemoTensors(HeldTensors):

@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.ranks.weights import find_ranks
-from nemoconv.converters.torch_dist.weights import open_dist_weights
-from nemoconv.errors import UnsupportedError, UnsupportedFormat, some
-from nemoconv.formats.torch.checkpoint import StateDict, read_state_dict
-from nemoconv.formats.torch.zip import TensorRef
-from nemoconv.stores.files import Folder
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import UnsupportedError, UnsupportedFormat, some
+from ...formats.torch.checkpoint import StateDict, read_state_dict
+from ...formats.torch.zip import TensorRef
+from ...stores.files import Folder
+from ...tensors.stored import StoredTensor
+from ..ranks.weights import find_ranks
+from ..torch_dist.weights import open_dist_weights
+from . import archive as nemo_archive
 
 #: where a distributed checkpoint lies, and what begins the names in it that all of them share
 _DIST: Final = "model_weights"

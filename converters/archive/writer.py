@@ -6,20 +6,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.archive import speech_files
-from nemoconv.converters.archive.model import ArchiveModel
-from nemoconv.converters.base import Model, Request, WriteOptions, Writer
-from nemoconv.errors import LayoutError, UsageError
-from nemoconv.formats.torch.checkpoint import StateDictItem
-from nemoconv.mappings.families.speech import SpeechTable
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.copy import copy_into, size_of
-from nemoconv.stores.files import SourceFile
-from nemoconv.stores.output import OutputDirectory, OutputFile
-from nemoconv.tensors.checksum import crc32
-from nemoconv.tensors.dtypes import BY_NAME, DType
-from nemoconv.tensors.layout import Layout
+from ...errors import LayoutError, UsageError
+from ...formats.torch.checkpoint import StateDictItem
+from ...mappings.families.speech import SpeechTable
+from ...resharding.plan import Payload
+from ...stores.copy import copy_into, size_of
+from ...stores.files import SourceFile
+from ...stores.output import OutputDirectory, OutputFile
+from ...tensors.checksum import crc32
+from ...tensors.dtypes import BY_NAME, DType
+from ...tensors.layout import Layout
+from ..base import Model, Request, WriteOptions, Writer
+from . import archive as nemo_archive
+from . import speech_files
+from .model import ArchiveModel
 
 if TYPE_CHECKING:
     import numpy

@@ -8,36 +8,21 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import manifest, unit_rows
-from nemoconv.converters import mtp_layers as further_layers
-from nemoconv.converters.base import (
-    Checkpoint,
-    Converter,
-    HeldTensors,
-    Model,
-    Request,
-    TensorSpec,
-    WriteOptions,
-    Writer,
-)
-from nemoconv.converters.hf import quantization
-from nemoconv.converters.hf.quantization import Quantization
-from nemoconv.errors import (
-    CorruptCheckpoint,
-    UnsupportedArchitecture,
-    UnsupportedConfig,
-    UnsupportedFormat,
-    some,
-)
-from nemoconv.formats.safetensors import emit_header, read_header
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings import table_for
-from nemoconv.mappings.hf.fields import INERT, Value, read_config, write_config
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.files import SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory, OutputFile
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig, UnsupportedFormat, some
+from ...formats.safetensors import emit_header, read_header
+from ...formats.text import plain_json
+from ...mappings import table_for
+from ...mappings.hf.fields import INERT, Value, read_config, write_config
+from ...resharding.plan import Payload
+from ...stores.files import SourceDir, SourceFile
+from ...stores.output import OutputDirectory, OutputFile
+from ...tensors.dtypes import DType
+from ...tensors.stored import StoredTensor
+from .. import manifest, unit_rows
+from .. import mtp_layers as further_layers
+from ..base import Checkpoint, Converter, HeldTensors, Model, Request, TensorSpec, WriteOptions, Writer
+from . import quantization
+from .quantization import Quantization
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.tensors.dtypes import BY_NAME, DType
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint, UnsupportedConfig, some
+from ...mappings.hf.fields import Value
+from ...tensors.dtypes import BY_NAME, DType
+from ...tensors.stored import StoredTensor
 
 KEY: Final = "quantization_config"
 #: scales of activations: they belong to the quantised computation, not to the weights
@@ -138,7 +138,7 @@ def decode(tensors: Tensors, how: Quantization, where: str, dtype: DType | None 
 
 
 def _fp8(tensors: Tensors, how: Quantization, where: str, dtype: DType) -> Tensors:
-    from nemoconv.resharding.decode.quantized import (  # numpy, which few checkpoints need here
+    from ...resharding.decode.quantized import (  # numpy, which few checkpoints need here
         BlockScaledFP8,
         decoded,
     )
@@ -174,7 +174,7 @@ def _block_of(codes: StoredTensor, scales: StoredTensor, where: str) -> tuple[in
 def _mxfp4(tensors: Tensors, where: str, dtype: DType) -> Tensors:
     """``*_blocks`` [E, out, in / 32, 16] and ``*_scales`` are the transpose of what a plain file holds,
     [E, in, out]: transformers transposes after decoding."""
-    from nemoconv.resharding.decode.quantized import MXFP4, decoded
+    from ...resharding.decode.quantized import MXFP4, decoded
 
     result: Tensors = {}
     for name in [name for name in tensors if name.endswith("_blocks")]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedError
-from nemoconv.formats import sentencepiece
-from nemoconv.formats.text import plain_json
-from nemoconv.stores.files import MAX_SMALL_FILE, SourceFile
+from ...errors import CorruptCheckpoint, UnsupportedError
+from ...formats import sentencepiece
+from ...formats.text import plain_json
+from ...stores.files import MAX_SMALL_FILE, SourceFile
 
 CONFIG: Final = "tokenizer_config.json"
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from nemoconv.converters.base import Checkpoint, TensorSpec, holdings
-from nemoconv.converters.registry import open_checkpoint
-from nemoconv.errors import UnsupportedError
-from nemoconv.mappings.hf.fields import Value
+from ...errors import UnsupportedError
+from ...mappings.hf.fields import Value
+from ..base import Checkpoint, TensorSpec, holdings
+from ..registry import open_checkpoint
 
 
 def inspect(path: str | Path, *, config: str | Path | None = None) -> dict[str, Value]:

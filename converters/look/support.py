@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nemoconv.entry_points import entries
-from nemoconv.errors import NemoconvError
+from ...entry_points import entries
+from ...errors import NemoconvError
 
 
 def matrix() -> dict[str, list[dict[str, Any]]]:

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint, holdings
-from nemoconv.converters.bind import Bound
-from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.run.compare import Comparison, compare
-from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture
-from nemoconv.resharding.equal import first_difference
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.tensors.checksum import crc32
+from ...errors import CorruptCheckpoint, UnsupportedArchitecture
+from ...resharding.equal import first_difference
+from ...stores.files import Folder, SourceFile
+from ...tensors.checksum import crc32
+from .. import manifest
+from ..base import Checkpoint, holdings
+from ..bind import Bound
+from ..registry import open_checkpoint
+from ..run.compare import Comparison, compare
 
 Progress = Callable[[str, int, int], None]
 _BLOCK = 4 << 20

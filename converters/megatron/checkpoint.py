@@ -14,17 +14,17 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
-from nemoconv.converters.hf.checkpoint import read_hf_config
-from nemoconv.converters.nemo1.checkpoint import NeMo1Checkpoint
-from nemoconv.converters.ranks.weights import Rank, RankWeights
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
-from nemoconv.formats.torch.checkpoint import StateDict, TorchFile, leaves
-from nemoconv.formats.torch.pickles import Stub
-from nemoconv.formats.torch.zip import TensorRef
-from nemoconv.stores.files import Folder, SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
+from ...formats.torch.checkpoint import StateDict, TorchFile, leaves
+from ...formats.torch.pickles import Stub
+from ...formats.torch.zip import TensorRef
+from ...stores.files import Folder, SourceDir, SourceFile
+from ...stores.output import OutputDirectory
+from ...tensors.stored import StoredTensor
+from ..base import Checkpoint, Converter, Model, WriteOptions, Writer
+from ..hf.checkpoint import read_hf_config
+from ..nemo1.checkpoint import NeMo1Checkpoint
+from ..ranks.weights import Rank, RankWeights
 
 FILE: Final = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,5}))?(_\d{3,5})?")
@@ -166,7 +166,7 @@ class MegatronCheckpoint(NeMo1Checkpoint):
         *,
         drop_optimizer: bool = False,
     ) -> Writer:
-        from nemoconv.converters.megatron.reshard import MegatronResharder
+        from .reshard import MegatronResharder
 
         return MegatronResharder(output, self, model, options, sizes, drop_optimizer=drop_optimizer)
 

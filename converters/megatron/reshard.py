@@ -6,21 +6,21 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from nemoconv.converters.base import Model, WriteOptions
-from nemoconv.converters.ranks.writer import Rank, RankWriter, empty_entries
-from nemoconv.errors import LayoutError, UnsupportedError, UnsupportedFormat, some
-from nemoconv.formats.torch import items as torch_items
-from nemoconv.formats.torch import pickle_writer as opcodes
-from nemoconv.formats.torch.checkpoint import Entry, StateDictItem
-from nemoconv.formats.torch.pickle_writer import PickleWriter
-from nemoconv.formats.torch.pickles import Stub
-from nemoconv.resharding.layout_file import notation
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
+from ...errors import LayoutError, UnsupportedError, UnsupportedFormat, some
+from ...formats.torch import items as torch_items
+from ...formats.torch import pickle_writer as opcodes
+from ...formats.torch.checkpoint import Entry, StateDictItem
+from ...formats.torch.pickle_writer import PickleWriter
+from ...formats.torch.pickles import Stub
+from ...resharding.layout_file import notation
+from ...stores.output import OutputDirectory
+from ...tensors.dtypes import DType
+from ...tensors.layout import Layout
+from ..base import Model, WriteOptions
+from ..ranks.writer import Rank, RankWriter, empty_entries
 
 if TYPE_CHECKING:
-    from nemoconv.converters.megatron.checkpoint import MegatronCheckpoint
+    from .checkpoint import MegatronCheckpoint
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _OUTPUT = "output_layer.weight"

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from nemoconv.converters.base import Checkpoint, Model
-from nemoconv.converters.nemo1 import config as nemo1_config
-from nemoconv.converters.nemo1.checkpoint import NeMo1Checkpoint
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.lora import RANK, adapter_table, target_modules, told
+from ...errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
+from ...formats.text import plain_json
+from ...mappings.hf.fields import Value
+from ...mappings.lora import RANK, adapter_table, target_modules, told
+from ..base import Checkpoint, Model
+from . import config as nemo1_config
+from .checkpoint import NeMo1Checkpoint
 
 ADAPTER_CONFIG: Final = "adapter_config.json"
 #: keys of peft.lora_tuning that say nothing of what trained adapters compute

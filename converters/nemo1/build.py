@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nemoconv.converters.archive.archive import artifact_name
-from nemoconv.converters.hf.checkpoint import TOKENIZER_FILES
-from nemoconv.converters.nemo1.config import HF_FOLDER
-from nemoconv.converters.nemo1.run_keys import RUN
-from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo1 import families as nemo1_families
-from nemoconv.mappings.nemo1.families import Family
-from nemoconv.mappings.nemo1.fields import write_yaml
-from nemoconv.mappings.nemo2.fields import plain, text
-from nemoconv.mappings.table import Table
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors.layout import Layout
+from ...errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
+from ...mappings.hf.fields import Value
+from ...mappings.nemo1 import families as nemo1_families
+from ...mappings.nemo1.families import Family
+from ...mappings.nemo1.fields import write_yaml
+from ...mappings.nemo2.fields import plain, text
+from ...mappings.table import Table
+from ...stores.files import SourceFile
+from ...tensors.layout import Layout
+from ..archive.archive import artifact_name
+from ..hf.checkpoint import TOKENIZER_FILES
+from .config import HF_FOLDER
+from .run_keys import RUN
 
 #: the last NeMo with Megatron GPT models, whose layout is written
 NEMO_VERSION: Final = "2.4.1"

@@ -7,26 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
-from nemoconv.converters import manifest
-from nemoconv.converters import mtp_layers as further_layers
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.archive.model import NemoModel
-from nemoconv.converters.base import (
-    Checkpoint,
-    Converter,
-    Model,
-    Piece,
-    TensorSpec,
-    WriteOptions,
-    Writer,
-)
-from nemoconv.converters.hf import tokenizer_files
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, hf_config, read_hf_config
-from nemoconv.converters.nemo1 import config as nemo1_config
-from nemoconv.converters.nemo1.rank_file import read_rank
-from nemoconv.converters.ranks.weights import RankWeights, find_ranks
-from nemoconv.converters.torch_dist.weights import DistWeights, open_dist_weights
-from nemoconv.errors import (
+from ...errors import (
     CorruptCheckpoint,
     MappingError,
     NemoconvError,
@@ -35,21 +16,32 @@ from nemoconv.errors import (
     UsageError,
     some,
 )
-from nemoconv.formats.tar import TarFolder
-from nemoconv.formats.tar_output import OutputArchive
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings import table_for
-from nemoconv.mappings.families.speech import ArchiveOnly
-from nemoconv.mappings.hf.fields import INERT, Value, read_config
-from nemoconv.mappings.nemo1 import families as nemo1_families
-from nemoconv.mappings.nemo1 import fields_t5 as nemo1_fields_t5
-from nemoconv.mappings.nemo1.families import NORM_WEIGHT
-from nemoconv.mappings.table import Rule, Table
-from nemoconv.stores.files import Folder, SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import StoredTensor
+from ...formats.tar import TarFolder
+from ...formats.tar_output import OutputArchive
+from ...formats.text import plain_json
+from ...mappings import table_for
+from ...mappings.families.speech import ArchiveOnly
+from ...mappings.hf.fields import INERT, Value, read_config
+from ...mappings.nemo1 import families as nemo1_families
+from ...mappings.nemo1 import fields_t5 as nemo1_fields_t5
+from ...mappings.nemo1.families import NORM_WEIGHT
+from ...mappings.table import Rule, Table
+from ...stores.files import Folder, SourceDir, SourceFile
+from ...stores.output import OutputDirectory
+from ...tensors.dtypes import DType
+from ...tensors.layout import Layout
+from ...tensors.stored import StoredTensor
+from .. import manifest
+from .. import mtp_layers as further_layers
+from ..archive import archive as nemo_archive
+from ..archive.model import NemoModel
+from ..base import Checkpoint, Converter, Model, Piece, TensorSpec, WriteOptions, Writer
+from ..hf import tokenizer_files
+from ..hf.checkpoint import GENERATION_CONFIG, hf_config, read_hf_config
+from ..ranks.weights import RankWeights, find_ranks
+from ..torch_dist.weights import DistWeights, open_dist_weights
+from . import config as nemo1_config
+from .rank_file import read_rank
 
 #: of a distributed checkpoint, and what the names in it begin with
 DIST_FOLDER: Final = "model_weights"
@@ -164,7 +156,7 @@ class NeMo1Checkpoint(Checkpoint):
             tensor = self._weights.stored(name, rule, sizes, in_blocks=self._in_blocks)
         if not self._shifted or name not in self._shifted:
             return tensor
-        from nemoconv.resharding.decode.shifted import less_one
+        from ...resharding.decode.shifted import less_one
 
         return less_one(tensor)
 
@@ -246,7 +238,7 @@ class NeMo1Checkpoint(Checkpoint):
     def _refuse_adapters(self) -> None:
         adapters = [name for name in self._weights.names() if _ADAPTER in name]
         if adapters:
-            from nemoconv.converters.nemo1.adapters import refuse
+            from .adapters import refuse
 
             raise refuse(self.path, adapters, len(self._weights.names()) - len(adapters))
 
@@ -285,7 +277,7 @@ class NeMo1Checkpoint(Checkpoint):
         since NeMo would take the file's."""
         if not isinstance(self._weights, RankWeights) or config.get("rope_scaling"):
             return
-        from nemoconv.tensors.read import read_box
+        from ...tensors.read import read_box
 
         for name, tensor in self._weights.derived:
             size = 2 * tensor.shape[0]
@@ -342,7 +334,7 @@ class NeMo1Checkpoint(Checkpoint):
         if name == "safetensors":
             return NemoModel(self.path, self._folder, self._yaml)
         if name == "peft":
-            from nemoconv.converters.nemo1.adapters import NeMo1Adapters
+            from .adapters import NeMo1Adapters
 
             return NeMo1Adapters(self.path, self._folder, self._yaml)
         return self
@@ -390,7 +382,7 @@ class NeMo1Checkpoint(Checkpoint):
         *,
         drop_optimizer: bool = False,
     ) -> Writer:
-        from nemoconv.converters.nemo1.reshard import NeMo1DistResharder, NeMo1Resharder
+        from .reshard import NeMo1DistResharder, NeMo1Resharder
 
         self._shifted = set()  # the config goes along, and says how they are meant
         if isinstance(self._weights, RankWeights):
@@ -416,7 +408,7 @@ class NeMo1Checkpoint(Checkpoint):
 
 
 def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
-    from nemoconv.resharding.equal import first_difference
+    from ...resharding.equal import first_difference
 
     if a.shape != b.shape or a.dtype != b.dtype:
         return "their shapes or dtypes differ"
@@ -456,16 +448,16 @@ class NeMo1Converter(Converter):
     def create(
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> Writer:
-        from nemoconv.converters.nemo1.writer import NeMo1Writer
+        from .writer import NeMo1Writer
 
         if isinstance(model.table.nemo, ArchiveOnly):
-            from nemoconv.converters.archive.writer import NemoModelWriter
+            from ..archive.writer import NemoModelWriter
 
             return NemoModelWriter(output, model, options)
-        from nemoconv.converters.nemo1 import build as nemo1_build
+        from . import build as nemo1_build
 
         if options.rank_files or nemo1_build.only_ranks(model.table):
-            from nemoconv.converters.nemo1.rank_writer import NeMo1RankWriter
+            from .rank_writer import NeMo1RankWriter
 
             return NeMo1RankWriter(output, model, options, sizes)
         return NeMo1Writer(output, model, options, sizes)

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from nemoconv.converters.archive.archive import artifact, original_name
-from nemoconv.converters.hf import tokenizer_files
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
-from nemoconv.errors import (
+from ...errors import (
     CorruptCheckpoint,
     NemoconvError,
     UnsupportedArchitecture,
@@ -16,20 +13,23 @@ from nemoconv.errors import (
     UnsupportedError,
     some,
 )
-from nemoconv.formats import sentencepiece
-from nemoconv.formats.text import plain_json
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings import architectures, load_table
-from nemoconv.mappings.hf.fields import Value, write_config
-from nemoconv.mappings.nemo1 import families as nemo1_families
-from nemoconv.mappings.nemo1.families import Entry, Family
-from nemoconv.mappings.nemo1.fields import defaults, read_fields
-from nemoconv.mappings.nemo1.rules import Word
-from nemoconv.mappings.nemo2.fields import NemoClasses, text
-from nemoconv.mappings.rules import padded_vocab_size
-from nemoconv.mappings.table import Table
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.tensors.layout import Layout
+from ...formats import sentencepiece
+from ...formats.text import plain_json
+from ...formats.text.fiddle import Symbol
+from ...mappings import architectures, load_table
+from ...mappings.hf.fields import Value, write_config
+from ...mappings.nemo1 import families as nemo1_families
+from ...mappings.nemo1.families import Entry, Family
+from ...mappings.nemo1.fields import defaults, read_fields
+from ...mappings.nemo1.rules import Word
+from ...mappings.nemo2.fields import NemoClasses, text
+from ...mappings.rules import padded_vocab_size
+from ...mappings.table import Table
+from ...stores.files import Folder, SourceFile
+from ...tensors.layout import Layout
+from ..archive.archive import artifact, original_name
+from ..hf import tokenizer_files
+from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
 
 #: where the tokenizer's files lie that NeMo 1 has no key for
 HF_FOLDER: Final = "huggingface"

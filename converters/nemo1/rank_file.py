@@ -12,11 +12,11 @@ import re
 from dataclasses import replace
 from typing import Any, Final
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.torch.checkpoint import StateDict, leaves, read_state_dict
-from nemoconv.formats.torch.zip import TensorRef
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint
+from ...formats.torch.checkpoint import StateDict, leaves, read_state_dict
+from ...formats.torch.zip import TensorRef
+from ...stores.files import SourceFile
+from ...tensors.stored import StoredTensor
 
 _CHUNK: Final = re.compile(r"model\d+")
 

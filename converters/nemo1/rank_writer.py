@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import TYPE_CHECKING
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.base import Model, Request, WriteOptions
-from nemoconv.converters.nemo1 import build as nemo1_build
-from nemoconv.converters.ranks.writer import Rank, RankWriter
-from nemoconv.errors import LayoutError
-from nemoconv.formats.text import plain_yaml
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.output import OutputDirectory
+from ...errors import LayoutError
+from ...formats.text import plain_yaml
+from ...resharding.plan import Payload
+from ...stores.output import OutputDirectory
+from ..archive import archive as nemo_archive
+from ..base import Model, Request, WriteOptions
+from ..ranks.writer import Rank, RankWriter
+from . import build as nemo1_build
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
+    from ..bind import Bound
 
 _PREFIX = "model."
 _EMBEDDING = "embedding.word_embeddings.weight"

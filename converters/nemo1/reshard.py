@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.base import Model, WriteOptions
-from nemoconv.converters.nemo1 import build as nemo1_build
-from nemoconv.converters.nemo1 import config as nemo1_config
-from nemoconv.converters.nemo1.writer import NeMo1Writer
-from nemoconv.converters.ranks.weights import RankWeights
-from nemoconv.converters.ranks.writer import Rank, RankWriter, empty_entries
-from nemoconv.errors import LayoutError
-from nemoconv.formats.text import plain_yaml
-from nemoconv.mappings.nemo1.fields_t5 import not_in_blocks
-from nemoconv.stores.files import Folder
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.layout import Layout
+from ...errors import LayoutError
+from ...formats.text import plain_yaml
+from ...mappings.nemo1.fields_t5 import not_in_blocks
+from ...stores.files import Folder
+from ...stores.output import OutputDirectory
+from ...tensors.layout import Layout
+from ..archive import archive as nemo_archive
+from ..base import Model, WriteOptions
+from ..ranks.weights import RankWeights
+from ..ranks.writer import Rank, RankWriter, empty_entries
+from . import build as nemo1_build
+from . import config as nemo1_config
+from .writer import NeMo1Writer
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
-    from nemoconv.converters.nemo1.checkpoint import NeMo1Checkpoint
+    from ..bind import Bound
+    from .checkpoint import NeMo1Checkpoint
 
 _EMBEDDING = "embedding.word_embeddings.weight"
 _OUTPUT = "output_layer.weight"

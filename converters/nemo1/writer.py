@@ -6,17 +6,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.base import Model, Request, WriteOptions
-from nemoconv.converters.nemo1 import build as nemo1_build
-from nemoconv.converters.nemo2.writer import NeMo2Writer
-from nemoconv.formats.text import plain_yaml
-from nemoconv.formats.torch import items as torch_items
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.output import OutputDirectory
+from ...formats.text import plain_yaml
+from ...formats.torch import items as torch_items
+from ...resharding.plan import Payload
+from ...stores.output import OutputDirectory
+from ..archive import archive as nemo_archive
+from ..base import Model, Request, WriteOptions
+from ..nemo2.writer import NeMo2Writer
+from . import build as nemo1_build
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
+    from ..bind import Bound
 
 _FOLDER: Final = "model_weights"
 

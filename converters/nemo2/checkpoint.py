@@ -10,39 +10,32 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import manifest
-from nemoconv.converters import mtp_layers as further_layers
-from nemoconv.converters.base import (
-    Checkpoint,
-    Converter,
-    Model,
-    TensorSpec,
-    WriteOptions,
-    Writer,
-)
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
-from nemoconv.converters.layers import check_alike
-from nemoconv.converters.nemo2 import context as nemo2_context
-from nemoconv.converters.nemo2 import layout as nemo2_layout
-from nemoconv.converters.nemo2 import optimizer as nemo2_optimizer
-from nemoconv.converters.nemo2.context import NemoContext
-from nemoconv.converters.nemo2.optimizer import OptimizerState
-from nemoconv.converters.nemo2.writer import NeMo2Writer
-from nemoconv.converters.torch_dist import names as names
-from nemoconv.converters.torch_dist.chunks import DistChunks, Places, count_objects, join_halves, name_rows
-from nemoconv.converters.torch_dist.names import PREFIX
-from nemoconv.errors import UnsupportedConfig, UnsupportedFormat
-from nemoconv.formats.text import plain_json
-from nemoconv.formats.torch import dist as torch_dist
-from nemoconv.mappings import table_for, table_for_nemo
-from nemoconv.mappings.hf.fields import INERT, Value, read_config
-from nemoconv.mappings.mtp import KEYS
-from nemoconv.mappings.nemo2.fields import ArchivesOnly
-from nemoconv.mappings.table import Table
-from nemoconv.stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import UnsupportedConfig, UnsupportedFormat
+from ...formats.text import plain_json
+from ...formats.torch import dist as torch_dist
+from ...mappings import table_for, table_for_nemo
+from ...mappings.hf.fields import INERT, Value, read_config
+from ...mappings.mtp import KEYS
+from ...mappings.nemo2.fields import ArchivesOnly
+from ...mappings.table import Table
+from ...stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
+from ...stores.output import OutputDirectory
+from ...tensors.layout import Layout
+from ...tensors.stored import StoredTensor
+from .. import manifest
+from .. import mtp_layers as further_layers
+from ..base import Checkpoint, Converter, Model, TensorSpec, WriteOptions, Writer
+from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
+from ..layers import check_alike
+from ..torch_dist import names as names
+from ..torch_dist.chunks import DistChunks, Places, count_objects, join_halves, name_rows
+from ..torch_dist.names import PREFIX
+from . import context as nemo2_context
+from . import layout as nemo2_layout
+from . import optimizer as nemo2_optimizer
+from .context import NemoContext
+from .optimizer import OptimizerState
+from .writer import NeMo2Writer
 
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 #: keys of config.json that generation_config.json repeats, and NeMo's own config has not
@@ -320,7 +313,7 @@ class NeMo2Checkpoint(Checkpoint):
         *,
         drop_optimizer: bool = False,
     ) -> Writer:
-        from nemoconv.converters.nemo2.reshard import NeMo2Resharder
+        from .reshard import NeMo2Resharder
 
         return NeMo2Resharder(output, self, model, options, sizes, drop_optimizer=drop_optimizer)
 

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
-from nemoconv.formats.text import fiddle, plain_yaml
-from nemoconv.formats.text.fiddle import Node, Symbol, Value
-from nemoconv.stores.files import SourceDir
+from ...errors import CorruptCheckpoint, UnsupportedFormat
+from ...formats.text import fiddle, plain_yaml
+from ...formats.text.fiddle import Node, Symbol, Value
+from ...stores.files import SourceDir
 
 AUTO_TOKENIZER = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")
 TOKENIZER_FOLDER = "nemo_tokenizer"

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
-from nemoconv.converters.nemo2.context import NemoContext
-from nemoconv.errors import CorruptCheckpoint, UsageError
-from nemoconv.formats.text import fiddle, plain_json, plain_yaml
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.resharding.layout_file import notation, parse_layout
-from nemoconv.tensors.layout import Layout
+from ...errors import CorruptCheckpoint, UsageError
+from ...formats.text import fiddle, plain_json, plain_yaml
+from ...formats.text.fiddle import Symbol
+from ...resharding.layout_file import notation, parse_layout
+from ...tensors.layout import Layout
+from .context import NemoContext
 
 _FIRST, _LAST = "num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage"
 _COUNTED: Final = ("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split")

@@ -17,15 +17,15 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
-from nemoconv.converters.base import Checkpoint, Model, TensorSpec
-from nemoconv.converters.torch_dist import names as names
-from nemoconv.converters.torch_dist.chunks import DistChunks
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
-from nemoconv.formats.torch.dist import DistChunk, DistMetadata, DistTensor
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.tensors.boxes import Shape, open_range
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
+from ...formats.torch.dist import DistChunk, DistMetadata, DistTensor
+from ...mappings.hf.fields import Value
+from ...stores.files import Folder, SourceFile
+from ...tensors.boxes import Shape, open_range
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from ..base import Checkpoint, Model, TensorSpec
+from ..torch_dist import names as names
+from ..torch_dist.chunks import DistChunks
 
 _KEY = re.compile(r"((?:chained_\d+\.)?optimizer\.state\.[^.]+)\.(.+)")
 PREFIXES = ("optimizer.", "chained_")

@@ -11,27 +11,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Final
 
-from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint, Model, Request, WriteOptions, Writer
-from nemoconv.converters.nemo2 import layout as nemo2_layout
-from nemoconv.converters.nemo2 import optimizer as nemo2_optimizer
-from nemoconv.converters.nemo2.checkpoint import NeMo2Checkpoint
-from nemoconv.converters.nemo2.context import LANGUAGE
-from nemoconv.converters.nemo2.optimizer import OptimizerState
-from nemoconv.converters.nemo2.writer import NeMo2Writer, half_of
-from nemoconv.converters.torch_dist import names as nemo2_names
-from nemoconv.converters.torch_dist.names import PREFIX
-from nemoconv.errors import LayoutError, NemoconvError, some
-from nemoconv.formats.text.fiddle import Node
-from nemoconv.formats.torch import dist_writer as torch_dist_writer
-from nemoconv.formats.torch import zip as torch_zip
-from nemoconv.formats.torch.dist import DistObject, DistTensor
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.stores.output import OutputDirectory, OutputFile
+from ...errors import LayoutError, NemoconvError, some
+from ...formats.text.fiddle import Node
+from ...formats.torch import dist_writer as torch_dist_writer
+from ...formats.torch import zip as torch_zip
+from ...formats.torch.dist import DistObject, DistTensor
+from ...resharding.plan import Payload
+from ...stores.files import Folder, SourceFile
+from ...stores.output import OutputDirectory, OutputFile
+from .. import manifest
+from ..base import Checkpoint, Model, Request, WriteOptions, Writer
+from ..torch_dist import names as nemo2_names
+from ..torch_dist.names import PREFIX
+from . import layout as nemo2_layout
+from . import optimizer as nemo2_optimizer
+from .checkpoint import NeMo2Checkpoint
+from .context import LANGUAGE
+from .optimizer import OptimizerState
+from .writer import NeMo2Writer, half_of
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
+    from ..bind import Bound
 
 _EXTRA_STATE = re.compile(r"(.+)\._extra_state/shard_(\d+(?:\.\d+)*)_(\d+(?:\.\d+)*)")
 _WHOLE = re.compile(r".+/shard_0_1")

@@ -7,25 +7,25 @@ from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Final
 
-from nemoconv.converters.base import Model, Request, WriteOptions, Writer
-from nemoconv.converters.hf import tokenizer_files
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
-from nemoconv.converters.nemo2 import context as nemo2_context
-from nemoconv.converters.torch_dist import names as names
-from nemoconv.converters.torch_dist.names import EXTRA_STATE, PREFIX
-from nemoconv.errors import MappingError
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.formats.torch import dist as torch_dist
-from nemoconv.formats.torch import dist_writer as torch_dist_writer
-from nemoconv.formats.torch import items as torch_items
-from nemoconv.formats.torch.dist import DistChunk, DistObject, DistTensor
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import DType
+from ...errors import MappingError
+from ...formats.text.fiddle import Symbol
+from ...formats.torch import dist as torch_dist
+from ...formats.torch import dist_writer as torch_dist_writer
+from ...formats.torch import items as torch_items
+from ...formats.torch.dist import DistChunk, DistObject, DistTensor
+from ...mappings.hf.fields import Value
+from ...resharding.plan import Payload
+from ...stores.output import OutputDirectory
+from ...tensors.dtypes import DType
+from ..base import Model, Request, WriteOptions, Writer
+from ..hf import tokenizer_files
+from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
+from ..torch_dist import names as names
+from ..torch_dist.names import EXTRA_STATE, PREFIX
+from . import context as nemo2_context
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
+    from ..bind import Bound
 
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
 _CONTENT: Final = {"distrib_optim_sharding_type": "fully_sharded_model_space"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
-from nemoconv.stores.output import OutputDirectory
+from ...stores.output import OutputDirectory
+from ..base import Checkpoint, Converter, Model, WriteOptions, Writer
 
 
 class OnnxConverter(Converter):
@@ -17,18 +17,18 @@ class OnnxConverter(Converter):
     options = frozenset({"flavor", "pack"})
 
     def recognizes(self, path: Path) -> bool:
-        from nemoconv.converters.onnx import reader as onnx_reader
+        from . import reader as onnx_reader
 
         return onnx_reader.recognizes(path)
 
     def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        from nemoconv.converters.onnx import reader as onnx_reader
+        from . import reader as onnx_reader
 
         return onnx_reader.open_onnx(path, config=config)
 
     def create(
         self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
     ) -> Writer:
-        from nemoconv.converters.onnx.writer import OnnxWriter
+        from .writer import OnnxWriter
 
         return OnnxWriter(output, model, options)

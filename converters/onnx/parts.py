@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.onnx.file import Initializer, OnnxFile, read_onnx
-from nemoconv.stores.files import Folder, SourceDir
+from ...errors import CorruptCheckpoint
+from ...formats.onnx.file import Initializer, OnnxFile, read_onnx
+from ...stores.files import Folder, SourceDir
 
 #: the key of metadata_props that lists the files of all graphs
 FILES: Final = "nemoconv.files"

@@ -6,25 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters.base import HeldTensors, Model
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, read_hf_config
-from nemoconv.converters.onnx import parts as onnx_parts
-from nemoconv.converters.onnx.names import names as onnx_names
-from nemoconv.converters.onnx.names.named import Named
-from nemoconv.errors import (
-    CorruptCheckpoint,
-    UnsupportedArchitecture,
-    UnsupportedError,
-    UnsupportedFormat,
-    some,
-)
-from nemoconv.formats.onnx.file import OnnxFile, read_onnx
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings import table_for
-from nemoconv.mappings.hf.fields import INERT, Value, read_config
-from nemoconv.stores.files import SourceDir, SourceFile
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedError, UnsupportedFormat, some
+from ...formats.onnx.file import OnnxFile, read_onnx
+from ...formats.text import plain_json
+from ...mappings import table_for
+from ...mappings.hf.fields import INERT, Value, read_config
+from ...stores.files import SourceDir, SourceFile
+from ...tensors.dtypes import DType
+from ...tensors.stored import StoredTensor
+from ..base import HeldTensors, Model
+from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, read_hf_config
+from . import parts as onnx_parts
+from .names import names as onnx_names
+from .names.named import Named
 
 SUFFIX: Final = ".onnx"
 MODEL: Final = "model.onnx"

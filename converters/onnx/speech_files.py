@@ -10,14 +10,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from nemoconv.converters.archive import speech_tokenizer
-from nemoconv.converters.base import Model
-from nemoconv.converters.onnx.graph.architectures import Speech
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats import sentencepiece
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.stores.files import SourceFile
+from ...errors import UnsupportedConfig
+from ...formats import sentencepiece
+from ...formats.text import plain_json
+from ...mappings.hf.fields import Value
+from ...stores.files import SourceFile
+from ..archive import speech_tokenizer
+from ..base import Model
+from .graph.architectures import Speech
 
 #: the same list, by the names that onnx-asr and sherpa-onnx look for
 TOKEN_LISTS: Final = ("vocab.txt", "tokens.txt")

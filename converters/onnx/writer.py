@@ -11,23 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from nemoconv.converters.base import (
-    Model,
-    Request,
-    TensorSpec,
-    WriteOptions,
-)
-from nemoconv.converters.hf.checkpoint import GENERATION_CONFIG, HFWriter, json_bytes
-from nemoconv.converters.onnx import speech_files as onnx_speech
-from nemoconv.converters.onnx.graph import architectures, decoder, encoder, genai, speech
-from nemoconv.converters.onnx.graph.attention import FLAVORS
-from nemoconv.converters.onnx.graph.builder import Weight
-from nemoconv.errors import UsageError
-from nemoconv.extras import import_extra
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.output import OutputDirectory
+from ...errors import UsageError
+from ...extras import import_extra
+from ...formats.text import plain_json
+from ...mappings.hf.fields import Value
+from ...resharding.plan import Payload
+from ...stores.output import OutputDirectory
+from ..base import Model, Request, TensorSpec, WriteOptions
+from ..hf.checkpoint import GENERATION_CONFIG, HFWriter, json_bytes
+from . import speech_files as onnx_speech
+from .graph import architectures, decoder, encoder, genai, speech
+from .graph.attention import FLAVORS
+from .graph.builder import Weight
 
 MODEL: Final = "model.onnx"
 DATA: Final = "model.onnx.data"

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...errors import CorruptCheckpoint
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 
 _GROUPED: Final = re.compile(r"(.+\.mlp\.)experts\.weight([12])")
 _MAX_EXPERTS: Final = 1 << 16

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.mappings.nemo1.dialects import GPT, Dialect
+from ...mappings.nemo1.dialects import GPT, Dialect
 
 #: the second matrix of a gated MLP that is not fused (``activation: swiglu``, not ``fast-swiglu``)
 _UP: Final = re.compile(r"(.+\.mlp)\.dense_h_to_4h_2\.(.+)")

@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from itertools import accumulate, product
 from typing import Final
 
-from nemoconv.converters.base import Piece
-from nemoconv.converters.ranks import names as nemo1_names
-from nemoconv.converters.ranks.grouped_experts import is_grouped, split_grouped
-from nemoconv.converters.ranks.names import Name
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat, some
-from nemoconv.formats.torch.checkpoint import StateDict, read_state_dict
-from nemoconv.mappings.nemo1.dialects import GPT, Dialect
-from nemoconv.mappings.table import GROUP, Rule, Sizes
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.tensors.boxes import intersect, narrow
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import Extent, StoredTensor
+from ...errors import CorruptCheckpoint, UnsupportedFormat, some
+from ...formats.torch.checkpoint import StateDict, read_state_dict
+from ...mappings.nemo1.dialects import GPT, Dialect
+from ...mappings.table import GROUP, Rule, Sizes
+from ...stores.files import Folder, SourceFile
+from ...tensors.boxes import intersect, narrow
+from ...tensors.dtypes import DType
+from ...tensors.layout import Layout
+from ...tensors.stored import Extent, StoredTensor
+from ..base import Piece
+from . import names as nemo1_names
+from .grouped_experts import is_grouped, split_grouped
+from .names import Name
 
 #: (tensor-parallel rank, pipeline rank)
 Rank = tuple[int, int]

@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
 
-from nemoconv.converters.base import Request, Writer
-from nemoconv.errors import UnsupportedError
-from nemoconv.formats.torch.checkpoint import Entry, StateDictItem
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.output import OutputDirectory, OutputFile
-from nemoconv.tensors.checksum import crc32, crc32_combine
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import UnsupportedError
+from ...formats.torch.checkpoint import Entry, StateDictItem
+from ...resharding.plan import Payload
+from ...stores.output import OutputDirectory, OutputFile
+from ...tensors.checksum import crc32, crc32_combine
+from ...tensors.dtypes import DType
+from ...tensors.layout import Layout
+from ...tensors.stored import StoredTensor
+from ..base import Request, Writer
 
 if TYPE_CHECKING:
-    from nemoconv.converters.bind import Bound
-    from nemoconv.converters.ranks.weights import RankWeights
+    from ..bind import Bound
+    from .weights import RankWeights
 
 #: (tensor-parallel rank, pipeline rank)
 Rank = tuple[int, int]
@@ -162,7 +162,7 @@ class RankWriter(Writer):
                     tensors[again] = _Tensor(found.dtype, found.shape, same_as=found.same_as or found)
 
     def _add_others(self) -> None:
-        from nemoconv.tensors.read import read_box
+        from ...tensors.read import read_box
 
         for rank, tensors in self._ranks.items():
             for key, stored in self._everywhere.items():

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nemoconv.converters.base import Checkpoint, Model, holdings
-from nemoconv.converters.bind import Bound, members
-from nemoconv.converters.mtp_layers import COPIED
-from nemoconv.errors import UnsupportedArchitecture
-from nemoconv.resharding.equal import first_difference
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import UnsupportedArchitecture
+from ...resharding.equal import first_difference
+from ...tensors.stored import StoredTensor
+from ..base import Checkpoint, Model, holdings
+from ..bind import Bound, members
+from ..mtp_layers import COPIED
 
 
 @dataclass(slots=True)

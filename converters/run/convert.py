@@ -8,20 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.converters import manifest
-from nemoconv.converters.base import Checkpoint, WriteOptions
-from nemoconv.converters.mtp_layers import check_copies
-from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.converters.run.plan import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
-from nemoconv.errors import CorruptCheckpoint, OutputError, UnsupportedError, UsageError, some
-from nemoconv.resharding.devices import check_device
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import BY_NAME
-from nemoconv.tensors.layout import Layout
+from ...errors import CorruptCheckpoint, OutputError, UnsupportedError, UsageError, some
+from ...resharding.devices import check_device
+from ...stores.output import OutputDirectory
+from ...tensors.dtypes import BY_NAME
+from ...tensors.layout import Layout
+from .. import manifest
+from ..base import Checkpoint, WriteOptions
+from ..mtp_layers import check_copies
+from ..registry import converter, open_checkpoint
+from .plan import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.plan import Job, Plan
-    from nemoconv.resharding.worker import CastReport
+    from ...resharding.plan import Job, Plan
+    from ...resharding.worker import CastReport
 
 #: (phase, bytes done, bytes in all); phases are "write", "verify", "flush"
 Progress = Callable[[str, int, int], None]
@@ -47,8 +47,8 @@ def run(
     Where RANK and WORLD_SIZE say that this is one of several processes, they share the work; ``resume``
     continues what they did not finish (see :mod:`nemoconv.converters.run.multi_process`).
     """
-    from nemoconv.converters.run.multi_process import staged
-    from nemoconv.resharding.devices import executor
+    from ...resharding.devices import executor
+    from .multi_process import staged
 
     started = time.perf_counter()
     plan, output, report = conversion.plan, conversion.output, conversion.report
@@ -125,7 +125,7 @@ def _prepare(
 ) -> Conversion:
     target = converter(to)
     if target.plain:
-        from nemoconv.converters.run.safetensors import prepare_plain
+        from .safetensors import prepare_plain
 
         return prepare_plain(source, output, options, max_memory=max_memory)
     return prepare(source, output, target, options, allow_ignored=allow_ignored, max_memory=max_memory)
@@ -133,7 +133,7 @@ def _prepare(
 
 def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
     """Read the staged output back through its own reader and compare it with the source."""
-    from nemoconv.converters.run.compare import compare, compare_companions
+    from .compare import compare, compare_companions
 
     written = converter(conversion.report.target_format).open(
         conversion.output.staged, config=conversion.config
@@ -235,7 +235,7 @@ def convert(
         seen = opened.view_for(to)
         conversion = _prepare(seen, output, to, options, allow_ignored, max_memory)
         if picture is not None:
-            from nemoconv.converters.run.picture import write_picture
+            from .picture import write_picture
 
             write_picture(picture, conversion)
         if exact:

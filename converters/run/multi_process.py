@@ -23,14 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nemoconv.converters.run.plan import Conversion
-from nemoconv.errors import MappingError, OutputError, UsageError, printable
-from nemoconv.resharding.devices import Execute
-from nemoconv.resharding.plan import Job, Payload, Plan
-from nemoconv.resharding.worker import CastReport
-from nemoconv.stores.output import OutputFile, reported
-from nemoconv.tensors.boxes import Shape, intersect, narrow
-from nemoconv.tensors.checksum import crc32
+from ...errors import MappingError, OutputError, UsageError, printable
+from ...resharding.devices import Execute
+from ...resharding.plan import Job, Payload, Plan
+from ...resharding.worker import CastReport
+from ...stores.output import OutputFile, reported
+from ...tensors.boxes import Shape, intersect, narrow
+from ...tensors.checksum import crc32
+from .plan import Conversion
 
 #: seconds without a sign of life after which a rank counts as dead; NEMOCONV_RANK_TIMEOUT changes it
 _SILENCE = 60.0

@@ -8,20 +8,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from nemoconv.converters.base import Converter, Model, Request, WriteOptions, Writer
-from nemoconv.converters.bind import Bound
-from nemoconv.converters.hf.checkpoint import json_bytes
-from nemoconv.converters.onnx.format import OnnxConverter
-from nemoconv.converters.onnx.graph.builder import Weight
-from nemoconv.converters.onnx.writer import GraphFiles
-from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.run.plan import Report, prepare
-from nemoconv.errors import UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.added_files import add_files, check_absent
-from nemoconv.stores.files import SourceFile
-from nemoconv.stores.output import OutputDirectory, OutputFile
-from nemoconv.tensors.byte_source import ByteSource
+from ...errors import UnsafeCheckpoint, UnsupportedFormat
+from ...resharding.plan import Payload
+from ...stores.added_files import add_files, check_absent
+from ...stores.files import SourceFile
+from ...stores.output import OutputDirectory, OutputFile
+from ...tensors.byte_source import ByteSource
+from ..base import Converter, Model, Request, WriteOptions, Writer
+from ..bind import Bound
+from ..hf.checkpoint import json_bytes
+from ..onnx.format import OnnxConverter
+from ..onnx.graph.builder import Weight
+from ..onnx.writer import GraphFiles
+from ..registry import open_checkpoint
+from .plan import Report, prepare
 
 
 class _Existing(Writer):

@@ -11,11 +11,11 @@ from html import escape
 from math import prod
 from pathlib import Path
 
-from nemoconv.converters.run.plan import Conversion
-from nemoconv.errors import OutputError, UsageError, printable
-from nemoconv.resharding.plan import Plan
-from nemoconv.tensors.boxes import intersect
-from nemoconv.tensors.ranks import RankRow
+from ...errors import OutputError, UsageError, printable
+from ...resharding.plan import Plan
+from ...tensors.boxes import intersect
+from ...tensors.ranks import RankRow
+from .plan import Conversion
 
 #: more files than this are drawn as one row or column, "others"
 MAX_FILES = 48

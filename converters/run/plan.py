@@ -11,24 +11,24 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nemoconv.converters import manifest, unit_rows
-from nemoconv.converters import mtp_layers as further_layers
-from nemoconv.converters.base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
-from nemoconv.converters.bind import Asker, Bound, Wanted
-from nemoconv.errors import CorruptCheckpoint, LayoutError, MappingError
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.rules import padded_vocab_size
-from nemoconv.mappings.table import Instance, check_layout, splits_groups
-from nemoconv.resharding.plan import Job, Payload, Plan, Target
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.ranks import RankRow, rank_rows, table_lines
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
-from nemoconv.version import __version__
+from ...errors import CorruptCheckpoint, LayoutError, MappingError
+from ...mappings.hf.fields import Value
+from ...mappings.rules import padded_vocab_size
+from ...mappings.table import Instance, check_layout, splits_groups
+from ...resharding.plan import Job, Payload, Plan, Target
+from ...stores.output import OutputDirectory
+from ...tensors.dtypes import DType
+from ...tensors.layout import Layout
+from ...tensors.ranks import RankRow, rank_rows, table_lines
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...version import __version__
+from .. import manifest, unit_rows
+from .. import mtp_layers as further_layers
+from ..base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
+from ..bind import Asker, Bound, Wanted
 
 if TYPE_CHECKING:
-    from nemoconv.resharding.execute import Limits
+    from ...resharding.execute import Limits
 
 DEFAULT_MAX_MEMORY = 512 << 20
 #: what a job and its boxes take in memory, measured on a 405B-shaped plan
@@ -308,7 +308,7 @@ def _count(bound: Bound, instance: Instance) -> int:
 
 def _check_zeros(bound: Bound) -> None:
     """Tensors that the Hugging Face side leaves out, because the config says so, must hold zeros."""
-    from nemoconv.resharding.equal import first_nonzero
+    from ...resharding.equal import first_nonzero
 
     for instance in bound.instances:
         if instance.in_hf or instance.rule.idle or bound.checkpoint.side == "hf":
@@ -325,7 +325,7 @@ def _check_zeros(bound: Bound) -> None:
 
 def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
     """A tied model that holds its embedding twice: the copies must be equal, and one is dropped."""
-    from nemoconv.resharding.equal import first_difference
+    from ...resharding.equal import first_difference
 
     notes = []
     for copy, original in bound.redundant:
@@ -359,7 +359,7 @@ def disk_shortage(report: Report) -> str | None:
 
 def make_limits(plan: Plan, max_memory: int) -> tuple[Limits, int]:
     """What a run of this plan may take within ``max_memory`` bytes, and the bytes of the plan itself."""
-    from nemoconv.resharding.execute import Limits
+    from ...resharding.execute import Limits
 
     plan_nbytes = _JOB_NBYTES * len(plan.jobs)
     return Limits.within(max_memory, plan_nbytes), plan_nbytes

@@ -8,18 +8,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from nemoconv.converters.base import Checkpoint, Converter, Model, WriteOptions, Writer
-from nemoconv.converters.layers import parse_layers
-from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.converters.run.convert import Progress, run
-from nemoconv.converters.run.plan import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
-from nemoconv.errors import OutputError, UsageError
-from nemoconv.formats.text import plain_yaml
-from nemoconv.resharding.devices import check_device
-from nemoconv.resharding.layout_file import parse_layout
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.ranks import spans
+from ...errors import OutputError, UsageError
+from ...formats.text import plain_yaml
+from ...resharding.devices import check_device
+from ...resharding.layout_file import parse_layout
+from ...stores.output import OutputDirectory
+from ...tensors.layout import Layout
+from ...tensors.ranks import spans
+from ..base import Checkpoint, Converter, Model, WriteOptions, Writer
+from ..layers import parse_layers
+from ..registry import converter, open_checkpoint
+from .convert import Progress, run
+from .plan import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
 
 _SUFFIX = re.compile(r"-tp\d+-pp\d+(-vpp\d+)?(-ep\d+)?(-etp\d+)?(-uneven)?$")
 
@@ -121,7 +121,7 @@ def reshard(
         conversion.report.notes.extend(notes)
         conversion.config = Path(config) if config is not None else None
         if picture is not None:
-            from nemoconv.converters.run.picture import write_picture
+            from .picture import write_picture
 
             write_picture(picture, conversion)
         shortage = disk_shortage(conversion.report)

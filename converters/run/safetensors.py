@@ -12,30 +12,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from nemoconv.converters import manifest
-from nemoconv.converters.archive import archive as nemo_archive
-from nemoconv.converters.archive.tensors import NemoTensors
-from nemoconv.converters.base import (
-    Checkpoint,
-    Converter,
-    HeldTensors,
-    Model,
-    Request,
-    WriteOptions,
-    Writer,
-)
-from nemoconv.converters.hf.checkpoint import INDEX, SINGLE, ShardWriter, read_shards
-from nemoconv.converters.run.plan import Conversion, Report, make_limits, resident_nbytes
-from nemoconv.errors import LayoutError, UnsupportedArchitecture, UnsupportedError
-from nemoconv.formats.safetensors import read_header
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.resharding.plan import Job, Plan, Target
-from nemoconv.stores.copy import copy_all
-from nemoconv.stores.files import SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.layout import Layout
-from nemoconv.tensors.stored import contiguous_strides
-from nemoconv.version import __version__
+from ...errors import LayoutError, UnsupportedArchitecture, UnsupportedError
+from ...formats.safetensors import read_header
+from ...mappings.hf.fields import Value
+from ...resharding.plan import Job, Plan, Target
+from ...stores.copy import copy_all
+from ...stores.files import SourceDir, SourceFile
+from ...stores.output import OutputDirectory
+from ...tensors.layout import Layout
+from ...tensors.stored import contiguous_strides
+from ...version import __version__
+from .. import manifest
+from ..archive import archive as nemo_archive
+from ..archive.tensors import NemoTensors
+from ..base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
+from ..hf.checkpoint import INDEX, SINGLE, ShardWriter, read_shards
+from .plan import Conversion, Report, make_limits, resident_nbytes
 
 #: the one name that a safetensors header keeps for itself
 _RESERVED: Final = "__metadata__"

@@ -8,13 +8,13 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from nemoconv.converters.torch_dist import names as names
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.torch import dist as torch_dist
-from nemoconv.formats.torch import zip as torch_zip
-from nemoconv.formats.torch.dist import DistChunk, DistMetadata, DistTensor
-from nemoconv.stores.files import Folder
-from nemoconv.tensors.stored import Extent
+from ...errors import CorruptCheckpoint
+from ...formats.torch import dist as torch_dist
+from ...formats.torch import zip as torch_zip
+from ...formats.torch.dist import DistChunk, DistMetadata, DistTensor
+from ...stores.files import Folder
+from ...tensors.stored import Extent
+from . import names as names
 
 Index = tuple[int, ...]
 #: logical name -> the stored tensor, and the index on its leading axes

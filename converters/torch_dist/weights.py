@@ -8,15 +8,15 @@ from itertools import product
 from math import prod
 from typing import Any, Final
 
-from nemoconv.converters.torch_dist import names as names
-from nemoconv.converters.torch_dist.chunks import DistChunks, count_objects, join_halves, name_rows
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.formats.text import plain_json
-from nemoconv.formats.torch import dist as torch_dist
-from nemoconv.formats.torch import zip as torch_zip
-from nemoconv.stores.files import Folder
-from nemoconv.tensors.dtypes import BY_NAME, DType
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
+from ...formats.text import plain_json
+from ...formats.torch import dist as torch_dist
+from ...formats.torch import zip as torch_zip
+from ...stores.files import Folder
+from ...tensors.dtypes import BY_NAME, DType
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from . import names as names
+from .chunks import DistChunks, count_objects, join_halves, name_rows
 
 _MAX_CHUNKS: Final = 1 << 20
 _METADATA: Final = "metadata.json"

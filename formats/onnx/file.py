@@ -12,14 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
-from nemoconv.extras import import_extra
-from nemoconv.formats.onnx.types import TYPES, OnnxType
-from nemoconv.formats.onnx.wire import PAYLOADS, Run, split
-from nemoconv.stores.files import Folder, SourceFile
-from nemoconv.stores.memory_file import MemoryFile
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
+from ...extras import import_extra
+from ...stores.files import Folder, SourceFile
+from ...stores.memory_file import MemoryFile
+from ...tensors.dtypes import DType
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from .types import TYPES, OnnxType
+from .wire import PAYLOADS, Run, split
 
 if TYPE_CHECKING:
     import numpy

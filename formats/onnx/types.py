@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from nemoconv.tensors.dtypes import BY_NAME, DType
+from ...tensors.dtypes import BY_NAME, DType
 
 
 class OnnxType(NamedTuple):

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
-from nemoconv.stores.files import SourceFile
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
+from ...stores.files import SourceFile
 
 #: what may be left when the payloads are taken out; a graph of 50,000 weights needs 20 MB
 MAX_GRAPH: Final = 64 << 20

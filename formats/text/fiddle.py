@@ -12,8 +12,8 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
-from nemoconv.formats.text import plain_json
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint
+from . import plain_json
 
 # The largest files seen hold a few hundred objects.
 MAX_OBJECTS = 100_000

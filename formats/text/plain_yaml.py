@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint
 
 MAX_BYTES = 10 << 20
 MAX_DEPTH = 64

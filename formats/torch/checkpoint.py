@@ -13,19 +13,19 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Final, Protocol
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedFormat
-from nemoconv.formats.torch import items as torch_items
-from nemoconv.formats.torch import legacy as torch_legacy
-from nemoconv.formats.torch import pickle_writer as opcodes
-from nemoconv.formats.torch import zip as torch_zip
-from nemoconv.formats.torch import zip_records
-from nemoconv.formats.torch.pickle_writer import PickleWriter
-from nemoconv.formats.torch.pickles import Known, PickledDict, Stub, check_bounded
-from nemoconv.formats.torch.zip import Archive, Record, TensorRef
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors import checksum
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import Extent, StoredTensor
+from ...errors import CorruptCheckpoint, UnsupportedFormat
+from ...stores.files import SourceFile
+from ...tensors import checksum
+from ...tensors.dtypes import DType
+from ...tensors.stored import Extent, StoredTensor
+from . import items as torch_items
+from . import legacy as torch_legacy
+from . import pickle_writer as opcodes
+from . import zip as torch_zip
+from . import zip_records
+from .pickle_writer import PickleWriter
+from .pickles import Known, PickledDict, Stub, check_bounded
+from .zip import Archive, Record, TensorRef
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 

@@ -16,19 +16,13 @@ from itertools import pairwise
 from math import prod
 from typing import Any, Final
 
-from nemoconv.errors import (
-    CorruptCheckpoint,
-    UnsafeCheckpoint,
-    UnsupportedError,
-    UnsupportedFormat,
-    some,
-)
-from nemoconv.formats.text import plain_json
-from nemoconv.formats.torch import zip as torch_zip
-from nemoconv.formats.torch.pickles import Known, PickledDict, Stub, brief, check_bounded, loads
-from nemoconv.stores.files import Folder
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import Extent
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, UnsupportedFormat, some
+from ...stores.files import Folder
+from ...tensors.dtypes import DType
+from ...tensors.stored import Extent
+from ..text import plain_json
+from . import zip as torch_zip
+from .pickles import Known, PickledDict, Stub, brief, check_bounded, loads
 
 METADATA: Final = "torch.distributed.checkpoint.metadata"
 _OLD_METADATA: Final = "torch.distributed._shard.sharded_tensor.metadata"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from nemoconv.formats.torch import pickle_writer as opcodes
-from nemoconv.formats.torch.dist import FILESYSTEM, METADATA, DistChunk, DistObject, DistTensor
-from nemoconv.formats.torch.pickle_writer import PickleWriter
+from . import pickle_writer as opcodes
+from .dist import FILESYSTEM, METADATA, DistChunk, DistObject, DistTensor
+from .pickle_writer import PickleWriter
 
 
 def emit_metadata(

@@ -10,12 +10,12 @@ from functools import lru_cache
 from math import prod
 from typing import Final
 
-from nemoconv.errors import UsageError
-from nemoconv.formats.torch import pickle_writer as opcodes
-from nemoconv.formats.torch.pickle_writer import PickleWriter
-from nemoconv.formats.torch.zip_records import FULL32, central_directory, local_header
-from nemoconv.tensors import checksum
-from nemoconv.tensors.dtypes import DType
+from ...errors import UsageError
+from ...tensors import checksum
+from ...tensors.dtypes import DType
+from . import pickle_writer as opcodes
+from .pickle_writer import PickleWriter
+from .zip_records import FULL32, central_directory, local_header
 
 _ROOT: Final = b"archive/"
 _PADDING: Final = b"FB"  # the extra field that torch pads with

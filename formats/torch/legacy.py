@@ -11,10 +11,10 @@ import pickletools
 import struct
 from typing import Any, Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
-from nemoconv.formats.torch.pickles import MAX_BYTES, MAX_OPCODES, Known, loads
-from nemoconv.formats.torch.zip import MAX_RECORDS, Storage, TensorRef, persistent_storage
-from nemoconv.stores.files import SourceFile
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
+from ...stores.files import SourceFile
+from .pickles import MAX_BYTES, MAX_OPCODES, Known, loads
+from .zip import MAX_RECORDS, Storage, TensorRef, persistent_storage
 
 #: the first pickle, as protocol 2 writes it: the long 0x1950a86a20f9469cfc6c
 MAGIC: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from nemoconv.errors import UnsupportedError
+from ...errors import UnsupportedError
 
 EMPTY_DICT: Final = b"}"
 EMPTY_LIST: Final = b"]"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import repeat
 from typing import Any, Final, NoReturn
 
-from nemoconv.errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint
+from ...errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint
 
 #: Megatron's optimizer common.pt is the largest seen: some MB. Limits of security.md 3.1
 MAX_BYTES: Final = 64 << 20

@@ -16,26 +16,12 @@ from functools import lru_cache
 from math import prod
 from typing import Any, Final, Protocol
 
-from nemoconv.errors import (
-    CorruptCheckpoint,
-    NemoconvError,
-    UnsafeCheckpoint,
-    UnsupportedError,
-)
-from nemoconv.formats.torch.pickles import (
-    MAX_BYTES,
-    Constant,
-    Known,
-    PickledDict,
-    Stub,
-    brief,
-    check_bounded,
-    loads,
-)
-from nemoconv.formats.torch.zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors import checksum
-from nemoconv.tensors.dtypes import BY_NAME, BY_STORAGE, DType
+from ...errors import CorruptCheckpoint, NemoconvError, UnsafeCheckpoint, UnsupportedError
+from ...stores.files import SourceFile
+from ...tensors import checksum
+from ...tensors.dtypes import BY_NAME, BY_STORAGE, DType
+from .pickles import MAX_BYTES, Constant, Known, PickledDict, Stub, brief, check_bounded, loads
+from .zip_records import CENTRAL, END, END64, ENTRY, FULL16, FULL32, LOCAL, LOCATOR64
 
 #: more axes than any tensor has; it bounds the work a shape can cause
 MAX_AXES: Final = 64

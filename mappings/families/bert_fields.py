@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.mappings.families import gpt
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, OneOf, Unread, Value
-from nemoconv.mappings.hf.fields_gpt import Gelu, Only, PlainHeads
-from nemoconv.mappings.nemo2.configs_bert import BERT_SPEC
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import Same, Unused, with_rules
-from nemoconv.mappings.rules import largest_power_of_two_divisor
+from ..hf.fields import Dtype, Field, Fixed, OneOf, Unread, Value
+from ..hf.fields_gpt import Gelu, Only, PlainHeads
+from ..nemo2.configs_bert import BERT_SPEC
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Same, Unused, with_rules
+from ..rules import largest_power_of_two_divisor
+from . import gpt
 
 #: fields that say which heads there are
 HEADS: Final = ("add_pooler", "add_lm_head", "bert_binary_head")

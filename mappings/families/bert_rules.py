@@ -4,9 +4,9 @@ Source: transformers/models/bert, nemo/collections/llm/bert/model/bert.py and ba
 bias for its output layer even without a head, which nobody reads.
 """
 
-from nemoconv.mappings.families.bert_fields import HEADS
-from nemoconv.mappings.rules import When, fused_qkv, same, vocabulary
-from nemoconv.mappings.table import Part, Rule
+from ..rules import When, fused_qkv, same, vocabulary
+from ..table import Part, Rule
+from .bert_fields import HEADS
 
 HF, NEMO = "bert.encoder.layer.{layer}.", "encoder.layers.{layer}."
 QKV = ("query", "key", "value")

@@ -3,12 +3,12 @@
 Source: configuration_chatglm.py of the released models, nemo/collections/llm/gpt/model/chatglm.py.
 """
 
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.fields_gpt import AutoMap, MultiQueryGroups, RopeRatio
-from nemoconv.mappings.nemo2.configs_gpt import CHATGLM_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
+from ..hf.fields import Dtype, Field, Fixed, Unread
+from ..hf.fields_gpt import AutoMap, MultiQueryGroups, RopeRatio
+from ..nemo2.configs_gpt import CHATGLM_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
 
 NEMO_RULES = with_rules(
     NEMO_FIELDS,

@@ -4,15 +4,15 @@ Its tensors have transformers' names on both sides, one for each layer, whole on
 Source: transformers/models/clip, nemo/collections/vlm/vision/base.py.
 """
 
-from nemoconv.mappings.families.vision import tower_rules
-from nemoconv.mappings.hf.fields import Field
-from nemoconv.mappings.hf.fields_tower import VisionHeads
-from nemoconv.mappings.hf.fields_vision import Must
-from nemoconv.mappings.nemo2.configs_vision import CLIP_DEFAULTS, VISION_BASE
-from nemoconv.mappings.nemo2.fields import NemoClasses, Unused
-from nemoconv.mappings.nemo2.fields_vision import ClipTower
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Rule
+from ..hf.fields import Field
+from ..hf.fields_tower import VisionHeads
+from ..hf.fields_vision import Must
+from ..nemo2.configs_vision import CLIP_DEFAULTS, VISION_BASE
+from ..nemo2.fields import NemoClasses, Unused
+from ..nemo2.fields_vision import ClipTower
+from ..rules import same
+from ..table import Rule
+from .vision import tower_rules
 
 HF, NEMO = "vision_tower.vision_model.", "vision_model.vision_model."
 LAYER = "encoder.layers.{block}."

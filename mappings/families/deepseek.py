@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import EMBEDDING, FC2, GATED_FC1, HF, NEMO, OUTPUT, final_norm, mlp_norm
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Fixed, OneOf, Unread, Value
-from nemoconv.mappings.hf.fields_moe import DenseFirst, KeyHeads, ReleasedCode, SharedExperts
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.mtp import further_sizes
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.rules_moe import EXPERT_NORM, ROUTED, experts, router, shared_experts
-from nemoconv.mappings.table import Module, Rule
+from ..blocks import EMBEDDING, FC2, GATED_FC1, HF, NEMO, OUTPUT, final_norm, mlp_norm
+from ..hf.fields import ConfigRule, Dtype, Field, Fixed, OneOf, Unread, Value
+from ..hf.fields_moe import DenseFirst, KeyHeads, ReleasedCode, SharedExperts
+from ..hf.rope import Rope
+from ..mtp import further_sizes
+from ..rules import same
+from ..rules_moe import EXPERT_NORM, ROUTED, experts, router, shared_experts
+from ..table import Module, Rule
 
 LOW_RANK = (("low_rank_query", True),)
 FULL_RANK = (("low_rank_query", False),)

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.families.speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
-from nemoconv.mappings.hf.fields import ConfigRule, Field, OneOf, Value
-from nemoconv.mappings.hf.fields import Unread as UnreadKeys
-from nemoconv.mappings.hf.fields_speech import Amount, Dropouts, OneBias, SameAs
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Rule
+from ...errors import UnsupportedConfig
+from ..hf.fields import ConfigRule, Field, OneOf, Value
+from ..hf.fields import Unread as UnreadKeys
+from ..hf.fields_speech import Amount, Dropouts, OneBias, SameAs
+from ..rules import same
+from ..table import Rule
+from .speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
 
 PREPROCESSOR = ("preprocessor.featurizer.window", "preprocessor.featurizer.fb")
 _NEMO = "encoder.layers.{layer}."

@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.mappings.blocks import NEMO, UNTIED, layer_norms
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Fixed, Unread, Value
-from nemoconv.mappings.hf.fields_gpt import Gelu, Inner
-from nemoconv.mappings.nemo2.configs_dense import GELU, TANH_GELU
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import FusedGelu, Unused, with_rules
-from nemoconv.mappings.rules import same, vocabulary
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Rule
+from ..blocks import NEMO, UNTIED, layer_norms
+from ..hf.fields import ConfigRule, Dtype, Field, Fixed, Unread, Value
+from ..hf.fields_gpt import Gelu, Inner
+from ..nemo2.configs_dense import GELU, TANH_GELU
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import FusedGelu, Unused, with_rules
+from ..rules import same, vocabulary
+from ..sizes import attention_sizes
+from ..table import Rule
 
 HF: Final = "transformer.h.{layer}."
 #: LayerNorm, biases, and no gate

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.blocks import NEMO
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.rules import same, vocabulary
-from nemoconv.mappings.table import Module, Part, Rule
+from ...errors import UnsupportedConfig
+from ..blocks import NEMO
+from ..hf.fields import Value
+from ..rules import same, vocabulary
+from ..table import Module, Part, Rule
 
 HF = "backbone.layers.{layer}."
 #: part of a mixer -> (factors of its rows, the one that ranks divide, where they begin in in_proj and conv1d)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value, check_kind
-from nemoconv.mappings.nemo2.fields import plain, text
+from ...errors import UnsupportedConfig
+from ..hf.fields import Value, check_kind
+from ..nemo2.fields import plain, text
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.families.fastconformer import ENCODER_FIELDS, ENCODER_SETTINGS, encoder_sizes
-from nemoconv.mappings.families.speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Value
-from nemoconv.mappings.hf.fields import Unread as UnreadKeys
-from nemoconv.mappings.hf.fields_speech import FOR_ONNX_ASR, Nested, Repeated, SameAs
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Rule
+from ...errors import UnsupportedConfig
+from ..hf.fields import ConfigRule, Dtype, Field, Value
+from ..hf.fields import Unread as UnreadKeys
+from ..hf.fields_speech import FOR_ONNX_ASR, Nested, Repeated, SameAs
+from ..rules import same
+from ..table import Rule
+from .fastconformer import ENCODER_FIELDS, ENCODER_SETTINGS, encoder_sizes
+from .speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
 
 if TYPE_CHECKING:
     import numpy
@@ -31,7 +31,7 @@ def featurizer(
     _config: Mapping[str, Value], extractor: Mapping[str, Value]
 ) -> dict[str, numpy.ndarray[Any, Any]]:
     """What NeMo's preprocessor keeps as buffers: the window, and the mel filters [1, mels, frequencies]."""
-    from nemoconv.mappings.families.audio import hann_window, mel_filters
+    from .audio import hann_window, mel_filters
 
     rate, n_fft, mels = extractor["sampling_rate"], extractor["n_fft"], extractor["feature_size"]
     return {

@@ -9,10 +9,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.configs_dense import GPT, SILU, family
-from nemoconv.mappings.nemo2.fields import DECODER, NO_BIASES, Fixed, NemoClasses, NemoRule, with_rules
-from nemoconv.mappings.nemo2.fields_moe import SetTo
+from ..hf.fields import Value
+from ..nemo2.configs_dense import GPT, SILU, family
+from ..nemo2.fields import DECODER, NO_BIASES, Fixed, NemoClasses, NemoRule, with_rules
+from ..nemo2.fields_moe import SetTo
 
 _DEFAULTS: Final = MappingProxyType({"GPTConfig": family(GPT, rotary_interleaved=False, no_rope_freq=None)})
 

@@ -9,10 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.blocks import INV_FREQ, TIED
-from nemoconv.mappings.families.qwen_vl_fields import TOKENS
-from nemoconv.mappings.families.vision import (
+from ...errors import UnsupportedConfig
+from ..blocks import INV_FREQ, TIED
+from ..hf.fields import Value
+from ..hf.fields_vision import INNER_INERT
+from ..models import qwen2
+from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Same, Unused, plain, text, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, Part, Parts, Pixels, Width
+from ..rules import packed_qkv, same
+from ..table import Rule
+from .qwen_vl_fields import TOKENS
+from .vision import (
     DECODER,
     PROCESSOR_FILES,
     TOWER,
@@ -25,24 +33,6 @@ from nemoconv.mappings.families.vision import (
     tower_rules,
     vision_sizes,
 )
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.hf.fields_vision import INNER_INERT
-from nemoconv.mappings.models import qwen2
-from nemoconv.mappings.nemo2.fields import (
-    Count,
-    NemoClasses,
-    NemoRule,
-    ParamsDtype,
-    Same,
-    Unused,
-    plain,
-    text,
-    with_rules,
-)
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, Part, Parts, Pixels, Width
-from nemoconv.mappings.rules import packed_qkv, same
-from nemoconv.mappings.table import Rule
 
 BASE: Final = "nemo.collections.vlm.qwen2vl.model.base"
 BLOCKS: Final = "visual.blocks.{block}."

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Fixed, FullAttention, Unread, Value
-from nemoconv.mappings.hf.fields_gpt import EvenHeads
-from nemoconv.mappings.hf.fields_projector import Projector
-from nemoconv.mappings.hf.fields_tower import MultimodalRope, VisionHeads
-from nemoconv.mappings.hf.fields_vision import Carried, Inner, Must, TiedEmbeddings
+from ...errors import UnsupportedConfig
+from ..hf.fields import ConfigRule, Dtype, Field, Fixed, FullAttention, Unread, Value
+from ..hf.fields_gpt import EvenHeads
+from ..hf.fields_projector import Projector
+from ..hf.fields_tower import MultimodalRope, VisionHeads
+from ..hf.fields_vision import Carried, Inner, Must, TiedEmbeddings
 
 #: patches a side of the square that the projector takes at once; NeMo counts positions by it in any case
 _MERGED: Final = 2

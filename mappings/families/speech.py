@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from nemoconv.errors import UnsupportedConfig, UnsupportedFormat, some
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.table import Table
+from ...errors import UnsupportedConfig, UnsupportedFormat, some
+from ...formats.text.fiddle import Symbol
+from ..hf.fields import Value
+from ..nemo2.fields import NemoClasses
+from ..table import Table
 
 if TYPE_CHECKING:
     import numpy

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings.families.speech import YAML, ClassOf, Entry, Only, Setting, Unread, typed
-from nemoconv.mappings.hf.fields import Value, check_kind
+from ...errors import UnsupportedConfig
+from ...formats.text import plain_json
+from ..hf.fields import Value, check_kind
+from .speech import YAML, ClassOf, Entry, Only, Setting, Unread, typed
 
 EXTRACTOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.configs_vision import PROJECTOR_DEFAULTS, VISION_BASE
-from nemoconv.mappings.nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields_vision import OUTER
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Module, Rule
+from ...errors import UnsupportedConfig
+from ..hf.fields import Value
+from ..nemo2.configs_vision import PROJECTOR_DEFAULTS, VISION_BASE
+from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_vision import OUTER
+from ..rules import same
+from ..sizes import attention_sizes
+from ..table import Module, Rule
 
 #: the decoder's names in NeMo's model of several parts
 DECODER: Final = "language_model."

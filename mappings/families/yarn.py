@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.fields import text
+from ...errors import UnsupportedConfig
+from ..hf.fields import Value
+from ..hf.rope import Rope
+from ..nemo2.fields import text
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from nemoconv.errors import UnsupportedConfig, some
-from nemoconv.tensors.dtypes import BY_NAME
+from ...errors import UnsupportedConfig, some
+from ...tensors.dtypes import BY_NAME
 
 Value = Any  # what JSON holds: None, bool, int, float, str, list, dict
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value, check_kind
-from nemoconv.mappings.hf.rope import PartialRope
+from ...errors import UnsupportedConfig
+from .fields import Value, check_kind
+from .rope import PartialRope
 
 #: transformers' names for GELU by tanh, which differ in rounding only
 TANH_GELUS: Final = frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_fast"})

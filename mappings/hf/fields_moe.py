@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value, check_kind
+from ...errors import UnsupportedConfig
+from .fields import Value, check_kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
+from ...errors import UnsupportedConfig
+from .fields import Value
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig, some
-from nemoconv.mappings.hf.fields import INERT, PRIVATE, ConfigRule, Value, check_kind
+from ...errors import UnsupportedConfig, some
+from .fields import INERT, PRIVATE, ConfigRule, Value, check_kind
 
 
 @dataclass(frozen=True, slots=True)

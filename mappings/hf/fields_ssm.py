@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
+from ...errors import UnsupportedConfig
+from .fields import Value
 
 #: transformers' words for what Megatron's letters mean; older ones second
 _WORDS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value, check_kind
-from nemoconv.mappings.hf.rope import Rope
+from ...errors import UnsupportedConfig
+from .fields import Value, check_kind
+from .rope import Rope
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig, some
-from nemoconv.mappings.hf.fields import INERT, PRIVATE, ConfigRule, Dtype, Value, check_kind
+from ...errors import UnsupportedConfig, some
+from .fields import INERT, PRIVATE, ConfigRule, Dtype, Value, check_kind
 
 TEXT = "text_config"
 TIED = "tie_word_embeddings"

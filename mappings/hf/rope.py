@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value, check_kind
+from ...errors import UnsupportedConfig
+from .fields import Value, check_kind
 
 #: per rope type: parameters that must be there, parameters that may be there
 PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {

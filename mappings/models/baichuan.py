@@ -6,18 +6,18 @@ Baichuan 2, which divides each row by its length when it runs (``NormHead``; NeM
 and the model that it writes computes other logits). On request the rows are divided once and for all.
 """
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.fields_gpt import AutoMap, PlainHeads
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.models.baichuan_fields import BaichuanLimits, PlainOutput
-from nemoconv.mappings.nemo2.configs_gpt import BAICHUAN_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.rules import packed_qkv
-from nemoconv.mappings.table import Table
+from .. import blocks
+from ..blocks import HF, NEMO
+from ..hf.fields import Dtype, Field, Fixed, Unread
+from ..hf.fields_gpt import AutoMap, PlainHeads
+from ..hf.rope import Rope
+from ..nemo2.configs_gpt import BAICHUAN_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..rules import packed_qkv
+from ..table import Table
+from .baichuan_fields import BaichuanLimits, PlainOutput
 
 TABLE = Table(
     architecture="baichuan",

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value, check_kind
+from ...errors import UnsupportedConfig
+from ..hf.fields import Value, check_kind
 
 #: vocab_size by which the released code of Baichuan 2 is told from that of Baichuan
 BAICHUAN2_VOCABULARY: Final = 125_696

@@ -8,13 +8,13 @@ BertForPreTraining for ``architectures`` they are converted whole.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.mappings.families import bert_fields, gpt
-from nemoconv.mappings.families.bert_fields import HEADS, Heads
-from nemoconv.mappings.families.bert_rules import NEMO, NORMS, RULES
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.configs_bert import BERT_DEFAULTS
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.table import Module, Rule, Table
+from ..families import bert_fields, gpt
+from ..families.bert_fields import HEADS, Heads
+from ..families.bert_rules import NEMO, NORMS, RULES
+from ..hf.fields import Value
+from ..nemo2.configs_bert import BERT_DEFAULTS
+from ..nemo2.fields import NemoClasses
+from ..table import Module, Rule, Table
 
 
 def sizes(config: Mapping[str, Value]) -> dict[str, int]:

@@ -14,12 +14,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from nemoconv.mappings.families.fastconformer import PREPROCESSOR
-from nemoconv.mappings.families.parakeet import featurizer
-from nemoconv.mappings.families.speech import ArchiveOnly, SpeechTable
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.models import canary_fields, canary_rules
-from nemoconv.mappings.models.canary_rules import EMBEDDING, OUTPUT, POSITIONS
+from ..families.fastconformer import PREPROCESSOR
+from ..families.parakeet import featurizer
+from ..families.speech import ArchiveOnly, SpeechTable
+from ..hf.fields import Value
+from . import canary_fields, canary_rules
+from .canary_rules import EMBEDDING, OUTPUT, POSITIONS
 
 if TYPE_CHECKING:
     import numpy
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def _constants(
     config: Mapping[str, Value], extractor: Mapping[str, Value]
 ) -> dict[str, numpy.ndarray[Any, Any]]:
-    from nemoconv.mappings.families.audio import sinusoids
+    from ..families.audio import sinusoids
 
     positions = sinusoids(config["max_sequence_length"], config["hidden_size"])
     return {**featurizer(config, extractor), POSITIONS: positions}

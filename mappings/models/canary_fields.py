@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.families.fastconformer import ENCODER_FIELDS, ENCODER_SETTINGS
-from nemoconv.mappings.families.speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, OneOf, Value
-from nemoconv.mappings.hf.fields import Unread as UnreadKeys
-from nemoconv.mappings.hf.fields_speech import FOR_ONNX_ASR, Amount, Nested, Repeated, SameAs
+from ...errors import UnsupportedConfig
+from ..families.fastconformer import ENCODER_FIELDS, ENCODER_SETTINGS
+from ..families.speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread
+from ..hf.fields import ConfigRule, Dtype, Field, OneOf, Value
+from ..hf.fields import Unread as UnreadKeys
+from ..hf.fields_speech import FOR_ONNX_ASR, Amount, Nested, Repeated, SameAs
 
 #: what CanaryConfig takes for the encoder's missing keys, unlike ParakeetEncoderConfig
 _ENCODER_DEFAULTS: Final = (

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.families.fastconformer import check_depth, encoder_rules, encoder_sizes
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.table import Part, Rule
+from ...errors import UnsupportedConfig
+from ..families.fastconformer import check_depth, encoder_rules, encoder_sizes
+from ..hf.fields import Value
+from ..table import Part, Rule
 
 _NEMO: Final = "transf_decoder._decoder.layers.{layer}."
 _HF: Final = "model.decoder.layers.{layer}."

@@ -6,10 +6,10 @@ half of each head.
 Source: modeling_chatglm.py of the released models, nemo/collections/llm/gpt/model/chatglm.py.
 """
 
-from nemoconv.mappings.blocks import MODULES, NEMO
-from nemoconv.mappings.families import chatglm_fields
-from nemoconv.mappings.rules import packed_qkv, same, vocabulary
-from nemoconv.mappings.table import Table
+from ..blocks import MODULES, NEMO
+from ..families import chatglm_fields
+from ..rules import packed_qkv, same, vocabulary
+from ..table import Table
 
 HF = "transformer.encoder.layers.{layer}."
 BIASED = (("add_qkv_bias", True),)

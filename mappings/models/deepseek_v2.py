@@ -3,15 +3,15 @@
 Source: see :mod:`nemoconv.mappings.families.deepseek`.
 """
 
-from nemoconv.mappings.blocks import TIED
-from nemoconv.mappings.families import deepseek
-from nemoconv.mappings.hf.fields import Field, Fixed, OneOf
-from nemoconv.mappings.hf.fields_moe import ExpertGroups, LowRankQuery
-from nemoconv.mappings.nemo2.configs_moe import DEEPSEEK_DEFAULTS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields_moe import DEEPSEEK
-from nemoconv.mappings.table import Table
+from ..blocks import TIED
+from ..families import deepseek
+from ..hf.fields import Field, Fixed, OneOf
+from ..hf.fields_moe import ExpertGroups, LowRankQuery
+from ..nemo2.configs_moe import DEEPSEEK_DEFAULTS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses, with_rules
+from ..nemo2.fields_moe import DEEPSEEK
+from ..table import Table
 
 TABLE = Table(
     architecture="deepseek_v2",

@@ -7,17 +7,17 @@ Source: see :mod:`nemoconv.mappings.families.deepseek`.
 
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import HF, NEMO, TIED
-from nemoconv.mappings.families import deepseek
-from nemoconv.mappings.hf.fields import Field, Fixed
-from nemoconv.mappings.hf.fields_moe import Aliased, ExpertGroups, LowRankQuery
-from nemoconv.mappings.mtp import COPIES, FurtherFields, FurtherLayers, further_modules, further_rules
-from nemoconv.mappings.nemo2.configs_moe import DEEPSEEK_DEFAULTS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields_moe import DEEPSEEK
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Table
+from ..blocks import HF, NEMO, TIED
+from ..families import deepseek
+from ..hf.fields import Field, Fixed
+from ..hf.fields_moe import Aliased, ExpertGroups, LowRankQuery
+from ..mtp import COPIES, FurtherFields, FurtherLayers, further_modules, further_rules
+from ..nemo2.configs_moe import DEEPSEEK_DEFAULTS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses, with_rules
+from ..nemo2.fields_moe import DEEPSEEK
+from ..rules import same
+from ..table import Table
 
 CORRECTION = replace(
     same(NEMO + "mlp.router.expert_bias", HF + "mlp.gate.e_score_correction_bias", "experts"),

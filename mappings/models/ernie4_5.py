@@ -6,13 +6,13 @@ NeMo 2 has no class for it: its plain ``GPTConfig`` builds the model from megatr
 Source: transformers/models/ernie4_5, megatron/core/models/common/embeddings/rope_utils.py.
 """
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, TIED
-from nemoconv.mappings.families.plain_gpt import plain_gpt
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed
-from nemoconv.mappings.hf.fields_moe import ReleasedCode
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, TIED
+from ..families.plain_gpt import plain_gpt
+from ..hf.fields import Dtype, Field, Fixed
+from ..hf.fields_moe import ReleasedCode
+from ..hf.rope import Rope
+from ..nemo2.fields import Fixed as NemoFixed
+from ..table import Table
 
 #: the code that came with the first release computes the same
 RELEASED = frozenset(

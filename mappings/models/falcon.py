@@ -8,10 +8,10 @@ Source: transformers/models/falcon, scripts/checkpoint_converters/convert_falcon
 megatron/falcon of NeMo 1.21 to 2.4.
 """
 
-from nemoconv.mappings.blocks import NEMO, UNTIED
-from nemoconv.mappings.models import falcon_fields
-from nemoconv.mappings.rules import same, vocabulary
-from nemoconv.mappings.table import Module, Rule, Table
+from ..blocks import NEMO, UNTIED
+from ..rules import same, vocabulary
+from ..table import Module, Rule, Table
+from . import falcon_fields
 
 HF = "transformer.h.{layer}."
 ATTENTION = "self_attention."

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.families.gpt import PLAIN_LAYERS
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread, Value, check_kind
-from nemoconv.mappings.hf.fields_gpt import Gelu, Only
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import GPT, family
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import ArchivesOnly, Same, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
+from ...errors import UnsupportedConfig
+from ..families.gpt import PLAIN_LAYERS
+from ..hf.fields import Dtype, Field, Fixed, Unread, Value, check_kind
+from ..hf.fields_gpt import Gelu, Only
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import GPT, family
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import ArchivesOnly, Same, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
 
 _KEYS = "new_decoder_architecture parallel_attn num_ln_in_parallel_attn multi_query num_kv_heads".split()
 

@@ -4,14 +4,14 @@ gated GELU by tanh, and embeddings that both sides scale when they run.
 Source: transformers/models/gemma, nemo/collections/llm/gpt/model/gemma.py.
 """
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, OneOf
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import GEMMA_DEFAULTS, TANH_GELU
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, TIED
+from ..hf.fields import Dtype, Field, Fixed, OneOf
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import GEMMA_DEFAULTS, TANH_GELU
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..table import Table
 
 TABLE = Table(
     architecture="gemma",

@@ -7,16 +7,16 @@ the rest alike, but put the window on the other layers (2, 4, ... counted from 1
 same, and NeMo's results differ from transformers' on texts longer than the window.
 """
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.hf.fields import AlternatingWindow, Dtype, Field, Fixed, Nullable, OneOf, Unread
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, TANH_GELU
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, Same, Window, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Module, Table
+from .. import blocks
+from ..blocks import HF, NEMO
+from ..hf.fields import AlternatingWindow, Dtype, Field, Fixed, Nullable, OneOf, Unread
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, TANH_GELU
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, Same, Window, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..rules import same
+from ..table import Module, Table
 
 ATTENTION_NORM = NEMO + "self_attention.linear_proj.post_layernorm"
 MLP_NORM = NEMO + "mlp.linear_fc2.post_layernorm"

@@ -5,15 +5,15 @@ Source: transformers/models/gemma3, nemo/collections/llm/gpt/model/gemma3.py. Ne
 epsilon of the norms after attention and MLP, and no field changes that.
 """
 
-from nemoconv.mappings.blocks import INV_FREQ, MODULES, QK_MODULES, QK_NORMS, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, OneOf, Unread, WindowPattern
-from nemoconv.mappings.hf.rope import TwoRopes
-from nemoconv.mappings.models import gemma2
-from nemoconv.mappings.nemo2.configs_dense import GEMMA3_DEFAULTS, GEMMA3_SPEC, TANH_GELU
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, Gemma3Attention, NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.table import Module, Table
+from ..blocks import INV_FREQ, MODULES, QK_MODULES, QK_NORMS, TIED
+from ..hf.fields import Dtype, Field, Fixed, OneOf, Unread, WindowPattern
+from ..hf.rope import TwoRopes
+from ..nemo2.configs_dense import GEMMA3_DEFAULTS, GEMMA3_SPEC, TANH_GELU
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, Gemma3Attention, NemoClasses, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..table import Module, Table
+from . import gemma2
 
 TABLE = Table(
     architecture="gemma3_text",

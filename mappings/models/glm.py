@@ -5,14 +5,14 @@ Source: transformers/models/glm, nemo/collections/llm/gpt/model/chatglm.py.
 
 from dataclasses import replace
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.families.chatglm_fields import CLASSES
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed
-from nemoconv.mappings.hf.rope import PartialRope
-from nemoconv.mappings.models.chatglm import BIASED
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Table
+from .. import blocks
+from ..blocks import HF, NEMO
+from ..families.chatglm_fields import CLASSES
+from ..hf.fields import Dtype, Field, Fixed
+from ..hf.rope import PartialRope
+from ..rules import same
+from ..table import Table
+from .chatglm import BIASED
 
 TABLE = Table(
     architecture="glm",

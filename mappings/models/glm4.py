@@ -10,17 +10,17 @@ Source: transformers/models/glm4, nemo/collections/llm/gpt/model/gemma2.py.
 
 from dataclasses import replace
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF
-from nemoconv.mappings.models import gemma2, glm
-from nemoconv.mappings.models.chatglm import BIASED
-from nemoconv.mappings.models.glm4_fields import HeadScale, PostNormEpsilon
-from nemoconv.mappings.nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, SILU, family
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Module, Table
+from .. import blocks
+from ..blocks import HF
+from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, SILU, family
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..rules import same
+from ..table import Module, Table
+from . import gemma2, glm
+from .chatglm import BIASED
+from .glm4_fields import HeadScale, PostNormEpsilon
 
 OFF = tuple(
     NemoFixed(name, None, written=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.fields import text
+from ...errors import UnsupportedConfig
+from ..hf.fields import Value
+from ..nemo2.fields import text
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,10 @@ Source: transformers/models/glm4_moe, megatron/core/transformer/moe, nemo/collec
 
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import FC2, GATED_FC1, HF, QK_MODULES, QK_NORMS, QKV_BIAS, TIED, mlp_norm
-from nemoconv.mappings.families.deepseek import EXPERT, layer_sets
-from nemoconv.mappings.models import glm4_moe_fields
-from nemoconv.mappings.models.deepseek_v3 import CORRECTION
-from nemoconv.mappings.mtp import COPIES, further_modules, further_rules
-from nemoconv.mappings.rules_moe import (
+from ..blocks import FC2, GATED_FC1, HF, QK_MODULES, QK_NORMS, QKV_BIAS, TIED, mlp_norm
+from ..families.deepseek import EXPERT, layer_sets
+from ..mtp import COPIES, further_modules, further_rules
+from ..rules_moe import (
     AFTER,
     BEFORE,
     EXPERT_NORM,
@@ -23,7 +21,9 @@ from nemoconv.mappings.rules_moe import (
     shared_modules,
     sparse_modules,
 )
-from nemoconv.mappings.table import Table
+from ..table import Table
+from . import glm4_moe_fields
+from .deepseek_v3 import CORRECTION
 
 RULES = (
     *BEFORE,

@@ -5,15 +5,15 @@ Source: transformers/models/glm4_moe, nemo/collections/llm/gpt/model/base.py.
 
 from types import MappingProxyType
 
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim
-from nemoconv.mappings.hf.fields_moe import Aliased, DenseFirst, ExpertGroups, SharedExperts
-from nemoconv.mappings.hf.rope import PartialRope
-from nemoconv.mappings.mtp import FurtherFields, FurtherLayers
-from nemoconv.mappings.nemo2.configs_moe import config_class
-from nemoconv.mappings.nemo2.fields import Count, NemoClasses, Same, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields_moe import MOE_DECODER, LayerFreq, ScalingFactor, SetTo, WrittenBlockSpec
+from ...formats.text.fiddle import Symbol
+from ..hf.fields import Dtype, Field, Fixed, HeadDim
+from ..hf.fields_moe import Aliased, DenseFirst, ExpertGroups, SharedExperts
+from ..hf.rope import PartialRope
+from ..mtp import FurtherFields, FurtherLayers
+from ..nemo2.configs_moe import config_class
+from ..nemo2.fields import Count, NemoClasses, Same, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_moe import MOE_DECODER, LayerFreq, ScalingFactor, SetTo, WrittenBlockSpec
 
 SILU = Symbol("torch.nn.functional", "silu")
 #: of GPTConfig: what differs from the classes that config_class describes

@@ -9,11 +9,11 @@ Source: transformers/models/glm4_moe_lite, whose attention and router are those 
 
 from dataclasses import replace
 
-from nemoconv.mappings.families import deepseek
-from nemoconv.mappings.hf.fields import Field, Fixed
-from nemoconv.mappings.hf.fields_moe import Aliased, DenseTypes, ExpertGroups, LowRankQuery
-from nemoconv.mappings.models.deepseek_v3 import TABLE as DEEPSEEK_V3
-from nemoconv.mappings.mtp import FurtherLayers
+from ..families import deepseek
+from ..hf.fields import Field, Fixed
+from ..hf.fields_moe import Aliased, DenseTypes, ExpertGroups, LowRankQuery
+from ..mtp import FurtherLayers
+from .deepseek_v3 import TABLE as DEEPSEEK_V3
 
 OWN = (
     Field("rms_norm_eps", "layernorm_epsilon", 1e-5, kind=float),

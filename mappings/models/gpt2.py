@@ -5,14 +5,14 @@ Source: transformers/models/gpt2, nemo/collections/llm/gpt/model/base.py. ``gelu
 ``bias_activation_fusion`` computes, see :class:`~nemoconv.mappings.nemo2.fields.FusedGelu`.
 """
 
-from nemoconv.mappings.blocks import MODULES, NEMO
-from nemoconv.mappings.families import gpt
-from nemoconv.mappings.families.gpt import HF
-from nemoconv.mappings.hf.fields_gpt import PlainHeads
-from nemoconv.mappings.nemo2.configs_gpt import GPT_DEFAULTS
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.rules import packed_qkv, transposed
-from nemoconv.mappings.table import Table
+from ..blocks import MODULES, NEMO
+from ..families import gpt
+from ..families.gpt import HF
+from ..hf.fields_gpt import PlainHeads
+from ..nemo2.configs_gpt import GPT_DEFAULTS
+from ..nemo2.fields import NemoClasses
+from ..rules import packed_qkv, transposed
+from ..table import Table
 
 TABLE = Table(
     architecture="gpt2",

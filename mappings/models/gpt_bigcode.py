@@ -4,14 +4,14 @@ of q, k and v.
 Source: transformers/models/gpt_bigcode, nemo/collections/llm/gpt/model/starcoder.py.
 """
 
-from nemoconv.mappings.blocks import MODULES, NEMO
-from nemoconv.mappings.families import gpt
-from nemoconv.mappings.families.gpt import HF
-from nemoconv.mappings.hf.fields_gpt import PlainHeads
-from nemoconv.mappings.nemo2.configs_gpt import STARCODER_DEFAULTS
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Table
+from ..blocks import MODULES, NEMO
+from ..families import gpt
+from ..families.gpt import HF
+from ..hf.fields_gpt import PlainHeads
+from ..nemo2.configs_gpt import STARCODER_DEFAULTS
+from ..nemo2.fields import NemoClasses
+from ..rules import same
+from ..table import Table
 
 ROWS = "(group head head_dim)"
 

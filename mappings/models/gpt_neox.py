@@ -5,16 +5,16 @@ attention and MLP side by side (``use_parallel_residual``). Neither NeMo 2 nor m
 layers, so only models that run one after the other (rinna's and LINE's Japanese ones) have a counterpart.
 """
 
-from nemoconv.mappings.blocks import MODULES, NEMO, UNTIED, layer_norms
-from nemoconv.mappings.families.gpt import PLAIN_LAYERS
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.fields_gpt import Gelu, NeoXRope, Only, PlainHeads
-from nemoconv.mappings.nemo2.configs_gpt import GPT_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses, Same, with_rules
-from nemoconv.mappings.rules import same, vocabulary
-from nemoconv.mappings.table import Table
+from ..blocks import MODULES, NEMO, UNTIED, layer_norms
+from ..families.gpt import PLAIN_LAYERS
+from ..hf.fields import Dtype, Field, Fixed, Unread
+from ..hf.fields_gpt import Gelu, NeoXRope, Only, PlainHeads
+from ..nemo2.configs_gpt import GPT_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses, Same, with_rules
+from ..rules import same, vocabulary
+from ..table import Table
 
 HF = "gpt_neox.layers.{layer}."
 PARALLEL = "NeMo 2 and megatron-core have no layers that run attention and MLP side by side"

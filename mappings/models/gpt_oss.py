@@ -7,19 +7,11 @@ Source: transformers/models/gpt_oss, megatron/core/transformer/dot_product_atten
 nemo/collections/llm/gpt/model/gpt_oss.py (NeMo 2.6 and newer).
 """
 
-from nemoconv.mappings.blocks import HF, NEMO, QKV_BIAS, TIED
-from nemoconv.mappings.models import gpt_oss_fields
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.rules_moe import (
-    AFTER,
-    BEFORE,
-    EXPERT_NORM,
-    MODULES,
-    moe_sizes,
-    router,
-    stacked_experts,
-)
-from nemoconv.mappings.table import Table
+from ..blocks import HF, NEMO, QKV_BIAS, TIED
+from ..rules import same
+from ..rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, moe_sizes, router, stacked_experts
+from ..table import Table
+from . import gpt_oss_fields
 
 ATTENTION = "self_attention."
 

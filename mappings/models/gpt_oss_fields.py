@@ -3,13 +3,13 @@
 Source: transformers/models/gpt_oss, nemo/collections/llm/gpt/model/gpt_oss.py (NeMo 2.6 and newer).
 """
 
-from nemoconv.mappings.families.yarn import YarnFields, YarnRope
-from nemoconv.mappings.hf.fields import AlternatingWindow, Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.fields_moe import Aliased, AlsoCalled
-from nemoconv.mappings.nemo2.configs_gpt_oss import GPT_OSS_DEFAULTS, QUICK_GELU
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses, Same, with_rules
-from nemoconv.mappings.nemo2.fields_moe import MOE_DECODER, EverySecondWindow, OneOfSymbols, Repeated
+from ..families.yarn import YarnFields, YarnRope
+from ..hf.fields import AlternatingWindow, Dtype, Field, Fixed, Unread
+from ..hf.fields_moe import Aliased, AlsoCalled
+from ..nemo2.configs_gpt_oss import GPT_OSS_DEFAULTS, QUICK_GELU
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses, Same, with_rules
+from ..nemo2.fields_moe import MOE_DECODER, EverySecondWindow, OneOfSymbols, Repeated
 
 YARN: tuple[tuple[str, object], ...] = (
     ("rope_type", "yarn"),

@@ -5,15 +5,15 @@ Source: transformers/models/llama, megatron/core/models/gpt, nemo/collections/ll
 
 from dataclasses import replace
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.hf.fields import Biases, Dtype, Field, Fixed, HeadDim
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs import LLAMA_DEFAULTS
-from nemoconv.mappings.nemo2.configs_llama import NANO_DEFAULTS
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.rules import gated, same
-from nemoconv.mappings.table import Table
+from .. import blocks
+from ..blocks import HF, NEMO
+from ..hf.fields import Biases, Dtype, Field, Fixed, HeadDim
+from ..hf.rope import Rope
+from ..nemo2.configs import LLAMA_DEFAULTS
+from ..nemo2.configs_llama import NANO_DEFAULTS
+from ..nemo2.fields import NemoClasses
+from ..rules import gated, same
+from ..table import Table
 
 BIASES = (("add_bias_linear", True),)
 ATTENTION_BIAS = (("attention_bias", True),)

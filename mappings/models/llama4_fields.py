@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread, Value, check_kind
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_llama4 import LLAMA4_DEFAULTS, SPEC
-from nemoconv.mappings.nemo2.fields import Count, NemoClasses, Same, plain, text, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields_moe import MOE_DECODER, Repeated
+from ...errors import UnsupportedConfig
+from ..hf.fields import Dtype, Field, Fixed, Unread, Value, check_kind
+from ..hf.rope import Rope
+from ..nemo2.configs_llama4 import LLAMA4_DEFAULTS, SPEC
+from ..nemo2.fields import Count, NemoClasses, Same, plain, text, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_moe import MOE_DECODER, Repeated
 
 
 @dataclass(frozen=True, slots=True)

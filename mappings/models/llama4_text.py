@@ -9,10 +9,9 @@ Source: transformers/models/llama4, nemo/collections/llm/gpt/model/llama.py and 
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import FC2, GATED_FC1, INV_FREQ, TIED, mlp_norm
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.models import llama4_fields
-from nemoconv.mappings.rules_moe import (
+from ..blocks import FC2, GATED_FC1, INV_FREQ, TIED, mlp_norm
+from ..hf.fields import Value
+from ..rules_moe import (
     AFTER,
     BEFORE,
     EXPERT_NORM,
@@ -24,7 +23,8 @@ from nemoconv.mappings.rules_moe import (
     sparse_modules,
     stacked_experts,
 )
-from nemoconv.mappings.table import Table
+from ..table import Table
+from . import llama4_fields
 
 
 def sizes(config: Mapping[str, Value]) -> dict[str, int]:

@@ -7,15 +7,15 @@ that the released models bring along.
 
 from dataclasses import replace
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import INV_FREQ, MODULES
-from nemoconv.mappings.hf.fields import Field, Fixed, Unread
-from nemoconv.mappings.models.llama_bidirec_fields import fields, nemo_rules
-from nemoconv.mappings.nemo2.configs_llama import EMBEDDING_DEFAULTS, RERANKER_DEFAULTS
-from nemoconv.mappings.nemo2.fields import NemoClasses, Same
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Module, Rule, Table
+from .. import blocks
+from ..blocks import INV_FREQ, MODULES
+from ..hf.fields import Field, Fixed, Unread
+from ..nemo2.configs_llama import EMBEDDING_DEFAULTS, RERANKER_DEFAULTS
+from ..nemo2.fields import NemoClasses, Same
+from ..rules import same
+from ..sizes import attention_sizes
+from ..table import Module, Rule, Table
+from .llama_bidirec_fields import fields, nemo_rules
 
 
 def without_prefix(rule: Rule) -> Rule:

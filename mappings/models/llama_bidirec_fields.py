@@ -3,13 +3,13 @@
 Source: hf_llama_embedding.py of the released models, nemo/collections/llm/gpt/model/llama_embedding.py.
 """
 
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Fixed, HeadDim
-from nemoconv.mappings.hf.fields_gpt import AutoMap, Only
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_llama import BIDIRECTIONAL_SPEC
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, Llama3Scaling, NemoRule, Unused, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
+from ..hf.fields import ConfigRule, Dtype, Field, Fixed, HeadDim
+from ..hf.fields_gpt import AutoMap, Only
+from ..hf.rope import Rope
+from ..nemo2.configs_llama import BIDIRECTIONAL_SPEC
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, Llama3Scaling, NemoRule, Unused, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
 
 #: how NeMo trains and tokenizes
 TRAINING = tuple(

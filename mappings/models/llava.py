@@ -4,8 +4,8 @@ NeMo keeps transformers' own CLIP tower, with its names. Source: transformers/mo
 nemo/collections/vlm/{neva/model,vision}.
 """
 
-from nemoconv.mappings.families import clip
-from nemoconv.mappings.families.vision import (
+from ..families import clip
+from ..families.vision import (
     PROCESSOR_FILES,
     decoder_modules,
     decoder_rules,
@@ -15,14 +15,14 @@ from nemoconv.mappings.families.vision import (
     renamed,
     vision_sizes,
 )
-from nemoconv.mappings.hf.fields import Dtype, Fixed, Unread
-from nemoconv.mappings.hf.fields_projector import FeatureLayer, Projector, SelectStrategy
-from nemoconv.mappings.hf.fields_vision import INNER_INERT, Carried, Inner, TiedEmbeddings
-from nemoconv.mappings.models import llama
-from nemoconv.mappings.nemo2.configs_vision import LLAVA_DEFAULTS
-from nemoconv.mappings.nemo2.fields import Same
-from nemoconv.mappings.nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, DropClassToken, Part, Parts
-from nemoconv.mappings.table import Table
+from ..hf.fields import Dtype, Fixed, Unread
+from ..hf.fields_projector import FeatureLayer, Projector, SelectStrategy
+from ..hf.fields_vision import INNER_INERT, Carried, Inner, TiedEmbeddings
+from ..nemo2.configs_vision import LLAVA_DEFAULTS
+from ..nemo2.fields import Same
+from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, DropClassToken, Part, Parts
+from ..table import Table
+from . import llama
 
 BEGINNINGS = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
 #: what transformers takes for a vision_config that is not there

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemoconv.mappings.families import mamba
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread, Value
-from nemoconv.mappings.hf.fields_ssm import InnerWidth, StepLimit
-from nemoconv.mappings.nemo2.configs_ssm import MAMBA_DEFAULTS, SSM, Pattern
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses
-from nemoconv.mappings.nemo2.fields_moe import Harmless
-from nemoconv.mappings.rules import vocabulary
-from nemoconv.mappings.table import Table
+from ..families import mamba
+from ..hf.fields import Dtype, Field, Fixed, Unread, Value
+from ..hf.fields_ssm import InnerWidth, StepLimit
+from ..nemo2.configs_ssm import MAMBA_DEFAULTS, SSM, Pattern
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses
+from ..nemo2.fields_moe import Harmless
+from ..rules import vocabulary
+from ..table import Table
 
 
 def layer_sets(config: Mapping[str, Value]) -> dict[str, frozenset[int]]:

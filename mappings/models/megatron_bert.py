@@ -9,15 +9,15 @@ Source: transformers/models/megatron_bert, megatron_bert_model.py and megatron/b
 
 from dataclasses import replace
 
-from nemoconv.mappings.families import bert_fields, bert_rules
-from nemoconv.mappings.families.bert_fields import HEADS, Heads
-from nemoconv.mappings.families.bert_rules import HF, KINDS, NEMO, both
-from nemoconv.mappings.hf.fields import Field
-from nemoconv.mappings.models import bert
-from nemoconv.mappings.nemo2.configs_bert import BERT_DEFAULTS
-from nemoconv.mappings.nemo2.fields import ArchivesOnly
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Module, Table
+from ..families import bert_fields, bert_rules
+from ..families.bert_fields import HEADS, Heads
+from ..families.bert_rules import HF, KINDS, NEMO, both
+from ..hf.fields import Field
+from ..nemo2.configs_bert import BERT_DEFAULTS
+from ..nemo2.fields import ArchivesOnly
+from ..rules import same
+from ..table import Module, Table
+from . import bert
 
 #: of NeMo 2's classes, which say whose layers they build
 NEMO_2_ONLY = ("bert_type", "transformer_layer_spec")

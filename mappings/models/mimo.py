@@ -7,11 +7,10 @@ Source: modeling_mimo.py of the released models; megatron/core/transformer/multi
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import MODULES
-from nemoconv.mappings.hf.fields import Fixed, Value
-from nemoconv.mappings.hf.fields_gpt import AutoMap
-from nemoconv.mappings.models import qwen2
-from nemoconv.mappings.mtp import (
+from ..blocks import MODULES
+from ..hf.fields import Fixed, Value
+from ..hf.fields_gpt import AutoMap
+from ..mtp import (
     FURTHER,
     FURTHER_HF,
     FurtherFields,
@@ -20,9 +19,10 @@ from nemoconv.mappings.mtp import (
     further_rules,
     further_sizes,
 )
-from nemoconv.mappings.nemo2.fields import with_rules
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Part, Rule
+from ..nemo2.fields import with_rules
+from ..sizes import attention_sizes
+from ..table import Part, Rule
+from . import qwen2
 
 HF = "model.mtp_layers.{depth}."
 #: DeepSeek's names of norms, and MiMo's

@@ -5,13 +5,13 @@ there counts the token itself; Megatron's ``window_size`` counts those before it
 own importer writes w, one too many; such a checkpoint is read as the w + 1 that NeMo computes.
 """
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim, Nullable
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import MISTRAL_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, Window, with_rules
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, TIED
+from ..hf.fields import Dtype, Field, Fixed, HeadDim, Nullable
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import MISTRAL_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, Window, with_rules
+from ..table import Table
 
 TABLE = Table(
     architecture="mistral",

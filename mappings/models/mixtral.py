@@ -3,15 +3,15 @@
 Source: transformers/models/mixtral, megatron/core/transformer/moe, nemo/collections/llm/gpt/model/mixtral.py.
 """
 
-from nemoconv.mappings.blocks import TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_moe import MIXTRAL_DEFAULTS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields_moe import MOE_DECODER, Repeated
-from nemoconv.mappings.rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, experts, moe_sizes, router
-from nemoconv.mappings.table import Table
+from ..blocks import TIED
+from ..hf.fields import Dtype, Field, Fixed, HeadDim
+from ..hf.rope import Rope
+from ..nemo2.configs_moe import MIXTRAL_DEFAULTS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses, with_rules
+from ..nemo2.fields_moe import MOE_DECODER, Repeated
+from ..rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, experts, moe_sizes, router
+from ..table import Table
 
 EXPERT = "block_sparse_moe.experts.{expert}."
 

@@ -4,7 +4,7 @@ ReLU without a gate, and the rotary embedding on half of each head.
 Source: transformers/models/nemotron, nemo/collections/llm/gpt/model/nemotron.py.
 """
 
-from nemoconv.mappings.blocks import (
+from ..blocks import (
     EMBEDDING,
     FC2,
     HF,
@@ -19,14 +19,14 @@ from nemoconv.mappings.blocks import (
     input_norm,
     mlp_norm,
 )
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim, Unread
-from nemoconv.mappings.hf.rope import PartialRope
-from nemoconv.mappings.nemo2.configs_dense import NEMOTRON_DEFAULTS, SQUARED_RELU
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Table
+from ..hf.fields import Dtype, Field, Fixed, HeadDim, Unread
+from ..hf.rope import PartialRope
+from ..nemo2.configs_dense import NEMOTRON_DEFAULTS, SQUARED_RELU
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..rules import same
+from ..table import Table
 
 TABLE = Table(
     architecture="nemotron",

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import NEMO, QKV
-from nemoconv.mappings.families import mamba
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.models import nemotron_h_fields
-from nemoconv.mappings.rules import same, vocabulary
-from nemoconv.mappings.rules_moe import renamed
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Module, Rule, Table
+from ..blocks import NEMO, QKV
+from ..families import mamba
+from ..hf.fields import Value
+from ..rules import same, vocabulary
+from ..rules_moe import renamed
+from ..sizes import attention_sizes
+from ..table import Module, Rule, Table
+from . import nemotron_h_fields
 
 
 def sizes(config: Mapping[str, Value]) -> dict[str, int]:

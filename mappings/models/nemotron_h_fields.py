@@ -5,13 +5,13 @@ Source: see :mod:`nemoconv.mappings.families.mamba`.
 
 from __future__ import annotations
 
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.fields_moe import Aliased, ReleasedCode
-from nemoconv.mappings.hf.fields_ssm import LayerPattern, StepLimit
-from nemoconv.mappings.nemo2.configs_ssm import NEMOTRON_H_DEFAULTS, SQUARED_RELU, SSM, Pattern
-from nemoconv.mappings.nemo2.fields import Count, NemoClasses, Same
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields_moe import OneOfSymbols
+from ..hf.fields import ConfigRule, Dtype, Field, Fixed, Unread
+from ..hf.fields_moe import Aliased, ReleasedCode
+from ..hf.fields_ssm import LayerPattern, StepLimit
+from ..nemo2.configs_ssm import NEMOTRON_H_DEFAULTS, SQUARED_RELU, SSM, Pattern
+from ..nemo2.fields import Count, NemoClasses, Same
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_moe import OneOfSymbols
 
 KINDS = {"M": "mamba", "*": "attention", "-": "mlp"}
 CLASSES = NemoClasses(

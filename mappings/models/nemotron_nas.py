@@ -7,16 +7,16 @@ megatron/core/models/gpt/heterogeneous. (Nano and 70B are plain Llamas.)
 
 from dataclasses import replace
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.models import nemotron_nas_fields
-from nemoconv.mappings.models.nemotron_nas_fields import EncodedBlocks
-from nemoconv.mappings.nemo2.configs_llama import HETEROGENEOUS_SPEC, LLAMA_NEMOTRON_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, Llama3Scaling, NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Module, Rule, Table
+from .. import blocks
+from ..blocks import HF, NEMO
+from ..nemo2.configs_llama import HETEROGENEOUS_SPEC, LLAMA_NEMOTRON_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, Llama3Scaling, NemoClasses, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..rules import same
+from ..table import Module, Rule, Table
+from . import nemotron_nas_fields
+from .nemotron_nas_fields import EncodedBlocks
 
 CLASS = "Llama33NemotronSuper49BConfig"
 

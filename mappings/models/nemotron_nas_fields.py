@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim, Value
-from nemoconv.mappings.hf.fields_gpt import AutoMap
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.sizes import attention_sizes
+from ...errors import UnsupportedConfig
+from ..hf.fields import Dtype, Field, Fixed, HeadDim, Value
+from ..hf.fields_gpt import AutoMap
+from ..hf.rope import Rope
+from ..sizes import attention_sizes
 
 #: factors whose sizes differ between layers
 VARIED: Final = frozenset(

@@ -1,8 +1,8 @@
 """FastConformer CTC models: ``ParakeetForCTC``, NeMo's ``EncDecCTCModelBPE``, and one head of hybrid ones."""
 
-from nemoconv.mappings.families.fastconformer import PREPROCESSOR, encoder_rules, encoder_sizes
-from nemoconv.mappings.families.parakeet import CTC_FIELDS, CTC_SETTINGS, HYBRID, featurizer, head
-from nemoconv.mappings.families.speech import ArchiveOnly, SpeechTable
+from ..families.fastconformer import PREPROCESSOR, encoder_rules, encoder_sizes
+from ..families.parakeet import CTC_FIELDS, CTC_SETTINGS, HYBRID, featurizer, head
+from ..families.speech import ArchiveOnly, SpeechTable
 
 TABLE = SpeechTable(
     architecture="parakeet_ctc",

@@ -1,7 +1,7 @@
 """FastConformer transducers: ``ParakeetForRNNT``, NeMo's ``EncDecRNNTBPEModel`` with the RNN-T loss."""
 
-from nemoconv.mappings.families.fastconformer import PREPROCESSOR, encoder_rules
-from nemoconv.mappings.families.parakeet import (
+from ..families.fastconformer import PREPROCESSOR, encoder_rules
+from ..families.parakeet import (
     HYBRID,
     TRANSDUCER_FIELDS,
     TRANSDUCER_SETTINGS,
@@ -11,7 +11,7 @@ from nemoconv.mappings.families.parakeet import (
     transducer_rules,
     transducer_sizes,
 )
-from nemoconv.mappings.families.speech import ArchiveOnly, SpeechTable
+from ..families.speech import ArchiveOnly, SpeechTable
 
 TABLE = SpeechTable(
     architecture="parakeet_rnnt",

@@ -1,8 +1,8 @@
 """FastConformer transducers that predict durations: ``ParakeetForTDT``, NeMo's ``EncDecRNNTBPEModel`` with
 the TDT loss (Parakeet TDT 0.6B and 1.1B)."""
 
-from nemoconv.mappings.families.fastconformer import PREPROCESSOR, encoder_rules
-from nemoconv.mappings.families.parakeet import (
+from ..families.fastconformer import PREPROCESSOR, encoder_rules
+from ..families.parakeet import (
     HYBRID,
     TRANSDUCER_FIELDS,
     TRANSDUCER_SETTINGS,
@@ -12,8 +12,8 @@ from nemoconv.mappings.families.parakeet import (
     transducer_rules,
     transducer_sizes,
 )
-from nemoconv.mappings.families.speech import ArchiveOnly, SpeechTable
-from nemoconv.mappings.hf.fields_speech import Durations
+from ..families.speech import ArchiveOnly, SpeechTable
+from ..hf.fields_speech import Durations
 
 TABLE = SpeechTable(
     architecture="parakeet_tdt",

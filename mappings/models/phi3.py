@@ -5,15 +5,15 @@ Source: transformers/models/phi3, nemo/collections/llm/gpt/model/phi3mini.py. Th
 the 128k models has no counterpart in NeMo and is refused.
 """
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, NEMO
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim, Nullable, Unread
-from nemoconv.mappings.hf.rope import PartialRope
-from nemoconv.mappings.nemo2.configs_dense import PHI3_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, Same, Window, with_rules
-from nemoconv.mappings.rules import packed_qkv, same
-from nemoconv.mappings.table import Table
+from .. import blocks
+from ..blocks import HF, NEMO
+from ..hf.fields import Dtype, Field, Fixed, HeadDim, Nullable, Unread
+from ..hf.rope import PartialRope
+from ..nemo2.configs_dense import PHI3_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, Same, Window, with_rules
+from ..rules import packed_qkv, same
+from ..table import Table
 
 TABLE = Table(
     architecture="phi3",

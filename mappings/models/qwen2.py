@@ -3,14 +3,14 @@
 Source: transformers/models/qwen2, nemo/collections/llm/gpt/model/qwen2.py.
 """
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, QKV_BIAS, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import QWEN2_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, QKV_BIAS, TIED
+from ..hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import QWEN2_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, NemoClasses, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..table import Table
 
 TABLE = Table(
     architecture="qwen2",

@@ -1,15 +1,15 @@
 """Qwen2.5-VL: a ``Qwen2_5_VLForConditionalGeneration``, whose tower has RMSNorms, gated MLPs and windows."""
 
-from nemoconv.mappings.families.qwen_vl import BLOCKS, COMMON, nemo_parts, rules_of, tower_classes
-from nemoconv.mappings.families.qwen_vl_fields import fields, tower_fields
-from nemoconv.mappings.families.vision import TOWER
-from nemoconv.mappings.hf.fields import Field
-from nemoconv.mappings.hf.fields_tower import FullAttentionBlocks
-from nemoconv.mappings.hf.fields_vision import Must
-from nemoconv.mappings.nemo2.configs_vision import QWEN2_5_VL_DEFAULTS, QWEN2_5_VL_TOWER
-from nemoconv.mappings.nemo2.fields import Same
-from nemoconv.mappings.rules import gated, same
-from nemoconv.mappings.table import Table
+from ..families.qwen_vl import BLOCKS, COMMON, nemo_parts, rules_of, tower_classes
+from ..families.qwen_vl_fields import fields, tower_fields
+from ..families.vision import TOWER
+from ..hf.fields import Field
+from ..hf.fields_tower import FullAttentionBlocks
+from ..hf.fields_vision import Must
+from ..nemo2.configs_vision import QWEN2_5_VL_DEFAULTS, QWEN2_5_VL_TOWER
+from ..nemo2.fields import Same
+from ..rules import gated, same
+from ..table import Table
 
 FC1, GATE, UP = TOWER + "mlp.linear_fc1.", BLOCKS + "mlp.gate_proj.", BLOCKS + "mlp.up_proj."
 

@@ -7,26 +7,17 @@ needs megatron-core 0.16: NeMo with 0.14 drops the field and computes without th
 
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import HF, NEMO, QKV_BIAS, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
-from nemoconv.mappings.hf.fields_moe import EveryLayerSparse, NormTopk
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_moe import QWEN2_MOE_DEFAULTS
-from nemoconv.mappings.nemo2.fields import Count, NemoClasses, Same, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields_moe import MOE_DECODER
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.rules_moe import (
-    AFTER,
-    BEFORE,
-    EXPERT_NORM,
-    MODULES,
-    experts,
-    moe_sizes,
-    router,
-    shared_experts,
-)
-from nemoconv.mappings.table import Module, Table
+from ..blocks import HF, NEMO, QKV_BIAS, TIED
+from ..hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
+from ..hf.fields_moe import EveryLayerSparse, NormTopk
+from ..hf.rope import Rope
+from ..nemo2.configs_moe import QWEN2_MOE_DEFAULTS
+from ..nemo2.fields import Count, NemoClasses, Same, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_moe import MOE_DECODER
+from ..rules import same
+from ..rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, experts, moe_sizes, router, shared_experts
+from ..table import Module, Table
 
 EXPERT = "mlp.experts.{expert}."
 

@@ -1,14 +1,14 @@
 """Qwen2-VL: a ``Qwen2VLForConditionalGeneration`` of a tower, an MLP and a Qwen 2."""
 
-from nemoconv.mappings.families.qwen_vl import BLOCKS, COMMON, nemo_parts, rules_of, tower_classes
-from nemoconv.mappings.families.qwen_vl_fields import fields, tower_fields
-from nemoconv.mappings.families.vision import TOWER
-from nemoconv.mappings.hf.fields import Field
-from nemoconv.mappings.hf.fields_tower import MlpRatio
-from nemoconv.mappings.hf.fields_vision import Must
-from nemoconv.mappings.nemo2.configs_vision import QWEN2_VL_DEFAULTS, QWEN2_VL_TOWER
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Table
+from ..families.qwen_vl import BLOCKS, COMMON, nemo_parts, rules_of, tower_classes
+from ..families.qwen_vl_fields import fields, tower_fields
+from ..families.vision import TOWER
+from ..hf.fields import Field
+from ..hf.fields_tower import MlpRatio
+from ..hf.fields_vision import Must
+from ..nemo2.configs_vision import QWEN2_VL_DEFAULTS, QWEN2_VL_TOWER
+from ..rules import same
+from ..table import Table
 
 TABLE = Table(
     architecture="qwen2_vl",

@@ -3,14 +3,14 @@
 Source: transformers/models/qwen3, nemo/collections/llm/gpt/model/qwen3.py.
 """
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, QK_MODULES, QK_NORMS, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, FullAttention
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import QWEN3_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import NO_BIASES, Length, NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, QK_MODULES, QK_NORMS, TIED
+from ..hf.fields import Dtype, Field, Fixed, FullAttention
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import QWEN3_DEFAULTS
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import NO_BIASES, Length, NemoClasses, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..table import Table
 
 TABLE = Table(
     architecture="qwen3",

@@ -3,16 +3,16 @@
 Source: transformers/models/qwen3_moe, megatron/core/transformer/moe, nemo/collections/llm/gpt/model/qwen3.py.
 """
 
-from nemoconv.mappings.blocks import QK_MODULES, QK_NORMS, TIED
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
-from nemoconv.mappings.hf.fields_moe import Aliased, EveryLayerSparse, NormTopk
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_moe import QWEN3_MOE_DEFAULTS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import NemoClasses, with_rules
-from nemoconv.mappings.nemo2.fields_moe import MOE_DECODER
-from nemoconv.mappings.rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, experts, moe_sizes, router
-from nemoconv.mappings.table import Table
+from ..blocks import QK_MODULES, QK_NORMS, TIED
+from ..hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
+from ..hf.fields_moe import Aliased, EveryLayerSparse, NormTopk
+from ..hf.rope import Rope
+from ..nemo2.configs_moe import QWEN3_MOE_DEFAULTS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoClasses, with_rules
+from ..nemo2.fields_moe import MOE_DECODER
+from ..rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, experts, moe_sizes, router
+from ..table import Table
 
 EXPERT = "mlp.experts.{expert}."
 

@@ -7,12 +7,12 @@ Source: transformers/models/seed_oss, nemo/collections/llm/gpt/model/base.py.
 
 from dataclasses import replace
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, QKV_BIAS, TIED
-from nemoconv.mappings.families.plain_gpt import plain_gpt
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.fields import Same
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, QKV_BIAS, TIED
+from ..families.plain_gpt import plain_gpt
+from ..hf.fields import Dtype, Field, Fixed, Unread
+from ..hf.rope import Rope
+from ..nemo2.fields import Same
+from ..table import Table
 
 TABLE = Table(
     architecture="seed_oss",

@@ -5,12 +5,12 @@ NeMo 2 has no class for it: its plain ``GPTConfig`` has megatron-core's ``no_rop
 Source: transformers/models/smollm3, megatron/core/transformer/attention.py and transformer_config.py.
 """
 
-from nemoconv.mappings.blocks import DECODER, INV_FREQ, MODULES, TIED
-from nemoconv.mappings.families.no_rope import NoRopeFreq, NoRopeLayers
-from nemoconv.mappings.families.plain_gpt import plain_gpt
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.table import Table
+from ..blocks import DECODER, INV_FREQ, MODULES, TIED
+from ..families.no_rope import NoRopeFreq, NoRopeLayers
+from ..families.plain_gpt import plain_gpt
+from ..hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
+from ..hf.rope import Rope
+from ..table import Table
 
 TABLE = Table(
     architecture="smollm3",

@@ -9,14 +9,14 @@ Source: transformers/models/stablelm, nemo/collections/llm/gpt/model/base.py.
 
 from dataclasses import replace
 
-from nemoconv.mappings import blocks
-from nemoconv.mappings.blocks import HF, INV_FREQ, MODULES, TIED, layer_norms
-from nemoconv.mappings.families.plain_gpt import plain_gpt
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, Unread
-from nemoconv.mappings.hf.fields_gpt import EvenHeads
-from nemoconv.mappings.hf.rope import PartialRope
-from nemoconv.mappings.nemo2.fields import Same
-from nemoconv.mappings.table import Table
+from .. import blocks
+from ..blocks import HF, INV_FREQ, MODULES, TIED, layer_norms
+from ..families.plain_gpt import plain_gpt
+from ..hf.fields import Dtype, Field, Fixed, Unread
+from ..hf.fields_gpt import EvenHeads
+from ..hf.rope import PartialRope
+from ..nemo2.fields import Same
+from ..table import Table
 
 TABLE = Table(
     architecture="stablelm",

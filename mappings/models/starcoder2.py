@@ -3,7 +3,7 @@
 Source: transformers/models/starcoder2, nemo/collections/llm/gpt/model/starcoder2.py.
 """
 
-from nemoconv.mappings.blocks import (
+from ..blocks import (
     EMBEDDING,
     HF,
     INV_FREQ,
@@ -18,14 +18,14 @@ from nemoconv.mappings.blocks import (
     input_norm,
     mlp_norm,
 )
-from nemoconv.mappings.hf.fields import Dtype, Field, Fixed, HeadDim, Nullable, Unread
-from nemoconv.mappings.hf.rope import Rope
-from nemoconv.mappings.nemo2.configs_dense import GELU, STARCODER2_DEFAULTS, TANH_GELU
-from nemoconv.mappings.nemo2.fields import DECODER as NEMO_FIELDS
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.nemo2.fields import FusedGelu, NemoClasses, Window, with_rules
-from nemoconv.mappings.rules import same
-from nemoconv.mappings.table import Table
+from ..hf.fields import Dtype, Field, Fixed, HeadDim, Nullable, Unread
+from ..hf.rope import Rope
+from ..nemo2.configs_dense import GELU, STARCODER2_DEFAULTS, TANH_GELU
+from ..nemo2.fields import DECODER as NEMO_FIELDS
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import FusedGelu, NemoClasses, Window, with_rules
+from ..rules import same
+from ..table import Table
 
 #: in the files of the released models, read by the code that trained them only
 LEFT_OVER = tuple(

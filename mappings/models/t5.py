@@ -7,21 +7,13 @@ megatron/core/models/T5/t5_model.py.
 
 from dataclasses import replace
 
-from nemoconv.mappings.hf.fields import ConfigRule, Dtype, Field, Fixed, Unread
-from nemoconv.mappings.models.t5_fields import (
-    AllHeads,
-    EncoderLayers,
-    EqualStacks,
-    Gate,
-    GatedActivation,
-    PlainLayers,
-    Unscaled,
-)
-from nemoconv.mappings.models.t5_rules import BUCKETS, MODULES, RULES, sizes
-from nemoconv.mappings.nemo2.configs_t5 import T5_DEFAULTS
-from nemoconv.mappings.nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, with_rules
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
-from nemoconv.mappings.table import Table
+from ..hf.fields import ConfigRule, Dtype, Field, Fixed, Unread
+from ..nemo2.configs_t5 import T5_DEFAULTS
+from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..table import Table
+from .t5_fields import AllHeads, EncoderLayers, EqualStacks, Gate, GatedActivation, PlainLayers, Unscaled
+from .t5_rules import BUCKETS, MODULES, RULES, sizes
 
 DISTANCE = 128
 NOT_READ = """rotary_base rotary_percent seq_len_interpolation_factor seq_length seq_length_dec

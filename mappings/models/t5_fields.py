@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import LayoutError, UnsupportedConfig, some
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.hf.fields import Value, check_kind
-from nemoconv.mappings.hf.fields_gpt import TANH_GELUS
-from nemoconv.mappings.nemo2.configs_dense import GELU, SILU
-from nemoconv.mappings.nemo2.fields import plain, text
+from ...errors import LayoutError, UnsupportedConfig, some
+from ...formats.text.fiddle import Symbol
+from ..hf.fields import Value, check_kind
+from ..hf.fields_gpt import TANH_GELUS
+from ..nemo2.configs_dense import GELU, SILU
+from ..nemo2.fields import plain, text
 
 #: feed_forward_proj -> what transformers computes for it, under all its names
 _GATES: Final[Mapping[str, frozenset[str]]] = {

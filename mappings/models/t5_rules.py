@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from nemoconv.mappings.blocks import NEMO
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.rules import fused_qkv, gated, same, vocabulary
-from nemoconv.mappings.sizes import attention_sizes
-from nemoconv.mappings.table import Module, Part, Rule
+from ..blocks import NEMO
+from ..hf.fields import Value
+from ..rules import fused_qkv, gated, same, vocabulary
+from ..sizes import attention_sizes
+from ..table import Module, Part, Rule
 
 BUCKETS = 32
 ENCODER = NEMO.replace("decoder", "encoder")

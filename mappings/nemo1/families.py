@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo1 import dialects as nemo1_dialects
-from nemoconv.mappings.nemo1 import fields as nemo1_fields
-from nemoconv.mappings.nemo1 import fields_bert as nemo1_fields_bert
-from nemoconv.mappings.nemo1 import fields_t5 as nemo1_fields_t5
-from nemoconv.mappings.nemo1.dialects import Dialect
-from nemoconv.mappings.nemo1.rules import YamlRule
-from nemoconv.mappings.nemo2.configs_dense import GEMMA2_SPEC
+from ..hf.fields import Value
+from ..nemo2.configs_dense import GEMMA2_SPEC
+from . import dialects as nemo1_dialects
+from . import fields as nemo1_fields
+from . import fields_bert as nemo1_fields_bert
+from . import fields_t5 as nemo1_fields_t5
+from .dialects import Dialect
+from .rules import YamlRule
 
 #: names of the weights of norms
 NORM_WEIGHT: Final = re.compile(r"(?:.+\.)?(?:layer_norm_|\w*layernorm\.)weight")

@@ -12,13 +12,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo1.rules import Key, Needed, Only, Required, Word, YamlRule, key, rare
-from nemoconv.mappings.nemo2 import configs as nemo_configs
-from nemoconv.mappings.nemo2.configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
-from nemoconv.mappings.nemo2.fields import plain, text
+from ...errors import CorruptCheckpoint, UnsupportedConfig, some
+from ...formats.text.fiddle import Symbol
+from ..hf.fields import Value
+from ..nemo2 import configs as nemo_configs
+from ..nemo2.configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
+from ..nemo2.fields import plain, text
+from .rules import Key, Needed, Only, Required, Word, YamlRule, key, rare
 
 RELU: Final = Symbol("torch.nn.functional", "relu")
 _QUICK_GELU: Final = Symbol("nemo.collections.nlp.modules.common.megatron.utils", "ApproxGELUActivation")

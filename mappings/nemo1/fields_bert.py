@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo1.rules import Key, Only, Required, Says, YamlRule, key
-from nemoconv.mappings.nemo2.configs_bert import BERT_SPEC
-from nemoconv.mappings.nemo2.configs_dense import GELU, TANH_GELU
-from nemoconv.mappings.nemo2.fields import plain, text
+from ...errors import CorruptCheckpoint, UnsupportedConfig
+from ..hf.fields import Value
+from ..nemo2.configs_bert import BERT_SPEC
+from ..nemo2.configs_dense import GELU, TANH_GELU
+from ..nemo2.fields import plain, text
+from .rules import Key, Only, Required, Says, YamlRule, key
 
 #: whether megatron-core's layers are used, or NeMo's own
 MCORE: Final = "mcore_bert"

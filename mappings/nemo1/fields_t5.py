@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo1.rules import Key, Means, Needed, Only, Required, Says, Unspoken, YamlRule, key
-from nemoconv.mappings.nemo2.configs_dense import GELU, SILU
-from nemoconv.mappings.nemo2.fields import plain, text
+from ...errors import CorruptCheckpoint, UnsupportedConfig, some
+from ..hf.fields import Value
+from ..nemo2.configs_dense import GELU, SILU
+from ..nemo2.fields import plain, text
+from .rules import Key, Means, Needed, Only, Required, Says, Unspoken, YamlRule, key
 
 #: whether megatron-core's layers are used, or NeMo's own
 MCORE: Final = "mcore_t5"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, some
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.fields import text
+from ...errors import CorruptCheckpoint, UnsupportedConfig, some
+from ..hf.fields import Value
+from ..nemo2.fields import text
 
 
 class YamlRule(Protocol):

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
+from ...formats.text.fiddle import Symbol
 
 
 def _names(*texts: str) -> frozenset[str]:

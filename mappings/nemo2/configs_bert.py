@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.nemo2.configs_dense import GPT, Defaults, family, sized
+from ...formats.text.fiddle import Symbol
+from .configs_dense import GPT, Defaults, family, sized
 
 BERT_SPEC: Final = Symbol("nemo.collections.llm.bert.model.base", "default_layer_spec")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from nemoconv.formats.text.fiddle import Symbol
+from ...formats.text.fiddle import Symbol
 
 Defaults = Mapping[str, object]
 SILU: Final = Symbol("torch.nn.functional", "silu")

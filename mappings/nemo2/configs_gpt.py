@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.mappings.nemo2.configs_dense import GPT, SILU, Defaults, family, sized
+from .configs_dense import GPT, SILU, Defaults, family, sized
 
 _LARGE = family(
     GPT, seq_length=2048, bias_activation_fusion=True, use_transformer_engine_full_layer_spec=True

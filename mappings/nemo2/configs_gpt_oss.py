@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.nemo2.configs_moe import config_class
+from ...formats.text.fiddle import Symbol
+from .configs_moe import config_class
 
 QUICK_GELU: Final = Symbol("megatron.core.activations", "quick_gelu")
 _GPT_OSS: Final = config_class(

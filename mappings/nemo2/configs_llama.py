@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.nemo2.configs import LLAMA_DEFAULTS
-from nemoconv.mappings.nemo2.configs_dense import Defaults, family
+from ...formats.text.fiddle import Symbol
+from .configs import LLAMA_DEFAULTS
+from .configs_dense import Defaults, family
 
 _MODULE: Final = "nemo.collections.llm.gpt.model."
 HETEROGENEOUS_SPEC: Final = Symbol(_MODULE + "llama_nemotron", "heterogeneous_layer_spec")

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.nemo2.configs_moe import config_class
+from ...formats.text.fiddle import Symbol
+from .configs_moe import config_class
 
 _LLAMA4 = config_class(
     num_layers=48,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
+from ...formats.text.fiddle import Symbol
 
 # GPTConfig on top of megatron-core's TransformerConfig, with what all classes below change alike
 _GPT: Mapping[str, object] = MappingProxyType(

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.fields import Count, Fixed, NemoRule, ParamsDtype, Same
-from nemoconv.mappings.nemo2.fields_moe import Harmless
+from ...errors import UnsupportedConfig
+from ...formats.text.fiddle import Symbol
+from ..hf.fields import Value
+from .fields import Count, Fixed, NemoRule, ParamsDtype, Same
+from .fields_moe import Harmless
 
 Defaults = Mapping[str, object]
 SQUARED_RELU: Final = Symbol("megatron.core.activations", "squared_relu")

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.formats.text.fiddle import Symbol
-from nemoconv.mappings.nemo2.configs_dense import GELU, Defaults, family
+from ...formats.text.fiddle import Symbol
+from .configs_dense import GELU, Defaults, family
 
 _T5 = family(
     num_layers=0,

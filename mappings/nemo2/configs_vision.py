@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from nemoconv.formats.text.fiddle import Node, Symbol
-from nemoconv.mappings.nemo2.configs_dense import GELU, SILU, family
+from ...formats.text.fiddle import Node, Symbol
+from .configs_dense import GELU, SILU, family
 
 QUICK_GELU: Final = Symbol("nemo.collections.llm.fn.activation", "quick_gelu")
 _LLAMA: Final = "nemo.collections.llm.gpt.model.llama"

@@ -11,10 +11,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig, some
-from nemoconv.formats.text.fiddle import Node, Symbol
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.configs import INERT, OFF, ONLY_WITH
+from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig, some
+from ...formats.text.fiddle import Node, Symbol
+from ..hf.fields import Value
+from .configs import INERT, OFF, ONLY_WITH
 
 
 class NemoRule(Protocol):

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.text.fiddle import PARTIAL, Node, Symbol
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.fields import DECODER, Count, Fixed, NemoRule, Same, plain, text, with_rules
+from ...errors import UnsupportedConfig
+from ...formats.text.fiddle import PARTIAL, Node, Symbol
+from ..hf.fields import Value
+from .fields import DECODER, Count, Fixed, NemoRule, Same, plain, text, with_rules
 
 
 @dataclass(frozen=True, slots=True)

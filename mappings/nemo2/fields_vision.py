@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.formats.text.fiddle import Node, Symbol
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.nemo2.configs_vision import CLIP_MODELS, CLIP_SIZES
-from nemoconv.mappings.nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused, text
+from ...errors import UnsupportedConfig
+from ...formats.text.fiddle import Node, Symbol
+from ..hf.fields import Value
+from .configs_vision import CLIP_MODELS, CLIP_SIZES
+from .fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused, text
 
 LANGUAGE: Final = "language_transformer_config"
 VISION: Final = "vision_transformer_config"

@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy
 
-from nemoconv.resharding.decode.arithmetic import (
-    MXFP4_GROUP,
-    MXFP4_NBYTES,
-    Array,
-    e8m0_values,
-    fp4_pairs,
-    scale_values,
-)
-from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, DecodedFile
-from nemoconv.resharding.plan import Job
-from nemoconv.tensors.boxes import Shape, intersect, narrow
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
-from nemoconv.tensors.strided import Buffer, loops, read_strided
+from ...tensors.boxes import Shape, intersect, narrow
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...tensors.strided import Buffer, loops, read_strided
+from ..plan import Job
+from .arithmetic import MXFP4_GROUP, MXFP4_NBYTES, Array, e8m0_values, fp4_pairs, scale_values
+from .quantized import MXFP4, BlockScaledFP8, DecodedFile
 
 if TYPE_CHECKING:
     import torch

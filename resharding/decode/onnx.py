@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode.arithmetic import Array
-from nemoconv.resharding.decode.quantized import Encoding
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint
+from ...tensors.stored import StoredTensor
+from .arithmetic import Array
+from .quantized import Encoding
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,12 @@ from math import prod
 
 import numpy
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode.arithmetic import (
-    MXFP4_GROUP,
-    MXFP4_NBYTES,
-    Array,
-    fp8_into,
-    mxfp4_into,
-    scale_values,
-)
-from nemoconv.stores.files import SourceFile
-from nemoconv.tensors.byte_source import ByteSource
-from nemoconv.tensors.dtypes import DType
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...errors import CorruptCheckpoint
+from ...stores.files import SourceFile
+from ...tensors.byte_source import ByteSource
+from ...tensors.dtypes import DType
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from .arithmetic import MXFP4_GROUP, MXFP4_NBYTES, Array, fp8_into, mxfp4_into, scale_values
 
 #: elements decoded at once: their float32 stay in the processor's cache
 BAND = 128 << 10

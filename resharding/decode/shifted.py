@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy
 
-from nemoconv.stores.memory_file import MemoryFile
-from nemoconv.tensors.read import read_box
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...stores.memory_file import MemoryFile
+from ...tensors.read import read_box
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 
 
 def less_one(tensor: StoredTensor) -> StoredTensor:

@@ -10,10 +10,10 @@ from typing import Final
 
 import numpy
 
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode.arithmetic import Array
-from nemoconv.resharding.decode.quantized import BAND, Encoding, read_run
-from nemoconv.tensors.stored import StoredTensor
+from ...errors import CorruptCheckpoint
+from ...tensors.stored import StoredTensor
+from .arithmetic import Array
+from .quantized import BAND, Encoding, read_run
 
 #: torch.nn.functional.normalize divides by no less
 _SHORTEST: Final = 1e-12

@@ -9,13 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nemoconv.converters.onnx.graph.blocks import Gated, Norm, PackedGated, Plain
-from nemoconv.converters.onnx.graph.experts import Experts, Mlp, Router, ScaledExperts, StackedExperts
-from nemoconv.converters.onnx.graph.projections import Latent, Packed, Projections, Separate
-from nemoconv.errors import UnsupportedArchitecture
-from nemoconv.mappings.families.deepseek import layer_sets as dense_first
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.mappings.models.llama4_text import layer_sets as llama4_layers
+from ....errors import UnsupportedArchitecture
+from ....mappings.families.deepseek import layer_sets as dense_first
+from ....mappings.hf.fields import Value
+from ....mappings.models.llama4_text import layer_sets as llama4_layers
+from .blocks import Gated, Norm, PackedGated, Plain
+from .experts import Experts, Mlp, Router, ScaledExperts, StackedExperts
+from .projections import Latent, Packed, Projections, Separate
 
 RMS, RMS_OF_1_PLUS = Norm("rms"), Norm("rms", offset=1.0)
 LAYER, LAYER_OF_1_PLUS = Norm("layer"), Norm("layer", offset=1.0)

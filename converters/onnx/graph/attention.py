@@ -18,9 +18,9 @@ from typing import ClassVar, Final
 
 import numpy
 
-from nemoconv.converters.onnx.graph.builder import BOOL, FLOAT32, INT32, INT64, MICROSOFT, Graph
-from nemoconv.converters.onnx.graph.rope import Frequencies
-from nemoconv.errors import UnsupportedConfig
+from ....errors import UnsupportedConfig
+from .builder import BOOL, FLOAT32, INT32, INT64, MICROSOFT, Graph
+from .rope import Frequencies
 
 
 @dataclass(frozen=True, slots=True)

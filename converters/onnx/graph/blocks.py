@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from nemoconv.converters.onnx.graph.builder import Graph
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
+from ....errors import UnsupportedConfig
+from ....mappings.hf.fields import Value
+from .builder import Graph
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeVar
 
 import numpy
 
-from nemoconv.errors import CorruptCheckpoint, UnsupportedError, some
-from nemoconv.extras import import_extra
-from nemoconv.formats.onnx.types import TYPES
-from nemoconv.tensors.dtypes import BY_NAME, DType
+from ....errors import CorruptCheckpoint, UnsupportedError, some
+from ....extras import import_extra
+from ....formats.onnx.types import TYPES
+from ....tensors.dtypes import BY_NAME, DType
 
 #: the first opset with Attention, RMSNormalization and RotaryEmbedding
 OPSET: Final = 23

@@ -17,11 +17,11 @@ from typing import Final
 
 import numpy
 
-from nemoconv.converters.onnx.graph.architectures import LAYER
-from nemoconv.converters.onnx.graph.blocks import Parts, Plain, embedding
-from nemoconv.converters.onnx.graph.builder import BOOL, FLOAT32, INT32, INT64, Graph
-from nemoconv.converters.onnx.graph.fastconformer import FRAMES, Encoded, encode, encode_features
-from nemoconv.mappings.hf.fields import Value
+from ....mappings.hf.fields import Value
+from .architectures import LAYER
+from .blocks import Parts, Plain, embedding
+from .builder import BOOL, FLOAT32, INT32, INT64, Graph
+from .fastconformer import FRAMES, Encoded, encode, encode_features
 
 _EPSILON: Final = 1e-5  # of torch's LayerNorm
 _AT: Final = "model.decoder."

@@ -12,15 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nemoconv.converters.onnx.graph.architectures import Decoder
-from nemoconv.converters.onnx.graph.attention import FLAVORS, Attention, BothWays, Heads, cache_names
-from nemoconv.converters.onnx.graph.blocks import Parts, embedding, soft_cap
-from nemoconv.converters.onnx.graph.builder import INT64, Graph, Weight
-from nemoconv.converters.onnx.graph.pooling import pool
-from nemoconv.converters.onnx.graph.rope import Frequencies, frequencies
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.version import __version__
+from ....errors import UnsupportedConfig
+from ....mappings.hf.fields import Value
+from ....version import __version__
+from .architectures import Decoder
+from .attention import FLAVORS, Attention, BothWays, Heads, cache_names
+from .blocks import Parts, embedding, soft_cap
+from .builder import INT64, Graph, Weight
+from .pooling import pool
+from .rope import Frequencies, frequencies
 
 
 def build(

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from nemoconv.converters.onnx.graph.architectures import LAYER, Encoder
-from nemoconv.converters.onnx.graph.attention import BothWays, Heads
-from nemoconv.converters.onnx.graph.blocks import Parts, Plain, embedding
-from nemoconv.converters.onnx.graph.builder import INT64, Graph, Weight
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.version import __version__
+from ....mappings.hf.fields import Value
+from ....version import __version__
+from .architectures import LAYER, Encoder
+from .attention import BothWays, Heads
+from .blocks import Parts, Plain, embedding
+from .builder import INT64, Graph, Weight
 
 BY_TOKEN = ("batch_size", "sequence_length")
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from nemoconv.converters.onnx.graph.blocks import Gated, PackedGated, Parts, Plain
-from nemoconv.converters.onnx.graph.builder import FLOAT32, Graph
-from nemoconv.mappings.hf.fields import Value
+from ....mappings.hf.fields import Value
+from .blocks import Gated, PackedGated, Parts, Plain
+from .builder import FLOAT32, Graph
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 import numpy
 
-from nemoconv.converters.onnx.graph.architectures import LAYER
-from nemoconv.converters.onnx.graph.blocks import Parts, Plain
-from nemoconv.converters.onnx.graph.builder import FLOAT32, INT64, Graph
-from nemoconv.mappings.hf.fields import Value
+from ....mappings.hf.fields import Value
+from .architectures import LAYER
+from .blocks import Parts, Plain
+from .builder import FLOAT32, INT64, Graph
 
 FRAMES: Final = "frames"
 #: that of torch's LayerNorm and BatchNorm1d

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from nemoconv.converters.onnx.graph.architectures import Decoder
-from nemoconv.converters.onnx.graph.attention import FLAVORS
-from nemoconv.mappings.hf.fields import Value
+from ....mappings.hf.fields import Value
+from .architectures import Decoder
+from .attention import FLAVORS
 
 NAME = "genai_config.json"
 

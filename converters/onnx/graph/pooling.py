@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from nemoconv.converters.onnx.graph.builder import BOOL, Graph
-from nemoconv.errors import UnsupportedConfig
+from ....errors import UnsupportedConfig
+from .builder import BOOL, Graph
 
 
 def pool(graph: Graph, states: str, mask: str, kind: str) -> str:

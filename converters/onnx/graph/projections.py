@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.converters.onnx.graph.attention import Heads
-from nemoconv.converters.onnx.graph.blocks import Parts
-from nemoconv.converters.onnx.graph.rope import yarn_scale
-from nemoconv.mappings.hf.fields import Value
+from ....mappings.hf.fields import Value
+from .attention import Heads
+from .blocks import Parts
+from .rope import yarn_scale
 
 #: of the norms of latents, whatever the config says of others
 #: (``DeepseekV3Attention`` of transformers, and of the code that came with the models)

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import numpy
 
-from nemoconv.errors import UnsupportedConfig
-from nemoconv.mappings.hf.fields import Value
+from ....errors import UnsupportedConfig
+from ....mappings.hf.fields import Value
 
 Floats = numpy.ndarray[Any, numpy.dtype[numpy.float32]]
 

@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.converters.onnx.graph import canary, transducer
-from nemoconv.converters.onnx.graph.architectures import Speech
-from nemoconv.converters.onnx.graph.builder import INT64, Graph, Weight
-from nemoconv.converters.onnx.graph.fastconformer import encode
-from nemoconv.errors import CorruptCheckpoint, some
-from nemoconv.mappings.hf.fields import Value
-from nemoconv.version import __version__
+from ....errors import CorruptCheckpoint, some
+from ....mappings.hf.fields import Value
+from ....version import __version__
+from . import canary, transducer
+from .architectures import Speech
+from .builder import INT64, Graph, Weight
+from .fastconformer import encode
 
 #: the key of metadata_props that lists all graphs of a model
 FILES: Final = "nemoconv.files"

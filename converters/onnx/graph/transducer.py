@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.converters.onnx.graph.architectures import LAYER
-from nemoconv.converters.onnx.graph.blocks import Parts, embedding
-from nemoconv.converters.onnx.graph.builder import FLOAT32, INT32, Graph
-from nemoconv.mappings.hf.fields import Value
+from ....mappings.hf.fields import Value
+from .architectures import LAYER
+from .blocks import Parts, embedding
+from .builder import FLOAT32, INT32, Graph
 
 #: torch stacks the gates input, forget, cell, output; ONNX wants input, output, forget, cell
 _GATES: Final = (0, 3, 1, 2)

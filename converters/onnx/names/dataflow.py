@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
-from nemoconv.converters.onnx.names.operations import Operations
-from nemoconv.converters.onnx.names.sinks import find_sinks
-from nemoconv.converters.onnx.names.values import MICROSOFT
-from nemoconv.converters.onnx.names.weighted import Linear, Weight
-from nemoconv.errors import UnsupportedError
-from nemoconv.formats.onnx.file import Node, OnnxFile
+from ....errors import UnsupportedError
+from ....formats.onnx.file import Node, OnnxFile
+from .operations import Operations
+from .sinks import find_sinks
+from .values import MICROSOFT
+from .weighted import Linear, Weight
 
 #: operations whose result depends on no element of their input
 _SHAPE_ONLY: Final = frozenset({"Shape", "Size"})

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.weighted import Linear, Weight
-from nemoconv.formats.onnx.file import Node
+from ....formats.onnx.file import Node
+from .dataflow import Dataflow
+from .weighted import Linear, Weight
 
 #: operations that leave the order of experts as it is
 _SAME: Final = frozenset({"Cast", "CastLike", "Identity", "Softmax", "Sigmoid"})

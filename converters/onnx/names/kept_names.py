@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.named import Named, Shape
-from nemoconv.converters.onnx.names.roles import ROLES
-from nemoconv.converters.onnx.names.weighted import Weight
-from nemoconv.converters.onnx.names.weights import Weights
-from nemoconv.errors import MappingError, UnsupportedError, some
-from nemoconv.mappings.table import Table
+from ....errors import MappingError, UnsupportedError, some
+from ....mappings.table import Table
+from .dataflow import Dataflow
+from .named import Named, Shape
+from .roles import ROLES
+from .weighted import Weight
+from .weights import Weights
 
 
 def by_name(flow: Dataflow, weights: Weights, table: Table, shapes: Mapping[str, Shape]) -> Named:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from nemoconv.converters.onnx.names.dataflow import ACTIVATIONS, Attention, Dataflow
-from nemoconv.converters.onnx.names.experts import correction, expert_of, picks_experts
-from nemoconv.converters.onnx.names.model_parts import OPERANDS, Layer, Mlp, Part, bits
-from nemoconv.converters.onnx.names.spans import Spans, tile
-from nemoconv.converters.onnx.names.weighted import Linear, Rows
-from nemoconv.errors import MappingError, some
+from ....errors import MappingError, some
+from .dataflow import ACTIVATIONS, Attention, Dataflow
+from .experts import correction, expert_of, picks_experts
+from .model_parts import OPERANDS, Layer, Mlp, Part, bits
+from .spans import Spans, tile
+from .weighted import Linear, Rows
 
 _PRESENT: Final = re.compile(r"present(?:_key_values)?\.(\d+)\.(key|value)")
 

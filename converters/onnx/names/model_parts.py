@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from nemoconv.converters.onnx.names.spans import Spans
-from nemoconv.converters.onnx.names.weighted import Linear, Rows, Weight
+from .spans import Spans
+from .weighted import Linear, Rows, Weight
 
 OPERANDS: Final = ("query", "key", "value")
 

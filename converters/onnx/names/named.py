@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from nemoconv.tensors.stored import StoredTensor
+from ....tensors.stored import StoredTensor
 
 Shape = tuple[int, ...]
 #: the key of model.onnx's metadata with which nemoconv marks its own files

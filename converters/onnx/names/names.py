@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.kept_names import by_name
-from nemoconv.converters.onnx.names.model_parts import Place
-from nemoconv.converters.onnx.names.named import MARK, Named, Shape
-from nemoconv.converters.onnx.names.places import find_places
-from nemoconv.converters.onnx.names.roles import ROLES
-from nemoconv.converters.onnx.names.weighted import Rows, Weight
-from nemoconv.converters.onnx.names.weights import Weights, joined
-from nemoconv.errors import MappingError, UnsupportedError, some
-from nemoconv.formats.onnx.file import OnnxFile
-from nemoconv.mappings.hf.fields import Value, read_config
-from nemoconv.mappings.table import Table
-from nemoconv.tensors.dtypes import BY_NAME, DType
-from nemoconv.tensors.stored import StoredTensor
+from ....errors import MappingError, UnsupportedError, some
+from ....formats.onnx.file import OnnxFile
+from ....mappings.hf.fields import Value, read_config
+from ....mappings.table import Table
+from ....tensors.dtypes import BY_NAME, DType
+from ....tensors.stored import StoredTensor
+from .dataflow import Dataflow
+from .kept_names import by_name
+from .model_parts import Place
+from .named import MARK, Named, Shape
+from .places import find_places
+from .roles import ROLES
+from .weighted import Rows, Weight
+from .weights import Weights, joined
 
 #: weights of one tensor by place
 Parts = dict[Place, Weight]

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy
 
-from nemoconv.tensors.dtypes import BY_NAME, DType
-from nemoconv.tensors.stored import StoredTensor
+from ....tensors.dtypes import BY_NAME, DType
+from ....tensors.stored import StoredTensor
 
 #: bytes of a norm's weight that are looked at
 _MOST = 1 << 22

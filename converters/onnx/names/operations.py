@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from nemoconv.converters.onnx.names.stacks import stacks
-from nemoconv.converters.onnx.names.values import MICROSOFT, Values
-from nemoconv.converters.onnx.names.weighted import Linear, Lookup, Norm, Weight, is_vector, is_weight
-from nemoconv.errors import UnsupportedError
-from nemoconv.formats.onnx.file import Node, OnnxFile
+from ....errors import UnsupportedError
+from ....formats.onnx.file import Node, OnnxFile
+from .stacks import stacks
+from .values import MICROSOFT, Values
+from .weighted import Linear, Lookup, Norm, Weight, is_vector, is_weight
 
 #: norms by operation: positions of the input, of the weight and of the bias
 _NORMS: Final[dict[str, tuple[int, int, int | None]]] = {

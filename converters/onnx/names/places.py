@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.layers import Chain
-from nemoconv.converters.onnx.names.model_parts import Layer, Part, Place
-from nemoconv.converters.onnx.names.tables import find_tables
-from nemoconv.converters.onnx.names.weighted import Linear, Lookup, Norm, Weight
-from nemoconv.errors import UnsupportedError
+from ....errors import UnsupportedError
+from .dataflow import Dataflow
+from .layers import Chain
+from .model_parts import Layer, Part, Place
+from .tables import find_tables
+from .weighted import Linear, Lookup, Norm, Weight
 
 #: what the heads of an encoder feed, by the role of the head
 _AFTER: Final = {"pooler": "next sentence", "transform": "predictions"}

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from nemoconv.converters.onnx.names.model_parts import Place
+from .model_parts import Place
 
 LAYER: Final = "model.layers.{layer}."
 _LLAMA: Final[Mapping[str, str]] = {

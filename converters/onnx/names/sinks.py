@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from nemoconv.converters.onnx.names.values import Values
-from nemoconv.converters.onnx.names.weighted import Weight, is_weight
-from nemoconv.formats.onnx.file import Node
+from ....formats.onnx.file import Node
+from .values import Values
+from .weighted import Weight, is_weight
 
 #: the position of the input that is sinks, or a mask or scores with them
 _PLACES: Final = {"GroupQueryAttention": 11, "Attention": 3, "Softmax": 0}

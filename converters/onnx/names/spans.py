@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from nemoconv.converters.onnx.names.dataflow import ATTENTIONS, Dataflow
-from nemoconv.converters.onnx.names.weighted import Linear, Rows
-from nemoconv.formats.onnx.file import Node
+from ....formats.onnx.file import Node
+from .dataflow import ATTENTIONS, Dataflow
+from .weighted import Linear, Rows
 
 #: arithmetic with which exporters work out where to cut
 _ARITHMETIC: Final[Mapping[str, Callable[[int, int], int]]] = {

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from nemoconv.converters.onnx.names.values import MICROSOFT
-from nemoconv.converters.onnx.names.weighted import Weight, is_weight
-from nemoconv.formats.onnx.file import Node
+from ....formats.onnx.file import Node
+from .values import MICROSOFT
+from .weighted import Weight, is_weight
 
 if TYPE_CHECKING:
-    from nemoconv.converters.onnx.names.values import Values
+    from .values import Values
 
 _RESHAPED = frozenset({"Unsqueeze", "Squeeze", "Reshape", "Cast"})
 

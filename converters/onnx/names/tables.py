@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.weighted import Lookup
-from nemoconv.errors import MappingError, some
+from ....errors import MappingError, some
+from .dataflow import Dataflow
+from .weighted import Lookup
 
 
 def find_tables(flow: Dataflow) -> dict[str, Lookup]:

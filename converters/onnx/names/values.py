@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from nemoconv.converters.onnx.names.weighted import Weight
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint
-from nemoconv.formats.onnx.file import Node, OnnxFile
+from ....errors import CorruptCheckpoint, UnsafeCheckpoint
+from ....formats.onnx.file import Node, OnnxFile
+from .weighted import Weight
 
 MICROSOFT: Final = "com.microsoft"
 #: how many inputs an operation must have that is looked at here

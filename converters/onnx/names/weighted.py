@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from nemoconv.formats.onnx.file import Initializer, Node
+from ....formats.onnx.file import Initializer, Node
 
 
 class Rows(NamedTuple):

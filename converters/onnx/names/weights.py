@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.weighted import Weight
-from nemoconv.errors import MappingError, UnsupportedError
-from nemoconv.formats.onnx.file import Initializer, Node
-from nemoconv.tensors.dtypes import BY_NAME, DType
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from ....errors import MappingError, UnsupportedError
+from ....formats.onnx.file import Initializer, Node
+from ....tensors.dtypes import BY_NAME, DType
+from ....tensors.stored import Extent, StoredTensor, contiguous_strides
+from .dataflow import Dataflow
+from .weighted import Weight
 
 #: bits of the integer types that weights are quantised to, and whether they have a sign
 _CODES = {
@@ -89,9 +89,9 @@ class Weights:
             )
 
     def _less_one(self, tensor: StoredTensor) -> StoredTensor:
-        from nemoconv.converters.onnx.names.offsets import is_exact, rounding
-        from nemoconv.resharding.decode.onnx import LessOne
-        from nemoconv.resharding.decode.quantized import decoded
+        from ....resharding.decode.onnx import LessOne
+        from ....resharding.decode.quantized import decoded
+        from .offsets import is_exact, rounding
 
         if not is_exact(tensor, self._original):
             self._allow(f"{tensor.name!r} holds a norm's weight plus 1, rounded: the weight itself is lost")
@@ -112,7 +112,7 @@ class Weights:
             raise UnsupportedError(
                 f"{self._flow.where}: {node} decodes {weight.name!r}, which is not supported"
             )
-        from nemoconv.resharding.decode.quantized import decoded
+        from ....resharding.decode.quantized import decoded
 
         encoding = reader(weight.initializer, node)
         self.decoded[weight.name] = None
@@ -169,7 +169,7 @@ class Weights:
     ) -> Any:
         """Unsigned codes whose rows are cut into blocks; ``places`` are the inputs with scales and zero
         points, which without the latter are in the middle of the codes."""
-        from nemoconv.resharding.decode.onnx import Affine, Packed
+        from ....resharding.decode.onnx import Affine, Packed
 
         scales, zeros = (self._given(node, place) for place in places)
         if scales is None or (zeros is not None and zeros.type.name != "UINT8"):
@@ -185,7 +185,7 @@ class Weights:
 
     def _linear(self, held: Initializer, node: Node) -> Any:
         """DequantizeLinear: one scale, one for each index of an axis, or one for each block of an axis."""
-        from nemoconv.resharding.decode.onnx import Affine, Packed
+        from ....resharding.decode.onnx import Affine, Packed
 
         scales, zeros = self._given(node, 1), self._given(node, 2)
         if scales is None or held.type.name not in _CODES or len(held.shape) != 2 or not held.nbytes:
