@@ -14,7 +14,7 @@ import pytest
 HERE = Path(__file__).parent
 
 SUITE = """
-from nemoconv import samples
+from nemoconv.mappings import samples
 from nemoconv.testing import ConverterTests, MappingTests
 
 

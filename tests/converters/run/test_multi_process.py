@@ -27,9 +27,9 @@ LLAMA = {**tiny.CONFIG, "num_hidden_layers": 4, "num_key_value_heads": 4}
 #: an end in the middle: after so many files of its own, the process is gone, without a word or with one
 DIES = """
 import os, sys
-from nemoconv.converters import together
+from nemoconv.converters.run import multi_process
 after, how = int(sys.argv.pop(1)), sys.argv.pop(1)
-real = together.Together._finish
+real = multi_process.Together._finish
 def finish(self, *arguments):
     global after
     real(self, *arguments)
@@ -38,7 +38,7 @@ def finish(self, *arguments):
         if how == "silent":
             os._exit(9)
         raise OSError(5, "out of luck")
-together.Together._finish = finish
+multi_process.Together._finish = finish
 from nemoconv.cli import main
 main()
 """
