@@ -60,7 +60,8 @@ def verify(
 
     Alone: headers agree with the files to the byte, every tensor that the architecture needs is there
     with the right shape and nothing else is, and all checksums hold. Raises CorruptCheckpoint,
-    MappingError and the like for what is wrong. With ``b``: see :func:`nemoconv.converters.run.compare.compare`.
+    MappingError and the like for what is wrong. With ``b``: see
+    :func:`nemoconv.converters.run.compare.compare`.
     """
     with open_checkpoint(a, config=config) as first:
         if b is None:

@@ -1,4 +1,4 @@
-"""Reading the zip archives of ``torch.save`` in place, without torch; :mod:`.torch_items` writes them.
+"""Reading the zip archives of ``torch.save`` in place, without torch; :mod:`.items` writes them.
 
 An archive holds ``<root>/data.pkl`` (a pickle of the object, protocol 2), ``<root>/byteorder``,
 ``<root>/version`` and one record ``<root>/data/<key>`` a storage, all of them stored, never

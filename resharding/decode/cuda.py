@@ -1,8 +1,9 @@
 """Dequantisation on a GPU: codes and scales cross the bus, and their products are taken there.
 
-The arithmetic is that of :mod:`nemoconv.resharding.decode.arithmetic`: every code is exact in bfloat16, a product is
-taken in float32 and rounded once. Only the bits of NaNs may differ, so who asks must look for those and
-decode them on the host. What a tile needs is read in the order of the file; the device turns it round.
+The arithmetic is that of :mod:`nemoconv.resharding.decode.arithmetic`: every code is exact in bfloat16, a
+product is taken in float32 and rounded once. Only the bits of NaNs may differ, so who asks
+must look for those and decode them on the host. What a tile needs is read in the order of the file; the
+device turns it round.
 """
 
 from __future__ import annotations

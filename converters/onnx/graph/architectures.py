@@ -280,8 +280,9 @@ ENCODERS: Final[Mapping[str, Encoder]] = {
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """A speech model of several graphs, see :mod:`nemoconv.converters.onnx.graph.speech`; ``head`` is what makes text of
-    its encoder's states, ``nemo`` NeMo's class. It generates tokens, but not with one graph and a cache."""
+    """A speech model of several graphs, see :mod:`nemoconv.converters.onnx.graph.speech`; ``head`` is what
+    makes text of its encoder's states, ``nemo`` NeMo's class. It generates tokens, but not with one graph and
+    a cache."""
 
     head: str
     nemo: str

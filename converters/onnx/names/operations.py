@@ -1,7 +1,7 @@
 """The operations of an ONNX graph that hold weights: linear layers, looked-up tables, norms.
 
-Every linear layer and every table gets a bit, by which :mod:`nemoconv.converters.onnx.names.dataflow` tells what
-feeds what.
+Every linear layer and every table gets a bit, by which :mod:`nemoconv.converters.onnx.names.dataflow`
+tells what feeds what.
 """
 
 from __future__ import annotations
