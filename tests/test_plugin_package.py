@@ -50,7 +50,8 @@ def test_supported_lists_it_with_its_origin(environment: dict[str, str]) -> None
 
 def test_it_passes_the_inherited_tests(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "test_plugin.py").write_text(SUITE)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    kept = ["-p", "no:cacheprovider", "--basetemp", str(tmp_path / "temporary")]
+    command = [sys.executable, "-m", "pytest", "-q", *kept, str(tmp_path)]
     result = subprocess.run(
         command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
     )

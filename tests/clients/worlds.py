@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import selectors
 import socket
 import subprocess
@@ -10,6 +11,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+import children
 
 SCRIPT = Path(__file__).with_name("megatron_rank.py")
 
@@ -41,7 +44,7 @@ class World:
                 rank.stdin.flush()
             return self._collect(ranks, timeout)
         except BaseException:
-            self.close()
+            self.close(patience=0)  # the other ranks wait for one that will not come
             raise
 
     def _collect(self, ranks: list[subprocess.Popen[str]], timeout: float) -> list[dict[str, Any]]:
@@ -64,21 +67,14 @@ class World:
         return [answers[number] for number in range(len(ranks))]
 
     def _start(self) -> subprocess.Popen[str]:
+        # what megatron-core compiles runs as it is written: compiling takes longer than all that is computed
+        environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
         with open(self._log, "a") as log:
-            return subprocess.Popen(
-                [sys.executable, str(self._script)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+            return children.start([sys.executable, str(self._script)], stderr=log, env=environment)
 
-    def close(self) -> None:
-        """End all ranks at once."""
-        for rank in self._ranks:
-            rank.kill()
-        for rank in self._ranks:
-            rank.communicate()
+    def close(self, patience: float = 10) -> None:
+        """End all ranks, and all that they started."""
+        children.end(self._ranks, patience)
         self._ranks = []
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import selectors
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy
 import tiny
 
@@ -37,13 +37,7 @@ class Ranks:
         self._log = log
         with open(log, "w") as errors:
             script = str(Path(__file__).with_name("live_ranks.py"))
-            self._process = subprocess.Popen(
-                [sys.executable, script],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
+            self._process = children.start([sys.executable, script], stderr=errors)
 
     def run(self, **job: Any) -> list[dict[str, Any]]:
         assert self._process.stdin is not None
@@ -60,8 +54,7 @@ class Ranks:
         return answers
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        children.end([self._process])
 
 
 def hf_names(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
