@@ -70,7 +70,3 @@ def gpt_world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     ranks = World(tmp_path_factory.mktemp("gpt_world") / "stderr", script)
     yield ranks
     ranks.close()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: starts four processes")

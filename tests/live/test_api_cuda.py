@@ -9,16 +9,7 @@ import pytest
 
 from .live_world import HF_SOURCE, HF_TARGET, LLAMA, MOE, P2, T1, T2, Ranks, equal, job_of, prepare
 
-
-def _gpus() -> int:
-    try:
-        import torch
-    except ImportError:
-        return 0
-    return torch.cuda.device_count()
-
-
-pytestmark = pytest.mark.skipif(_gpus() < 2, reason="needs two CUDA devices")
+pytestmark = pytest.mark.cuda(devices=2)
 
 #: wide enough that half a row of any matrix is 64 bytes, the least that GPUs read from one another
 LARGER = {"hidden_size": 128, "head_dim": 16}

@@ -20,14 +20,6 @@ from nemoconv.tensors.strided import loops
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "live.py"
 
 
-def _gpus() -> int:
-    try:
-        import torch
-    except ImportError:
-        return 0
-    return torch.cuda.device_count()
-
-
 @pytest.mark.parametrize(
     ("whole", "start", "shape"),
     [
@@ -116,7 +108,7 @@ def test_rows_that_are_too_short() -> None:
         regions(0, 0, axes, 2)
 
 
-@pytest.mark.skipif(_gpus() < 2, reason="needs two CUDA devices")
+@pytest.mark.cuda(devices=2)
 def test_between_two_gpus(tmp_path: Path) -> None:
     """NCCL and direct reading, there and back: every bit arrives."""
     report = tmp_path / "report.json"

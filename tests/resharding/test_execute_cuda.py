@@ -15,16 +15,7 @@ from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import UsageError
 from nemoconv.resharding import devices
 
-
-def _has_cuda() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
-
-
-needs_cuda = pytest.mark.skipif(not _has_cuda(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.cuda
 BIG = {**tiny.CONFIG, "hidden_size": 64, "intermediate_size": 4096, "vocab_size": 5000}
 
 

@@ -27,7 +27,7 @@ from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
 
 torch = pytest.importorskip("torch")
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+needs_cuda = pytest.mark.cuda
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_cuda)]
 NUMPY = {"bfloat16": ml_dtypes.bfloat16, "float32": numpy.float32}
 RNG = numpy.random.default_rng(11)

@@ -1,0 +1,28 @@
+# The commands of a working day. CONTRIBUTING.md says what each needs.
+PYTHON ?= python
+WORKERS ?= 2
+OUT ?= build/bench
+
+.PHONY: help fast test lint types layers bench
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+fast:  ## every test that needs neither torch nor a GPU; under a minute on two cores; needs .[dev]
+	$(PYTHON) -m pytest --fast -q -n $(WORKERS)
+
+test:  ## all tests, as the README has them; needs .[test]
+	$(PYTHON) -m pytest -q
+
+lint:  ## style; needs .[lint]
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:  ## mypy; needs .[test,lint]
+	$(PYTHON) -m mypy
+
+layers:  ## which folder may import which; needs .[lint]
+	lint-imports
+
+bench:  ## the conversions that the README has figures for; needs .[test]
+	$(PYTHON) benchmarks/conversion.py
