@@ -13,11 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import errors
-from .errors import NemoconvError
-from .version import __version__
-
 if TYPE_CHECKING:
+    from . import errors
     from .converters.base import Checkpoint
     from .converters.look.inspect import inspect
     from .converters.look.verify import Health, verify
@@ -26,13 +23,20 @@ if TYPE_CHECKING:
     from .converters.run.convert import convert, plan
     from .converters.run.plan import Report
     from .converters.run.reshard import reshard
+    from .errors import NemoconvError
+    from .version import __version__
 
+# Nothing is imported when this file is: whoever meets it under another name, as pytest does in a clone, must
+# not make a second package of it.
 _LAZY = {
     "Checkpoint": "nemoconv.converters.base:Checkpoint",
     "Comparison": "nemoconv.converters.run.compare:Comparison",
     "Health": "nemoconv.converters.look.verify:Health",
+    "NemoconvError": "nemoconv.errors:NemoconvError",
     "Report": "nemoconv.converters.run.plan:Report",
+    "__version__": "nemoconv.version:__version__",
     "convert": "nemoconv.converters.run.convert:convert",
+    "errors": "nemoconv.errors:",
     "inspect": "nemoconv.converters.look.inspect:inspect",
     "open": "nemoconv.converters.registry:open_checkpoint",
     "plan": "nemoconv.converters.run.convert:plan",
@@ -63,4 +67,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     module, _, attribute = _LAZY[name].partition(":")
-    return getattr(import_module(module), attribute)
+    found = import_module(module)
+    return getattr(found, attribute) if attribute else found
