@@ -392,7 +392,7 @@ VARIANTS: dict[str, tuple[str, Config]] = {
         "baichuan, float32": {"torch_dtype": "float32"},
         "bert:BertForPreTraining, float32": {"torch_dtype": "float32"},
         "deepseek_v2, low rank, tied": {"q_lora_rank": 12, "tie_word_embeddings": True},
-        "deepseek_v3, no mtp, float32": {"num_nextn_predict_layers": 0, "torch_dtype": "float32"},
+        "deepseek_v3, no mtp": {"num_nextn_predict_layers": 0},
         "deepseek_v3, full queries": {"q_lora_rank": None},
         "falcon, 7b": {"new_decoder_architecture": False, "num_kv_heads": None},
         "falcon, one norm": {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},

@@ -19,45 +19,43 @@ _LIKE = "="
 def load() -> dict[str, dict[str, Any]]:
     """The committed outputs by case."""
     held = json.loads(FILE.read_text())
-    sets: dict[str, dict[str, str]] = {}
-    for key, entry in held.get("tensors", {}).items():
-        whole = {**sets.get(entry.pop(_LIKE, ""), {}), **_flat(entry)}
-        sets[key] = {name: digest for name, digest in sorted(whole.items()) if digest is not None}
-    return {
-        case: {step: _whole(output, sets) for step, output in made.items()}
-        for case, made in held.get("cases", {}).items()
-    }
-
-
-def _whole(output: Mapping[str, Any], sets: Mapping[str, Mapping[str, str]]) -> Mapping[str, Any]:
-    if "refused" in output:
-        return output
-    return {"files": _flat(output["files"]), "tensors": sets[output["tensors"]]}
+    sets = _resolved(held.get("tensors", {}))
+    found = {}
+    for case, made in held.get("cases", {}).items():
+        files = _resolved({step: output["files"] for step, output in made.items() if "files" in output})
+        found[case] = {
+            step: {"files": files[step], "tensors": sets[output["tensors"]]} if step in files else output
+            for step, output in made.items()
+        }
+    return found
 
 
 def dump(cases: Mapping[str, Made]) -> None:
     """Write the file: a line for an output, so that a diff shows which changed.
 
-    Sets of tensors are kept once, under their digest, each as what it has unlike the likest one before it: models
-    share most of their names, and with the names their random bytes.
+    To keep it small, the files of an output are told as what they have unlike those of an earlier output of the
+    case. So are sets of tensors, each kept once, of all cases: models share most of their names, and with the
+    names their random bytes.
     """
     sets: dict[str, Mapping[str, str]] = {}
     blocks = []
     for case, made in cases.items():
+        files = {step: output["files"] for step, output in made.items() if "files" in output}
+        told = dict(_unlike(files, "/"))
         lines = []
         for step, output in made.items():
             kept = output
-            if "refused" not in output:
+            if step in told:
                 key = hashlib.sha256(_line(output["tensors"]).encode()).hexdigest()[:12]
-                kept = {"files": _tree(output["files"], "/"), "tensors": key}
+                kept = {"files": told[step], "tensors": key}
                 sets[key] = output["tensors"]
             lines.append(f"   {json.dumps(step)}: {_line(kept)}")
         blocks.append(f"  {json.dumps(case)}: {{\n" + ",\n".join(lines) + "}")
-    written = ",\n".join(f"  {json.dumps(key)}: {_line(entry)}" for key, entry in _unlike(sets))
+    written = ",\n".join(f"  {json.dumps(key)}: {_line(entry)}" for key, entry in _unlike(sets, "."))
     FILE.write_text('{\n "cases": {\n' + ",\n".join(blocks) + '},\n "tensors": {\n' + written + "}}\n")
 
 
-def _unlike(sets: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _unlike(sets: Mapping[str, Mapping[str, str]], separator: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each set as its differences from the earlier one of which they are least; None: a name it has not."""
     earlier: dict[str, Mapping[str, str]] = {}
     for key, entry in sets.items():
@@ -68,8 +66,18 @@ def _unlike(sets: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, Mappin
             unlike = {name: digest for name, digest in entry.items() if held.get(name) != digest}
             if len(unlike) + len(gone) < len(best):
                 like, best = {_LIKE: other}, {**unlike, **gone}
-        yield key, {**like, **_tree(best, ".")}
+        yield key, {**like, **_tree(best, separator)}
         earlier[key] = entry
+
+
+def _resolved(sets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """The opposite of :func:`_unlike`."""
+    found: dict[str, dict[str, str]] = {}
+    for key, entry in sets.items():
+        own = _flat({name: value for name, value in entry.items() if name != _LIKE})
+        whole = {**found.get(entry.get(_LIKE, ""), {}), **own}
+        found[key] = {name: digest for name, digest in sorted(whole.items()) if digest is not None}
+    return found
 
 
 def _tree(names: Mapping[str, Any], separator: str) -> dict[str, Any]:

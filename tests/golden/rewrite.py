@@ -14,9 +14,9 @@ from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
 
-from . import builder, digests
+from . import builder, cases, digests
 
-sys.path.insert(0, str(builder.FIXTURES))
+sys.path.insert(0, str(cases.FIXTURES))
 
 
 def main(patterns: list[str]) -> None:
@@ -25,7 +25,7 @@ def main(patterns: list[str]) -> None:
         sys.exit("onnx is missing: install nemoconv[onnx], or its outputs would be lost")
     old = digests.load() if digests.FILE.exists() else {}
     new = {}
-    for name, case in builder.cases().items():
+    for name, case in cases.cases().items():
         if patterns and not any(fnmatchcase(name, pattern) for pattern in patterns):
             if name in old:
                 new[name] = old[name]
