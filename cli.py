@@ -6,16 +6,17 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.core import ParameterSource
 
+from .converters import options
 from .errors import NemoconvError
-from .ui import terminal
+from .ui import flags, terminal
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -23,33 +24,6 @@ if TYPE_CHECKING:
 
 # numpy would start a thread per core for linear algebra that is never done here
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-_UNITS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
-
-
-if TYPE_CHECKING:
-    _IntType = click.ParamType[int]
-else:  # click before 8.4 knows no type parameter
-    _IntType = click.ParamType
-
-
-class ByteSize(_IntType):
-    """A number of bytes: 512MiB (powers of 1024), 5GB (powers of 1000), 1000."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"([\d.]+)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
-        try:
-            number = float(match[1]) if match else 0.0
-        except ValueError:
-            number = 0.0
-        nbytes = number * (1024 if match[3] else 1000) ** _UNITS[match[2]] if match else 0.0
-        if not 1 <= nbytes < 2**63:
-            self.fail(f"{value!r} is not a size such as 512MiB or 5GB", param, ctx)
-        return int(nbytes)
 
 
 class _Signal(BaseException):
@@ -77,7 +51,7 @@ def _outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
         sys.exit(128 + caught.number)
     except NemoconvError as error:
         if debug:
-            raise
+            traceback.print_exc()
         terminal.fail(error, as_json=as_json)
         sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output went away
@@ -90,7 +64,7 @@ def _outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
         raise
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         bug = NemoconvError(
             f"internal error: {type(error).__name__}: {error}", hint="please report it with --debug's output"
         )
@@ -118,37 +92,17 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
 
 def _source(command: Callable[..., None]) -> Callable[..., None]:
     """Options that say where a source is."""
-    for option in (
-        click.option("--offline", is_flag=True, help="Use the hub cache only."),
-        click.option("--cache-dir", metavar="DIR", help="Hub cache to use."),
-        click.option("--token", metavar="TOKEN", help="Hub token; default: HF_TOKEN or your login."),
-        click.option("--revision", metavar="REV", help="Hub revision; also SRC@REV."),
-        click.option("--config", metavar="PATH", help="config.json to use instead of the source's own."),
-    ):
-        command = option(command)
+    for name, settings in _HUB.items():
+        command = click.option(name, cls=flags.Flag, group="Source", **settings)(command)
     return command
 
 
-def _output(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of every command that writes a checkpoint."""
-    for option in (
-        click.option(
-            "--allow-ignored", multiple=True, metavar="KEY", help="Accept an unknown config key; recorded."
-        ),
-        click.option("--verify", is_flag=True, help="Read the output back and compare every bit."),
-        click.option(
-            "--max-memory", type=ByteSize(), default="512MiB", show_default=True, help="Bound on memory."
-        ),
-        click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is whole."),
-        click.option("--resume", is_flag=True, help="With torchrun: continue a run that did not finish."),
-        click.option("--dry-run", is_flag=True, help="Plan and check, write nothing."),
-        click.option(
-            "--make-vocab-size-divisible-by", type=click.IntRange(1), metavar="N",
-            help="Pad the vocabulary to a multiple of N times --tp.",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+_HUB: dict[str, dict[str, Any]] = {
+    "--offline": {"is_flag": True, "help": "Use the hub cache only."},
+    "--cache-dir": {"metavar": "DIR", "help": "Hub cache to use."},
+    "--token": {"metavar": "TOKEN", "help": "Hub token; default: HF_TOKEN or your login."},
+    "--revision": {"metavar": "REV", "help": "Hub revision; also SRC@REV."},
+}
 
 
 def _picture(command: Callable[..., None]) -> Callable[..., None]:
@@ -168,87 +122,16 @@ def _picture(command: Callable[..., None]) -> Callable[..., None]:
     return wrapped
 
 
-def _onnx(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of commands that can write ONNX."""
-    for option in (
-        click.option(
-            "--in-place", is_flag=True, help="ONNX: add the graph to SRC, a Hugging Face directory; no OUT."
-        ),
-        click.option("--pack", is_flag=True, help="ONNX: weights in model.onnx.data, not in safetensors."),
-        click.option(
-            "--flavor", metavar="FLAVOR",
-            help="ONNX: std (any runtime, left padding; default) or genai (onnxruntime's own attention).",
-        ),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+def _converting(**settings: Any) -> Callable[[Callable[..., None]], click.Command]:
+    """A command that converts SRC into OUT; see :class:`flags.Converting` for the rest of its options."""
 
+    def made(command: Callable[..., None]) -> click.Command:
+        wrapped = _source(_common(command))
+        for name, required in (("out", False), ("src", True)):
+            wrapped = click.argument(name, metavar=name.upper(), required=required)(wrapped)
+        return main.command(cls=flags.Converting, **settings)(wrapped)
 
-def _nemo1(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of commands that can write NeMo 1 archives."""
-    return click.option(
-        "--rank-files", is_flag=True,
-        help="NeMo 1: a state dict for each rank, as NeMo before 2.0 reads it, not torch_dist.",
-    )(command)  # fmt: skip
-
-
-def _nemo2(command: Callable[..., None]) -> Callable[..., None]:
-    """Options of commands that can write NeMo 2 directories."""
-    return click.option(
-        "--experts", type=click.Choice(["stacked", "singleton"]),
-        help="NeMo 2: a key for all experts of a layer, which megatron-core's grouped GEMM and sequential "
-        "experts both have there (default), or keys that nothing shares (its singleton_local_shards).",
-    )(command)  # fmt: skip
-
-
-_device = click.option(
-    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu",
-    help="Where values are decoded and cast, and short runs gathered; the result is the same.",
-)  # fmt: skip
-
-
-def _conversion(command: Callable[..., None]) -> Callable[..., None]:
-    """Arguments and options of every command that converts."""
-    command = _output(command)
-    for option in (
-        click.option(
-            "--max-shard-size", "max_shard_nbytes", type=ByteSize(), default="5GB", show_default=True,
-            help="Largest safetensors file.",
-        ),
-        click.option(
-            "--head", type=click.Choice(["transducer", "ctc"]),
-            help="Head of a hybrid speech model to convert.",
-        ),
-        _device,
-        click.option("--exact", is_flag=True, help="With --dtype: refuse if a value would be rounded."),
-        click.option(
-            "--normalize-rows", is_flag=True,
-            help="Baichuan 2: divide the rows of the output layer by their lengths. Lossy.",
-        ),
-        click.option(
-            "--dequantize", is_flag=True,
-            help="Accept weights that SRC holds only roughly (ONNX int4, int8).",
-        ),
-        click.option(
-            "--dtype",
-            metavar="DTYPE",
-            help="float32, bfloat16, float16 or float64 (fp32, bf16, fp16, fp64); default: as it is.",
-        ),
-        click.option(
-            "--ep", "expert_parallel_size", type=click.IntRange(1), default=1, help="Expert parallel size.",
-        ),
-        click.option(
-            "--pp", "pipeline_parallel_size", type=click.IntRange(1), default=1,
-            help="Pipeline parallel size.",
-        ),
-        click.option(
-            "--tp", "tensor_parallel_size", type=click.IntRange(1), default=1, help="Tensor parallel size."
-        ),
-        click.argument("out", metavar="OUT", required=False),
-        click.argument("src", metavar="SRC"),
-    ):  # fmt: skip
-        command = option(command)
-    return command
+    return made
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -268,8 +151,8 @@ def main() -> None:
       nemoconv verify out/ meta-llama/Llama-3.2-1B
 
     \b
-    Exit codes: 0 done, 1 verify found a difference, 2 usage, 3 corrupt input, 4 unsafe input,
-    5 unsupported, 6 output error, 70 internal error, 128+n signal n.
+    Exit codes: 0 done, 1 verify found a difference, 2 usage (a missing path too), 3 corrupt input,
+    4 unsafe input, 5 unsupported, 6 output error, 7 hub not reachable, 70 internal error, 128+n signal n.
     """
 
 
@@ -279,185 +162,128 @@ def _locate(src: str, revision: str | None, token: str | None, cache_dir: str | 
     return str(locate(src, HubOptions(revision, token, cache_dir, offline)))
 
 
-def _convert(
-    src: str,
-    out: str | None,
-    to: str,
-    *,
+def _show(report: Report, *, planned: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
+    if as_json:
+        terminal.print_json(report.as_dict())
+    elif not quiet:
+        print("\n".join(terminal.report_lines(report, planned=planned, verbose=verbose)))
+
+
+def _hub(arguments: dict[str, Any]) -> list[Any]:
+    """Take what says how to reach the hub out of a command's arguments."""
+    return [arguments.pop(key) for key in ("revision", "token", "cache_dir", "offline")]
+
+
+def _run(
+    work: Callable[..., Report],
+    *places: Any,
     as_json: bool,
     quiet: bool,
     verbose: bool,
     show: bool,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | None,
-    offline: bool,
-    **options: Any,
+    **given: Any,
 ) -> None:
+    """Call the library with what was said on the command line, and show its report."""
+    said = options.said(given)
+    planned = bool(said.get("dry_run"))
+    with terminal.progress(show and not planned) as progress:
+        report = work(*places, progress=progress, **said)
+    _show(report, planned=planned, as_json=as_json, quiet=quiet, verbose=verbose)
+
+
+def _convert(src: str, out: str | None, *, in_place: bool = False, **arguments: Any) -> None:
     from .converters.run.convert import convert
 
-    in_place = options.pop("in_place", False)
     if out is None and not in_place:
         raise click.UsageError("Missing argument 'OUT'.")
-    path = _locate(src, revision, token, cache_dir, offline)
+    path = _locate(src, *_hub(arguments))
     if in_place:
-        report = _add_graph(path, out, to, options)
+        arguments.pop("show")  # nothing takes long
+        _add_graph(path, out, **arguments)
     else:
-        with terminal.progress(show and not options["dry_run"]) as progress:
-            report = convert(path, out or "", to=to, progress=progress, **options)
-    if as_json:
-        terminal.print_json(report.as_dict())
-    elif not quiet:
-        print("\n".join(terminal.report_lines(report, planned=options["dry_run"], verbose=verbose)))
+        _run(convert, path, out, **arguments)
 
 
-def _add_graph(path: str, out: str | None, to: str, options: Mapping[str, Any]) -> Report:
+def _add_graph(
+    path: str,
+    out: str | None,
+    *,
+    to: str,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
+) -> None:
     """--in-place: the directory stays as it is and gets model.onnx."""
+    from .converters.registry import target_format
     from .converters.run.onnx_in_place import add_graph
 
-    if to != "onnx":
+    if target_format(to).name != "onnx":
         raise click.UsageError("--in-place adds an ONNX graph: it goes with --to onnx")
     if out is not None and not (os.path.exists(out) and os.path.samefile(path, out)):
         raise click.UsageError("--in-place writes into SRC: leave out OUT")
+    said = {name: value for name, value in options.said(given).items() if value != ()}
     taken = ("flavor", "overwrite", "dry_run", "allow_ignored")
-    context = click.get_current_context()
-    given = [
-        name
-        for name in sorted(options.keys() - {*taken, "max_memory"})
-        if context.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
-    ]
-    if given:
-        raise click.UsageError(f"--in-place leaves the weights alone: leave out {', '.join(given)}")
-    return add_graph(path, **{name: options[name] for name in taken})
+    others = sorted(said.keys() - {*taken, "max_memory"})
+    if others:
+        raise click.UsageError(f"--in-place leaves the weights alone: leave out {', '.join(others)}")
+    report = add_graph(path, **{name: said[name] for name in taken if name in said})
+    _show(report, planned="dry_run" in said, as_json=as_json, quiet=quiet, verbose=verbose)
 
 
-def _reshard(
-    src: str,
-    out: str | None,
-    *,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    show: bool,
-    revision: str | None,
-    token: str | None,
-    cache_dir: str | None,
-    offline: bool,
-    **options: Any,
-) -> None:
-    from .converters.run.reshard import reshard
-
-    path = _locate(src, revision, token, cache_dir, offline)
-    if out is None and not os.path.exists(src):
-        raise click.UsageError("give OUT as well when SRC is not a local path")
-    with terminal.progress(show and not options["dry_run"]) as progress:
-        report = reshard(path, out, progress=progress, **options)
-    if as_json:
-        terminal.print_json(report.as_dict())
-    elif not quiet:
-        print("\n".join(terminal.report_lines(report, planned=options["dry_run"], verbose=verbose)))
-
-
-@main.command()
-@_conversion
-@_nemo2
-@_source
-@_common
+@_converting(reads=["hf"], writes=["nemo2"])
 def hf2nemo2(**arguments: Any) -> None:
     """Convert a Hugging Face directory into a NeMo 2 directory."""
     _convert(to="nemo2", **arguments)
 
 
-@main.command()
-@_conversion
-@_nemo1
-@_source
-@_common
+@_converting(reads=["hf"], writes=["nemo"])
 def hf2nemo(**arguments: Any) -> None:
     """Convert a Hugging Face directory into a NeMo 1 archive, OUT.nemo."""
     _convert(to="nemo", **arguments)
 
 
-@main.command()
-@_conversion
-@_source
-@_common
+@_converting(reads=["nemo2", "nemo", "megatron"], writes=["hf"])
 def nemo2hf(**arguments: Any) -> None:
     """Convert a NeMo checkpoint into a Hugging Face directory."""
     _convert(to="hf", **arguments)
 
 
-@main.command()
-@_conversion
-@_onnx
-@_source
-@_common
+@_converting(reads=["hf"], writes=["onnx"])
 def hf2onnx(**arguments: Any) -> None:
     """Write a Hugging Face directory with an ONNX graph beside its weights."""
     _convert(to="onnx", **arguments)
 
 
-@main.command()
-@_conversion
-@_onnx
-@_source
-@_common
+@_converting(reads=["nemo2", "nemo"], writes=["onnx"])
 def nemo2onnx(**arguments: Any) -> None:
     """Convert a NeMo checkpoint into ONNX."""
     _convert(to="onnx", **arguments)
 
 
-@main.command()
-@_conversion
-@_nemo1
-@_nemo2
-@_onnx
-@click.option(
-    "--to",
-    required=True,
-    metavar="FORMAT",
-    help="hf, nemo2, nemo, onnx or peft; the source's format is detected.",
-)
-@_source
-@_common
+@_converting()
 def convert(**arguments: Any) -> None:
     """Convert any checkpoint into any format."""
     _convert(**arguments)
 
 
-@main.command()
-@_conversion
-@_nemo1
-@_nemo2
-@_onnx
-@click.option("--to", required=True, metavar="FORMAT", help="hf, nemo2, nemo or onnx.")
+@_converting(idle=[options.VERIFY, options.RESUME, options.OVERWRITE, options.DRY_RUN, options.DEVICE])
 @_picture
-@_source
-@_common
 def plan(**arguments: Any) -> None:
-    """Show what convert would do: tensors, moves, bytes, memory, disk. Writes nothing."""
+    """Show what convert would do: tensors, moves, bytes, memory, disk. Writes nothing but the picture."""
     _convert(**{**arguments, "dry_run": True})
 
 
-@main.command()
+@main.command(cls=flags.Command)
 @click.argument("src", metavar="[SRC]", default=".")
 @click.argument("out", metavar="[OUT]", required=False)
-@click.option("--tp", "tensor_parallel_size", type=click.IntRange(1), help="Tensor parallel size.")
-@click.option("--pp", "pipeline_parallel_size", type=click.IntRange(1), help="Pipeline parallel size.")
-@click.option(
-    "--vpp", "virtual_pipeline_parallel_size", type=click.IntRange(1), help="Runs of layers per stage."
-)
-@click.option("--ep", "expert_parallel_size", type=click.IntRange(1), help="Expert parallel size.")
-@click.option(
-    "--etp", "expert_tensor_parallel_size", type=click.IntRange(1), help="Tensor parallel size of experts."
-)
-@click.option("--layout", metavar="FILE", help="YAML file that describes a layout; see docs/layout.md.")
+@flags.flagged(*options.LAYOUT, group="Layout")
 @click.option("--layers", metavar="A-B", help="Only these layers, as a model of their own: 0-7, or 0-3,8.")
 @click.option("--stage", type=click.IntRange(0), help="Only the layers of this pipeline stage of --pp.")
 @click.option("--drop-optimizer", is_flag=True, help="Leave out optimizer state.")
-@_device
+@flags.flagged(options.VOCABULARY, options.CONFIG)
+@flags.flagged(*options.RUN, group="Run")
 @_picture
-@_output
 @_source
 @_common
 def reshard(src: str, out: str | None, **arguments: Any) -> None:
@@ -466,13 +292,19 @@ def reshard(src: str, out: str | None, **arguments: Any) -> None:
     SRC is the current directory, and OUT a sibling of it named after the layout, unless given. Sizes that
     are not given are as in SRC. Format, config, tokenizer and optimizer state stay.
     """
-    _reshard(src, out, **arguments)
+    from .converters.run.reshard import reshard as work
+
+    path = _locate(src, *_hub(arguments))
+    if out is None and not os.path.exists(src):
+        raise click.UsageError("give OUT as well when SRC is not a local path")
+    _run(work, path, out, **arguments)
 
 
 @main.command()
 @click.argument("path", metavar="PATH")
 @click.option("--tensors", is_flag=True, help="List every tensor.")
 @click.option("--grep", metavar="RE", help="List the tensors whose name this expression is found in.")
+@flags.flagged(options.CONFIG)
 @_source
 @_common
 def inspect(
@@ -511,6 +343,7 @@ def inspect(
 @main.command()
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B", required=False)
+@flags.flagged(options.CONFIG)
 @_source
 @_common
 def verify(

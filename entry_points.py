@@ -61,13 +61,13 @@ def entries(group: str) -> Mapping[str, Entry]:
 
 _BUILT_IN: Mapping[str, Mapping[str, str]] = {
     "converters": {
-        "hf": "nemoconv.converters.hf.checkpoint:HFConverter",
-        "nemo2": "nemoconv.converters.nemo2.checkpoint:NeMo2Converter",
-        "nemo": "nemoconv.converters.nemo1.checkpoint:NeMo1Converter",
-        "megatron": "nemoconv.converters.megatron.checkpoint:MegatronConverter",
-        "safetensors": "nemoconv.converters.run.safetensors:SafetensorsConverter",
-        "onnx": "nemoconv.converters.onnx.format:OnnxConverter",
-        "peft": "nemoconv.converters.adapters.peft:PeftConverter",
+        "hf": "nemoconv.converters.hf.format:HFFormat",
+        "nemo2": "nemoconv.converters.nemo2.format:NeMo2Format",
+        "nemo": "nemoconv.converters.nemo1.format:NeMo1Format",
+        "megatron": "nemoconv.converters.megatron.format:MegatronFormat",
+        "safetensors": "nemoconv.converters.safetensors:SafetensorsFormat",
+        "onnx": "nemoconv.converters.onnx.format:OnnxFormat",
+        "peft": "nemoconv.converters.adapters.format:PeftFormat",
     },
     "mappings": {
         "llama": "nemoconv.mappings.models.llama:TABLE",

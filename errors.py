@@ -86,3 +86,9 @@ class OutputError(NemoconvError, OSError):
     """The output exists already, cannot be written, or does not fit."""
 
     exit_code = 6
+
+
+class Unreachable(NemoconvError, OSError):
+    """A hub or server that cannot be reached, or that does not let this user in."""
+
+    exit_code = 7

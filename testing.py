@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from .converters.look.inspect import inspect
 from .converters.look.verify import verify
-from .converters.registry import converter, open_checkpoint, recognize
+from .converters.registry import find_format, open_checkpoint, recognize
 from .converters.run.compare import compare
 from .converters.run.convert import convert
 from .errors import LayoutError, MappingError, NemoconvError, OutputError
@@ -62,8 +62,8 @@ class ConverterTests:
 
     def test_does_not_recognize_other_things(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("nothing")
-        assert not converter(self.format).recognizes(tmp_path)
-        assert not converter(self.format).recognizes(tmp_path / "notes.txt")
+        assert not find_format(self.format).recognizes(tmp_path)
+        assert not find_format(self.format).recognizes(tmp_path / "notes.txt")
 
     def test_there_and_back_is_equal_bit_for_bit(self, tmp_path: Path) -> None:
         source, target = self._both(tmp_path)

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy
 
-from nemoconv.converters.base import WriteOptions
-from nemoconv.converters.registry import converter, open_checkpoint
-from nemoconv.converters.run.plan import prepare
+from nemoconv.converters.registry import find_format, open_checkpoint
+from nemoconv.converters.run.plan import Wish, prepare
 from nemoconv.formats.safetensors import emit_header
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config
@@ -165,8 +164,7 @@ def write_nemo2(
     layout = Layout(tensor_parallel_size, pipeline_parallel_size)
     output = OutputDirectory(folder)
     with open_checkpoint(source) as opened, output:
-        options = WriteOptions(layout, 5 * 10**9, None, None)
-        conversion = prepare(opened, output, converter("nemo2"), options)
+        conversion = prepare(opened, output, find_format("nemo2"), Wish(layout))
         for payload in conversion.payloads:
             payload.crc32 = 0
         for file in conversion.plan.outputs():

@@ -1,4 +1,4 @@
-"""What every format offers: an open checkpoint to read from, a writer to fill, a converter to find both."""
+"""What a format (:mod:`nemoconv.converters.format`) gives: an open checkpoint to read, a writer to fill."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from ..mappings.hf.fields import Value
 from ..mappings.table import Table
 from ..resharding.plan import Payload
 from ..stores.files import Folder, SourceDir, SourceFile
-from ..stores.output import OutputDirectory
 from ..tensors.dtypes import DType
 from ..tensors.layout import Layout
 from ..tensors.stored import StoredTensor
@@ -69,7 +68,7 @@ class Request:
 
 @dataclass(slots=True)
 class Model:
-    """A model apart from its weights: what one converter understood and another writes down.
+    """A model apart from its weights: what one format understood and another writes down.
 
     ``config`` is the model config in Megatron's names, ``table`` the architecture it belongs to.
     ``inert`` are the config.json keys that do not enter the mathematics and are carried along.
@@ -81,6 +80,8 @@ class Model:
     inert: dict[str, Value] = field(default_factory=dict)
     files: dict[str, SourceFile | bytes] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    #: sizes of factors as the target has them; known once a conversion is planned
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 class Checkpoint(ABC):
@@ -166,32 +167,6 @@ class Checkpoint(ABC):
         """This checkpoint as a comparison with ``other`` sees it."""
         return self.view_for(other.format)
 
-    def choose_head(self, head: str) -> None:
-        """Of a model with two output heads, take this one ("transducer" or "ctc").
-
-        Raises UsageError for a model that has one only.
-        """
-        raise UsageError(f"{self.path}: has no heads to choose from", hint="leave out --head")
-
-    def normalize_rows(self) -> None:
-        """Divide the rows of an output layer by their lengths, as the model's own code does when it runs.
-
-        Raises UsageError for a checkpoint of a model that does not.
-        """
-        raise UsageError(
-            f"{self.path}: is of no model whose own code normalises rows", hint="leave out --normalize-rows"
-        )
-
-    def dequantize(self) -> None:
-        """Accept weights that the checkpoint holds only approximately, such as four-bit ones of a graph.
-
-        Raises UsageError for a format that has none of that kind.
-        """
-        raise UsageError(
-            f"{self.path}: a checkpoint of format {self.format!r} has nothing to dequantize on request",
-            hint="leave out --dequantize",
-        )
-
     def notes(self) -> Sequence[str]:
         """What a report should say of how this checkpoint is read."""
         return ()
@@ -215,24 +190,6 @@ class Checkpoint(ABC):
         """What a loader pads the vocabulary to a multiple of (times the tensor-parallel size) by itself,
         None where it takes the stored rows as they are."""
         return None
-
-    def resharder(
-        self,
-        output: OutputDirectory,
-        model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
-        *,
-        drop_optimizer: bool = False,
-    ) -> Writer:
-        """A writer of this very checkpoint in another layout, with everything else as it is.
-
-        Raises UsageError for a format that has no parallel layout.
-        """
-        raise UsageError(
-            f"{self.path}: a checkpoint of format {self.format!r} has no parallel layout",
-            hint="convert it to nemo2 with --tp, --pp and --ep",
-        )
 
     def copies(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
         """Tensors that the checkpoint holds more than once and that must be equal bit for bit: (a copy,
@@ -360,63 +317,3 @@ class Writer(ABC):
     @abstractmethod
     def finish(self) -> None:
         """Write what frames the payloads, whose checksums are known now; what makes it loadable last."""
-
-
-class Converter(ABC):
-    """A checkpoint format: the contract of a plug-in (entry point group ``nemoconv.converters``)."""
-
-    name: ClassVar[str]
-    title: ClassVar[str]
-    side: ClassVar[Side]
-    writes: ClassVar[bool] = True
-    #: writes any tensors under the source's own names: no mapping table takes part
-    plain: ClassVar[bool] = False
-    #: those of :class:`WriteOptions` that only some formats understand, this one among them
-    options: ClassVar[frozenset[str]] = frozenset()
-    #: what ``recognizes`` looks for, for the message when nothing fits
-    looks_for: ClassVar[str]
-
-    @abstractmethod
-    def recognizes(self, path: Path) -> bool:
-        """Whether ``path`` looks like this format, from names alone."""
-
-    @abstractmethod
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        """Open it, reading headers only. ``config``: a config.json to use instead of its own."""
-
-    def check_options(self, options: WriteOptions) -> None:
-        """Raise UsageError for an option that means nothing in this format."""
-        for name in ("flavor", "pack", "rank_files", "experts"):
-            if getattr(options, name) and name not in self.options:
-                raise UsageError(f"{name} means nothing in the format {self.name!r}", hint="leave it out")
-
-    def output(self, target: str | Path, *, overwrite: bool = False) -> OutputDirectory:
-        """Where a checkpoint of this format is staged: a directory, unless the format is one file."""
-        return OutputDirectory(target, overwrite=overwrite)
-
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        """A writer of this format into ``output``; ``sizes`` has the padded vocabulary of this layout."""
-        raise UsageError(f"{self.name} cannot be written")
-
-
-@dataclass(frozen=True, slots=True)
-class WriteOptions:
-    """What a target may be told."""
-
-    layout: Layout = field(default_factory=Layout)
-    max_shard_nbytes: int = 5 * 10**9
-    dtype: DType | None = None
-    make_vocab_size_divisible_by: int | None = None
-    flavor: str | None = None
-    pack: bool = False
-    rank_files: bool = False
-    experts: str | None = None
-
-    def __post_init__(self) -> None:
-        """Raise UsageError for sizes that are none."""
-        for name in ("max_shard_nbytes", "make_vocab_size_divisible_by"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise UsageError(f"{name}={value!r} is not a positive number")

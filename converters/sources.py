@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError, some
+from ..errors import CorruptCheckpoint, Unreachable, UnsafeCheckpoint, UnsupportedFormat, UsageError, some
 from ..stores.files import is_there
+from . import registry
 
-_REPO = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+_REPO = re.compile(r"(?:hf://)?(\w[\w.-]*/\w[\w.-]*?)(?:@([\w./-]+))?")
 #: one ONNX model of a repository, which may have several
 _ONNX = re.compile(r"(?:hf://)?(\w[\w.-]*/[\w.-]+?)(?:@([\w.-]+))?/([\w./ -]+\.onnx)")
 #: what a conversion can use of a repository: no pickles, no code
@@ -38,22 +39,24 @@ def locate(source: str, hub: HubOptions = HubOptions()) -> Path:
     taken only if it has neither safetensors nor a .nemo archive: model.onnx or onnx/model.onnx.
 
     A local path wins over a repository of the same name, and so does a local folder in which a file is
-    missing. Raises UnsupportedFormat, saying what was tried, when it is neither.
+    missing. Raises UsageError where nothing is there, Unreachable, saying what was tried, where the hub does
+    not give it.
     """
     if not source.startswith("hf://") and is_there(source):
         return Path(source)
     match = _ONNX.fullmatch(source) or _REPO.fullmatch(source)
     if match is None:
-        raise UnsupportedFormat(
+        near = registry.near(Path(source))
+        raise UsageError(
             f"{source}: no such file or directory",
-            hint="give a path or a hub repository as org/name",
+            hint=f"{near}give a path or a hub repository as org/name",
         )
     name, revision = match[1], match[2]
     if revision and hub.revision and revision != hub.revision:
         raise UsageError(f"two revisions are given: {revision!r} and {hub.revision!r}")
     wanted = match[3] if match.re is _ONNX else None
     if wanted and not source.startswith("hf://") and is_there(match[1]):
-        raise UnsupportedFormat(
+        raise UsageError(
             f"{source}: no such file or directory", hint=f"a repository is meant by hf://{source}"
         )
     return _download(name, revision or hub.revision, hub, wanted)
@@ -92,30 +95,30 @@ def _download(name: str, revision: str | None, hub: HubOptions, onnx: str | None
             if place is not None:
                 return _fetch_onnx(name, place, fetch)
     except errors.GatedRepoError:
-        raise UnsupportedFormat(
+        raise Unreachable(
             tried + "the hub repository is gated",
             hint="accept its terms on the hub, then pass --token or set HF_TOKEN",
         ) from None
     except errors.RepositoryNotFoundError:
-        raise UnsupportedFormat(
+        raise Unreachable(
             tried + "the hub has no such repository, or none that you may see",
             hint="check the spelling; for a private one pass --token or set HF_TOKEN",
         ) from None
     except errors.RevisionNotFoundError:
-        raise UnsupportedFormat(tried + f"the hub repository has no revision {revision!r}") from None
+        raise UsageError(tried + f"the hub repository has no revision {revision!r}") from None
     except errors.LocalEntryNotFoundError as error:
         cache = hub.cache_dir or constants.HF_HUB_CACHE
         if offline:
-            raise UnsupportedFormat(
+            raise Unreachable(
                 tried + f"not in the hub cache {cache} (offline)",
                 hint="unset HF_HUB_OFFLINE and leave out --offline to download it, or set --cache-dir",
             ) from None
-        raise UnsupportedFormat(
+        raise Unreachable(
             tried + f"not in the hub cache {cache}, and the hub cannot be reached ({_cause(error)})",
             hint="check the network (HTTPS_PROXY, HF_ENDPOINT), or download elsewhere and give the path",
         ) from None
     except (errors.HfHubHTTPError, OSError) as error:
-        raise UnsupportedFormat(
+        raise Unreachable(
             tried + f"the hub cannot be reached ({_cause(error)})",
             hint="check the network (HTTPS_PROXY, HF_ENDPOINT), or download elsewhere and give the path",
         ) from None
@@ -142,7 +145,7 @@ def _fetch_onnx(name: str, path: str, fetch: Callable[[list[str]], Path]) -> Pat
         raise UsageError(f"{path} is not the name of a file of a hub repository")
     found = fetch([path, *_BESIDE])
     if not (found / path).exists():
-        raise UnsupportedFormat(f"the hub repository {name} has no file {path}")
+        raise UsageError(f"the hub repository {name} has no file {path}")
     folder = SourceDir(found)
     try:
         held = external_files(folder.file(path))

@@ -8,10 +8,12 @@ parallel, then pipeline stages (megatron/core/parallel_state.py). Which layers a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from itertools import accumulate
 from math import lcm
+from typing import Any
 
 from ..errors import LayoutError, UsageError
 
@@ -143,6 +145,42 @@ class Layout:
         """Raise LayoutError unless ``num_layers`` can be dealt to the stages."""
         self.layers(num_layers)
 
+    @property
+    def is_even(self) -> bool:
+        """Whether nothing is said of stages that hold different numbers of layers."""
+        return self == replace(self, **even())
+
+    def dealt(self, num_layers: int) -> Layout:
+        """This layout, or where its even stages do not divide ``num_layers``, the uneven one that Megatron
+        has for it: the embedding and the loss take the place of a layer each, or of one of them, where that
+        comes out even (Llama 3.1 405B: 126 layers on 16 stages); else the stages between the first and the
+        last are equal, and these two share what is left (DeepSeek-V3: 3, 14 times 4, and 2 of 61 layers).
+
+        NeMo's own recipes for these models say the same. A layout that cannot be dealt is returned as it is.
+        """
+        size = self.pipeline_parallel_size
+        if not self.is_even or num_layers % self.num_stages == 0 or num_layers < size:
+            return self
+        for embedding, loss in ((True, True), (False, True), (True, False)):
+            if (num_layers + embedding + loss) % self.num_stages == 0:
+                return replace(
+                    self,
+                    account_for_embedding_in_pipeline_split=embedding,
+                    account_for_loss_in_pipeline_split=loss,
+                )
+        for middle in (-(-num_layers // size), num_layers // size):
+            left = num_layers - middle * (size - 2)
+            first, last = left - left // 2, left // 2
+            if last < 1:
+                continue
+            given = replace(
+                self, num_layers_in_first_pipeline_stage=first, num_layers_in_last_pipeline_stage=last
+            )
+            with suppress(LayoutError):  # virtual stages may not divide them
+                given.check(num_layers)
+                return given
+        return self
+
     def pieces(
         self, size: int, name: str, what: str, *, of_experts: bool = False
     ) -> Iterator[tuple[int, int]]:
@@ -193,6 +231,12 @@ _POSITIVE = (
     "num_layers_in_first_pipeline_stage",
     "num_layers_in_last_pipeline_stage",
 )
+
+
+def even() -> dict[str, Any]:
+    """The settings of layouts that deal layers unevenly, saying that one does not."""
+    plain = Layout()
+    return {f.name: getattr(plain, f.name) for f in fields(Layout) if not f.name.endswith("_size")}
 
 
 @cache

@@ -102,20 +102,34 @@ def test_inspect_lists_tensors(llama: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["inspect", "{tmp}"], 5, "error: {tmp}: no known checkpoint format; looked for hf (config.json beside "),
-        (["inspect", "{tmp}/no"], 5, "error: {tmp}/no: no such file or directory; give a path or a hub "),
+        (["inspect", "{tmp}/no"], 2, "error: {tmp}/no: no such file or directory; give a path or a hub "),
+        (["inspect", "{tmp}/lama"], 2, "error: {tmp}/lama: no such file or directory; did you mean 'llama'? give "),
+        (["inspect", "./nosuch"], 2, "error: ./nosuch: no such file or directory; give a path or a hub "),
         (["convert", "{llama}", "{tmp}/o", "--to", "gguf"], 2, "error: unknown format 'gguf'; one of: hf, "),
+        (["convert", "{llama}", "{tmp}/o", "--to", "nemo3"], 2, "error: unknown format 'nemo3'; did you mean 'nemo"),
+        (["convert", "{llama}", "{tmp}/o", "--to", "mcore"], 2, "error: megatron is read, and cannot be written; one"),
         (["convert", "{llama}", "{llama}", "--to", "hf"], 6, "error: {llama}: is the source, inside it or "),
         (["convert", "{llama}", "{tmp}", "--to", "hf"], 6, "error: {tmp}: is the source, inside it or around it"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--tp", "3"], 5, "error: cannot cut decoder.layers.*.self_"),
-        (["hf2nemo2", "{llama}", "{tmp}/o", "--pp", "3"], 5, "error: cannot cut 4 layers into pipeline_parallel_"),
-        (["nemo2hf", "{llama}", "{tmp}/o", "--tp", "2"], 5, "error: a Hugging Face directory has no parallel "),
+        (["hf2nemo2", "{llama}", "{tmp}/o", "--pp", "5"], 5, "error: cannot cut 4 layers into pipeline_parallel_"),
+        (["hf2nemo", "{llama}", "{tmp}/o", "--pp", "3"], 5, "error: cannot cut 4 layers into pipeline_parallel_"),
+        (["nemo2hf", "{llama}", "{tmp}/o", "--tp", "2"], 5, "error: the format hf has no parallel layout; leave "),
+        (
+            ["hf2nemo2", "{llama}", "{tmp}/o", "--flavor", "genai"], 2,
+            "error: flavor means nothing for hf -> nemo2; it is an option of onnx",
+        ),
+        (
+            ["hf2onnx", "{llama}", "{tmp}/o", "--dequantize"], 2,
+            "error: dequantize means nothing for hf -> onnx; it is an option of onnx as the source",
+        ),
+        (["hf2nemo2", "{llama}", "{tmp}/o", "--exact"], 2, "error: exact is of no use without a dtype; leave it"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--dtype", "int8"], 2, "error: unknown dtype 'int8'; one of float64"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--max-memory", "1MB"], 2, "error: --max-memory 0 MiB is too little"),
         (["hf2nemo2", "{llama}", "/proc/o"], 6, "error: /proc/"),
         (["hf2nemo2", "{llama}", "/dev/null/o"], 6, "error: /dev/null: is not a directory; choose another "),
-        (["inspect", "nobody/nothing@v2"], 5, "error: nobody/nothing@v2: not a local path, and not in the hub "),
+        (["inspect", "nobody/nothing@v2"], 7, "error: nobody/nothing@v2: not a local path, and not in the hub "),
         (
-            ["hf2nemo2", "nobody/nothing", "{tmp}/o"], 5,
+            ["hf2nemo2", "nobody/nothing", "{tmp}/o"], 7,
             "error: nobody/nothing: not a local path, and not in the hub cache {tmp}/hub (offline); unset HF_HUB_",
         ),
     ],
@@ -211,6 +225,7 @@ def sparse(folder: Path, config: dict[str, object]) -> None:
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     result = nemoconv("inspect", tmp_path, "--debug")
     assert "Traceback" in result.stderr
+    assert result.returncode == 5
     assert "Traceback" not in nemoconv("inspect", tmp_path).stderr
 
 

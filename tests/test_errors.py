@@ -69,6 +69,7 @@ def test_some_names():
         ("MappingError", 5, ValueError),
         ("LayoutError", 5, ValueError),
         ("OutputError", 6, OSError),
+        ("Unreachable", 7, OSError),
     ],
 )
 def test_classes(name, code, parent):

@@ -34,7 +34,7 @@ def test_nothing_stray_lies_at_the_root() -> None:
     names = {path.name for path in ROOT.glob("*.py")}
     assert names == {
         "__init__.py", "__main__.py", "cli.py", "entry_points.py", "errors.py", "extras.py",
-        "testing.py", "version.py",
+        "plugin.py", "testing.py", "version.py",
     }  # fmt: skip
 
 

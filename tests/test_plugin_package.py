@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from nemoconv.mappings import samples
 
 HERE = Path(__file__).parent
 
@@ -57,3 +60,31 @@ def test_it_passes_the_inherited_tests(environment: dict[str, str], tmp_path: Pa
     )
     assert result.returncode == 0, result.stdout
     assert "16 passed" in result.stdout
+
+
+def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nemoconv", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=120)
+
+
+def test_its_option_is_one_like_any_other(environment: dict[str, str], tmp_path: Path) -> None:
+    samples.build(tmp_path / "hf")
+    result = run(environment, "convert", "--help")
+    assert (
+        "Writing raw:\n  --suffix SUFFIX  What the files of tensors are called after the dot."
+        in result.stdout
+    )
+    result = run(
+        environment, "convert", tmp_path / "hf", tmp_path / "out", "--to", "RAW", "--suffix", "dat", "-q"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert (tmp_path / "out" / "0.dat").exists()
+    result = run(environment, "hf2nemo2", tmp_path / "hf", tmp_path / "no", "--suffix", "dat")
+    assert result.stderr == "error: suffix means nothing for hf -> nemo2; it is an option of raw\n"
+    assert result.returncode == 2
+    assert "--suffix" not in run(environment, "hf2nemo2", "--help").stdout
+
+
+def test_it_imports_nothing_but_the_facade() -> None:
+    code = (HERE / "plugin_package" / "nemoconv_example_plugin.py").read_text()
+    assert set(re.findall(r"^(?:from|import) (nemoconv[\w.]*)", code, re.MULTILINE)) == {"nemoconv.plugin"}

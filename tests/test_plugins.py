@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from nemoconv import entry_points as plugins
-from nemoconv.converters.registry import converter
+from nemoconv.converters.registry import find_format
 from nemoconv.errors import NemoconvError, UsageError
 from nemoconv.mappings import architectures, load_table
 
@@ -65,7 +65,7 @@ def test_a_plug_in_is_found_behind_what_is_built_in(install, monkeypatch):
 def test_nothing_is_imported_until_it_is_asked_for(install):
     install(point("converters", "toy", "no_such_module_xyz:Toy", "toy-package"))
     assert "toy" in plugins.entries("converters")
-    assert converter("hf").name == "hf"
+    assert find_format("hf").name == "hf"
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_broken_plug_in_is_named(install, monkeypatch, tmp_path, value, becaus
     monkeypatch.syspath_prepend(tmp_path)
     install(point("converters", "toy", value, "toy-package"))
     with pytest.raises(NemoconvError) as caught:
-        converter("toy")
+        find_format("toy")
     assert caught.value.message == (f"the plug-in 'toy' of package 'toy-package' cannot be loaded: {because}")
     assert caught.value.hint == "repair or uninstall toy-package"
     assert caught.value.__cause__ is not None
@@ -122,6 +122,6 @@ def test_an_entry_point_of_nobody(install):
 def test_unknown_names(install):
     install()
     with pytest.raises(UsageError) as caught:
-        converter("frob")
+        find_format("frob")
     assert caught.value.message == "unknown format 'frob'"
     assert {"hf", "nemo2"} <= set(caught.value.hint.removeprefix("one of: ").split(", "))

@@ -20,7 +20,7 @@ from ...stores.copy import copy_all
 from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory
 from .. import manifest
-from ..base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
+from ..base import HeldTensors, Model, Request, Writer
 from ..nemo1.adapters import ADAPTER_CONFIG
 
 WEIGHTS: Final = "adapter_model.safetensors"
@@ -97,21 +97,3 @@ class PeftWriter(Writer):
     def finish(self) -> None:
         self._output.file(WEIGHTS).pwrite(self._header, 0)
         copy_all(self._output, self._files)
-
-
-class PeftConverter(Converter):
-    name = "peft"
-    side = "hf"
-    title = "Hugging Face PEFT directory of LoRA adapters (adapter_config.json, adapter_model.safetensors)"
-    looks_for = f"{ADAPTER_CONFIG} beside {WEIGHTS}"
-
-    def recognizes(self, path: Path) -> bool:
-        return (path / ADAPTER_CONFIG).is_file() and (path / WEIGHTS).is_file()
-
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        return PeftCheckpoint(path)
-
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        return PeftWriter(output, model)

@@ -56,12 +56,16 @@ class NemoModel(HeldTensors):
     side = "nemo"
     has_model = False  # one that others share, that is: see SpeechView
 
-    def __init__(self, path: Path, folder: Folder, config: Mapping[str, Value]) -> None:
+    def __init__(
+        self, path: Path, folder: Folder, config: Mapping[str, Value], *, head: str | None = None
+    ) -> None:
         self.path, self.folder, self._config = path, folder, config
+        if head is not None and _HYBRID not in config:
+            raise UsageError(f"{path}: has one head only, so none can be chosen")
         target = config.get("target")
         #: the full name of NeMo's class; a text, never imported
         self.target: str = target if isinstance(target, str) else ""
-        self._head: str | None = None
+        self._head = head
         self._weights = read_weights(folder, self.target)
         self._tensors, self.nulls = self._weights.tensors, self._weights.nulls
 
@@ -69,11 +73,6 @@ class NemoModel(HeldTensors):
     def config(self) -> Mapping[str, Value]:
         """model_config.yaml, not a config.json: most of these models have none."""
         return self._config
-
-    def choose_head(self, head: str) -> None:
-        if _HYBRID not in self._config:
-            raise UsageError(f"{self.path}: has one head only, so none can be chosen")
-        self._head = head
 
     def joins(self, name: str) -> bool:
         """Not in the folders of several ranks, whose names the tensors' begin with: what lies there may be

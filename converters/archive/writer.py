@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...errors import LayoutError, UsageError
+from ...errors import LayoutError
 from ...formats.torch.checkpoint import StateDictItem
 from ...mappings.families.speech import SpeechTable
 from ...resharding.plan import Payload
@@ -16,7 +16,7 @@ from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.checksum import crc32
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.layout import Layout
-from ..base import Model, Request, WriteOptions, Writer
+from ..base import Model, Request, Writer
 from . import archive as nemo_archive
 from . import speech_files
 from .model import ArchiveModel
@@ -30,14 +30,12 @@ class NemoModelWriter(Writer):
 
     side = "nemo"
 
-    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
-        if options.layout != Layout():
+    def __init__(self, output: OutputDirectory, model: Model, layout: Layout) -> None:
+        if layout != Layout():
             raise LayoutError(
                 f"a .nemo archive of a {model.table.nemo.model} has no parallel layout",
                 hint="leave out --tp, --pp and --ep",
             )
-        if options.make_vocab_size_divisible_by is not None:
-            raise UsageError("a vocabulary in a .nemo archive of this class is never padded")
         self._output = output
         self._small: dict[str, SourceFile | bytes]
         self._constants: dict[str, numpy.ndarray[Any, Any]] = {}

@@ -8,7 +8,14 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
-from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig, UnsupportedFormat, some
+from ...errors import (
+    CorruptCheckpoint,
+    UnsupportedArchitecture,
+    UnsupportedConfig,
+    UnsupportedFormat,
+    UsageError,
+    some,
+)
 from ...formats.safetensors import emit_header, read_header
 from ...formats.text import plain_json
 from ...mappings import table_for
@@ -18,9 +25,9 @@ from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
-from .. import manifest, unit_rows
 from .. import mtp_layers as further_layers
-from ..base import Checkpoint, Converter, HeldTensors, Model, Request, TensorSpec, WriteOptions, Writer
+from .. import unit_rows
+from ..base import HeldTensors, Model, Request, TensorSpec, Writer
 from . import quantization
 from .quantization import Quantization
 
@@ -57,7 +64,9 @@ class HFCheckpoint(HeldTensors):
     format = "hf"
     side = "hf"
 
-    def __init__(self, path: Path, *, config: Path | None = None) -> None:
+    def __init__(
+        self, path: Path, *, config: str | Path | None = None, normalize_rows: bool | None = None
+    ) -> None:
         self.path = path
         self._directory = SourceDir(path)
         self._config = read_hf_config(config) if config is not None else self._own_config()
@@ -68,6 +77,8 @@ class HFCheckpoint(HeldTensors):
         with suppress(UnsupportedConfig):  # model() raises it; the tensors can be looked at all the same
             self._quantization = quantization.find(self._config, str(self.path / "config.json"))
         self.decode_as(None)
+        if normalize_rows:
+            self._normalize_rows()
 
     def _check_quantization(self) -> None:
         where = str(self.path / "config.json")
@@ -83,10 +94,13 @@ class HFCheckpoint(HeldTensors):
             self._decoded = quantization.decode(self._stored, self._quantization, str(self.path), dtype)
             self._tensors = self._decoded.tensors
 
-    def normalize_rows(self) -> None:
+    def _normalize_rows(self) -> None:
         names = table_for(self._config, str(self.path)).unit_rows
         if not names or self._quantization is not None:
-            super().normalize_rows()
+            raise UsageError(
+                f"{self.path}: is of no model whose own code normalises rows",
+                hint="leave out --normalize-rows",
+            )
         self._tensors, self._unit_rows = unit_rows.normalized(self._stored, names), names
 
     def notes(self) -> Sequence[str]:
@@ -205,8 +219,9 @@ def read_shards(directory: SourceDir) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_hf_config(place: Path) -> dict[str, Value]:
+def read_hf_config(where: str | Path) -> dict[str, Value]:
     """A config.json, given as the file or as the directory that holds it."""
+    place = Path(where)
     file = SourceFile(place / "config.json" if place.is_dir() else place)
     with closing(file):
         return plain_json.loads_object(file.pread(file.size, 0), file.path)
@@ -217,8 +232,8 @@ class ShardWriter(Writer):
 
     side = "hf"
 
-    def __init__(self, output: OutputDirectory, options: WriteOptions) -> None:
-        self._output, self._options = output, options
+    def __init__(self, output: OutputDirectory, max_shard_nbytes: int) -> None:
+        self._output, self._max_shard_nbytes = output, max_shard_nbytes
         self._headers: list[tuple[OutputFile, bytes]] = []
         self._index: dict[str, str] = {}
         self._nbytes = self._parameters = 0
@@ -228,7 +243,7 @@ class ShardWriter(Writer):
         held = 0
         sizes = [TensorSpec(r.name, r.dtype, r.shape).nbytes for r in requests]
         for position, nbytes in enumerate(sizes):
-            if shards[-1] and held + nbytes > self._options.max_shard_nbytes:
+            if shards[-1] and held + nbytes > self._max_shard_nbytes:
                 shards.append([])
                 held = 0
             shards[-1].append(position)
@@ -265,8 +280,8 @@ class ShardWriter(Writer):
 class HFWriter(ShardWriter):
     """Tokenizer files, safetensors shards, and config.json last."""
 
-    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
-        super().__init__(output, options)
+    def __init__(self, output: OutputDirectory, model: Model, max_shard_nbytes: int) -> None:
+        super().__init__(output, max_shard_nbytes)
         self._model, self._config = model, hf_config(model)
 
     def finish(self) -> None:
@@ -290,27 +305,3 @@ def hf_config(model: Model) -> dict[str, Value]:
 def json_bytes(value: object) -> bytes:
     """A JSON file as transformers writes them."""
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-class HFConverter(Converter):
-    name = "hf"
-    side = "hf"
-    title = "Hugging Face directory (config.json, safetensors)"
-    looks_for = "config.json beside *.safetensors"
-
-    def recognizes(self, path: Path) -> bool:
-        if not path.is_dir():
-            return False
-        if any(path.glob("*.safetensors")):  # tensors alone, with our manifest, are no model
-            others = (manifest.NAME, "model_config.yaml", "adapter_config.json")
-            return (path / "config.json").exists() or not any((path / name).exists() for name in others)
-        graphs = any(path.glob("*.onnx")) or (path / "onnx" / "model.onnx").exists()
-        return (path / "config.json").exists() and not graphs
-
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        return HFCheckpoint(path, config=config)
-
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        return HFWriter(output, model, options)

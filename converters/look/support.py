@@ -6,6 +6,8 @@ from typing import Any
 
 from ...entry_points import entries
 from ...errors import NemoconvError
+from ..options import DTYPE, EXACT, LAYOUT, RUN, Option
+from ..registry import formats
 
 
 def matrix() -> dict[str, list[dict[str, Any]]]:
@@ -40,6 +42,29 @@ def matrix() -> dict[str, list[dict[str, Any]]]:
             }
         )
     return {"formats": formats, "architectures": architectures}
+
+
+def options_markdown() -> str:
+    """The options of conversions as the tables of docs/options.md."""
+    parts = []
+    for title, chosen in (("Layout", LAYOUT), ("Weights", (DTYPE, EXACT)), ("Run", RUN)):
+        parts += ["", f"## {title}", "", _HEAD, *map(_row, chosen)]
+    for each in formats():
+        if each.options:
+            ways = [(each.options_for("read"), "read"), (each.options_for("write"), "written")]
+            rows = [_row(option, when) for way, when in ways for option in way]
+            parts += ["", f"## Format `{each.name}`", "", f"{each.title}.", "", _HEAD, *rows]
+    return "\n".join(parts[1:])
+
+
+_HEAD = "| option | in Python | example | meaning |\n| --- | --- | --- | --- |"
+
+
+def _row(option: Option, when: str = "") -> str:
+    example = f"`{option.example}`" if option.example else ""
+    said = [f"When it is {when}."] if when else []
+    said += [option.help] + ([f"Default: {option.default}."] if option.default is not None else [])
+    return f"| `{option.flags}` | `{option.name}` | {example} | {' '.join(said)} |"
 
 
 def markdown() -> str:

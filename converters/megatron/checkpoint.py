@@ -19,9 +19,8 @@ from ...formats.torch.checkpoint import StateDict, TorchFile, leaves
 from ...formats.torch.pickles import Stub
 from ...formats.torch.zip import TensorRef
 from ...stores.files import Folder, SourceDir, SourceFile
-from ...stores.output import OutputDirectory
 from ...tensors.stored import StoredTensor
-from ..base import Checkpoint, Converter, Model, WriteOptions, Writer
+from ..base import Checkpoint, Model
 from ..hf.checkpoint import read_hf_config
 from ..nemo1.checkpoint import NeMo1Checkpoint
 from ..ranks.weights import Rank, RankWeights
@@ -29,7 +28,6 @@ from ..ranks.weights import Rank, RankWeights
 FILE: Final = "model_optim_rng.pt"
 _RANK = re.compile(r"mp_rank_(\d{2,4})(?:_(\d{3,5}))?(_\d{3,5})?")
 _MODEL = re.compile(r"model\d*")
-_NEWEST: Final = "latest_checkpointed_iteration.txt"
 
 
 def find_ranks(folder: Folder) -> dict[Rank, str]:
@@ -86,21 +84,26 @@ class MegatronCheckpoint(NeMo1Checkpoint):
 
     format = "megatron"
 
-    def __init__(self, path: Path, *, config: Path | None = None) -> None:
+    def __init__(self, path: Path, *, config: str | Path | None = None) -> None:
         self.path, self._folder, self._yaml = path, SourceDir(path), {}
         self._where = str(path)
         self._hf = read_hf_config(config) if config is not None else None
         self._manifest = None
         try:
             self.ranks = find_ranks(self._folder)
-            self._weights = self.weights = RankWeights(self._folder, self.ranks, read_rank)
+            self._weights = self._ranks = RankWeights(self._folder, self.ranks, read_rank)
         except BaseException:
             self._folder.close()
             raise
-        self.layout = self.weights.layout
+        self.layout = self._ranks.layout
         self._rules = None
         self._sizes = {}
         self._shifted = None
+
+    @property
+    def weights(self) -> RankWeights:
+        """The tensors as they lie, cut by rank."""
+        return self._ranks
 
     @property
     def around(self) -> Mapping[str, Any]:
@@ -156,37 +159,3 @@ class MegatronCheckpoint(NeMo1Checkpoint):
             "files": {file.name: file.size for file in self._folder.opened()},
             "other contents": dict(self.skipped()),
         }
-
-    def resharder(
-        self,
-        output: OutputDirectory,
-        model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
-        *,
-        drop_optimizer: bool = False,
-    ) -> Writer:
-        from .reshard import MegatronResharder
-
-        return MegatronResharder(output, self, model, options, sizes, drop_optimizer=drop_optimizer)
-
-
-class MegatronConverter(Converter):
-    name = "megatron"
-    side = "nemo"
-    title = "Megatron-LM rank directories (mp_rank_XX_XXX/model_optim_rng.pt)"
-    writes = False
-    looks_for = f"mp_rank_*/{FILE}, or {_NEWEST} beside folders of iterations"
-
-    def recognizes(self, path: Path) -> bool:
-        if not path.is_dir():
-            return False
-        return (path / _NEWEST).is_file() or any(path.glob(f"mp_rank_*/{FILE}"))
-
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        if not any(path.glob(f"mp_rank_*/{FILE}")):
-            folders = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-            raise UnsupportedFormat(
-                f"{path}: holds checkpoints of several iterations", hint=f"give one of: {some(folders[-5:])}"
-            )
-        return MegatronCheckpoint(path, config=config)

@@ -16,7 +16,7 @@ from ...resharding.layout_file import notation
 from ...stores.output import OutputDirectory
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
-from ..base import Model, WriteOptions
+from ..base import Model
 from ..ranks.writer import Rank, RankWriter, empty_entries
 
 if TYPE_CHECKING:
@@ -46,12 +46,11 @@ class MegatronResharder(RankWriter):
         output: OutputDirectory,
         source: MegatronCheckpoint,
         model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
+        layout: Layout,
         *,
         drop_optimizer: bool,
     ) -> None:
-        layout, weights = options.layout, source.weights
+        weights, sizes = source.weights, model.sizes
         if layout.expert_parallel_size > 1 or layout.expert_tensor_parallel_size is not None:
             raise LayoutError(
                 f"{source.path}: experts of their own ranks are not written into rank directories",

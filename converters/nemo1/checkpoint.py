@@ -13,21 +13,17 @@ from ...errors import (
     NemoconvError,
     UnsupportedError,
     UnsupportedFormat,
-    UsageError,
     some,
 )
 from ...formats.tar import TarFolder
-from ...formats.tar_output import OutputArchive
 from ...formats.text import plain_json
 from ...mappings import table_for
-from ...mappings.families.speech import ArchiveOnly
 from ...mappings.hf.fields import INERT, Value, read_config
 from ...mappings.nemo1 import families as nemo1_families
 from ...mappings.nemo1 import fields_t5 as nemo1_fields_t5
 from ...mappings.nemo1.families import NORM_WEIGHT
 from ...mappings.table import Rule, Table
 from ...stores.files import Folder, SourceDir, SourceFile
-from ...stores.output import OutputDirectory
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
 from ...tensors.stored import StoredTensor
@@ -35,7 +31,7 @@ from .. import manifest
 from .. import mtp_layers as further_layers
 from ..archive import archive as nemo_archive
 from ..archive.model import NemoModel
-from ..base import Checkpoint, Converter, Model, Piece, TensorSpec, WriteOptions, Writer
+from ..base import Checkpoint, Model, Piece, TensorSpec
 from ..hf import tokenizer_files
 from ..hf.checkpoint import GENERATION_CONFIG, hf_config, read_hf_config
 from ..ranks.weights import RankWeights, find_ranks
@@ -62,7 +58,7 @@ class NeMo1Checkpoint(Checkpoint):
     _refused: NemoconvError | None = None
 
     def __init__(
-        self, path: Path, folder: Folder, yaml: Mapping[str, Any], *, config: Path | None = None
+        self, path: Path, folder: Folder, yaml: Mapping[str, Any], *, config: str | Path | None = None
     ) -> None:
         self.path, self._folder, self._yaml = path, folder, yaml
         self._where = f"{path}: {nemo_archive.CONFIG}"
@@ -354,6 +350,15 @@ class NeMo1Checkpoint(Checkpoint):
     # another layout
 
     @property
+    def weights(self) -> RankWeights | DistWeights:
+        """The tensors as they lie: cut by rank, or in a distributed checkpoint."""
+        return self._weights
+
+    def keep_norms(self) -> None:
+        """Norms stay as they are stored: the config goes along, and says how they are meant."""
+        self._shifted = set()
+
+    @property
     def folder(self) -> Folder:
         return self._folder
 
@@ -372,22 +377,6 @@ class NeMo1Checkpoint(Checkpoint):
         if self._yaml.get("override_vocab_size") is not None or not isinstance(divisor, int) or divisor < 1:
             return None
         return divisor
-
-    def resharder(
-        self,
-        output: OutputDirectory,
-        model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
-        *,
-        drop_optimizer: bool = False,
-    ) -> Writer:
-        from .reshard import NeMo1DistResharder, NeMo1Resharder
-
-        self._shifted = set()  # the config goes along, and says how they are meant
-        if isinstance(self._weights, RankWeights):
-            return NeMo1Resharder(output, self, self._weights, model, options, sizes)
-        return NeMo1DistResharder(output, self, model, options, sizes)
 
     def source_files(self) -> Sequence[SourceFile]:
         return self._folder.opened()
@@ -413,51 +402,3 @@ def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
     if a.shape != b.shape or a.dtype != b.dtype:
         return "their shapes or dtypes differ"
     return first_difference(a, b)
-
-
-class NeMo1Converter(Converter):
-    name = "nemo"
-    side = "nemo"
-    title = ".nemo archive (NeMo 1's GPT, BERT, T5, speech and other models), or what it was unpacked into"
-    looks_for = "a .nemo or tar archive, or a folder, with model_config.yaml"
-    options = frozenset({"rank_files"})
-
-    def recognizes(self, path: Path) -> bool:
-        if path.is_dir() and any(path.glob("*.safetensors")):
-            return False  # one that was converted
-        return nemo_archive.peek(path) is not None
-
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        folder, yaml = nemo_archive.take(path)
-        try:
-            if not nemo1_config.is_megatron(yaml):
-                if config is not None:
-                    raise UsageError(
-                        f"{path}: a config.json cannot stand for the model_config.yaml of this class",
-                        hint="leave out --config",
-                    )
-                return NemoModel(path, folder, yaml)
-            return NeMo1Checkpoint(path, folder, yaml, config=config)
-        except BaseException:
-            folder.close()
-            raise
-
-    def output(self, target: str | Path, *, overwrite: bool = False) -> OutputDirectory:
-        return OutputArchive(target, overwrite=overwrite)
-
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        from .writer import NeMo1Writer
-
-        if isinstance(model.table.nemo, ArchiveOnly):
-            from ..archive.writer import NemoModelWriter
-
-            return NemoModelWriter(output, model, options)
-        from . import build as nemo1_build
-
-        if options.rank_files or nemo1_build.only_ranks(model.table):
-            from .rank_writer import NeMo1RankWriter
-
-            return NeMo1RankWriter(output, model, options, sizes)
-        return NeMo1Writer(output, model, options, sizes)

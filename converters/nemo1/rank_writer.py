@@ -11,8 +11,9 @@ from ...errors import LayoutError
 from ...formats.text import plain_yaml
 from ...resharding.plan import Payload
 from ...stores.output import OutputDirectory
+from ...tensors.layout import Layout
 from ..archive import archive as nemo_archive
-from ..base import Model, Request, WriteOptions
+from ..base import Model, Request
 from ..ranks.writer import Rank, RankWriter
 from . import build as nemo1_build
 
@@ -31,10 +32,8 @@ class NeMo1RankWriter(RankWriter):
 
     keeps_everything = False
 
-    def __init__(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> None:
-        layout = options.layout
+    def __init__(self, output: OutputDirectory, model: Model, layout: Layout) -> None:
+        sizes = model.sizes
         if layout.expert_parallel_size > 1:
             raise LayoutError(
                 "rank files of NeMo 1 hold all experts on every rank",

@@ -12,7 +12,7 @@ from ...stores.files import Folder
 from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ..archive import archive as nemo_archive
-from ..base import Model, WriteOptions
+from ..base import Model, Writer
 from ..ranks.weights import RankWeights
 from ..ranks.writer import Rank, RankWriter, empty_entries
 from . import build as nemo1_build
@@ -68,6 +68,14 @@ def changed_config(yaml: Mapping[str, Any], layout: Layout, rows: int, held: int
     return plain_yaml.dumps(changed)
 
 
+def rewrite(output: OutputDirectory, source: NeMo1Checkpoint, model: Model, layout: Layout) -> Writer:
+    """A writer of the same archive in another layout, with weights as it has them: by rank, or not."""
+    source.keep_norms()
+    if isinstance(source.weights, RankWeights):
+        return NeMo1Resharder(output, source, source.weights, model, layout)
+    return NeMo1DistResharder(output, source, model, layout)
+
+
 class NeMo1Resharder(RankWriter):
     """Writes a ``.nemo`` whose weights lie cut by rank."""
 
@@ -77,10 +85,9 @@ class NeMo1Resharder(RankWriter):
         source: NeMo1Checkpoint,
         weights: RankWeights,
         model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
+        layout: Layout,
     ) -> None:
-        layout = options.layout
+        sizes = model.sizes
         check_layout(layout)
         family = nemo1_config.family_of(source.yaml)
         if family is not None:
@@ -152,13 +159,12 @@ class NeMo1DistResharder(NeMo1Writer):
         output: OutputDirectory,
         source: NeMo1Checkpoint,
         model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
+        layout: Layout,
     ) -> None:
-        check_layout(options.layout)
-        super().__init__(output, model, options, sizes)
+        check_layout(layout)
+        super().__init__(output, model, layout)
         held = source.rows(_EMBEDDING)
-        config = changed_config(source.yaml, options.layout, sizes["vocab"], held)
+        config = changed_config(source.yaml, layout, model.sizes["vocab"], held)
         self._yaml = plain_yaml.loads_mapping(config, nemo_archive.CONFIG)
         folder = source.folder
         self._members = {name: folder.read(name) for name in _other_members(folder)}

@@ -3,15 +3,16 @@ a torch_dist checkpoint, which NeMo restores at any parallel layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from ...formats.text import plain_yaml
 from ...formats.torch import items as torch_items
 from ...resharding.plan import Payload
 from ...stores.output import OutputDirectory
+from ...tensors.layout import Layout
 from ..archive import archive as nemo_archive
-from ..base import Model, Request, WriteOptions
+from ..base import Model, Request
 from ..nemo2.writer import NeMo2Writer
 from . import build as nemo1_build
 
@@ -26,14 +27,10 @@ class NeMo1Writer(NeMo2Writer):
 
     prefix = "model."
 
-    def __init__(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> None:
-        super().__init__(output, model, options, sizes)
+    def __init__(self, output: OutputDirectory, model: Model, layout: Layout) -> None:
+        super().__init__(output, model, layout)
         section, self._members, self._notes = nemo1_build.build_tokenizer(model.files)
-        self._yaml = nemo1_build.build_yaml(
-            model.table, model.config, options.layout, sizes["vocab"], section
-        )
+        self._yaml = nemo1_build.build_yaml(model.table, model.config, layout, model.sizes["vocab"], section)
 
     def begin(self, bound: Bound) -> None:
         bound.leave_out_idle()

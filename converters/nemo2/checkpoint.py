@@ -16,15 +16,13 @@ from ...formats.torch import dist as torch_dist
 from ...mappings import table_for, table_for_nemo
 from ...mappings.hf.fields import INERT, Value, read_config
 from ...mappings.mtp import KEYS
-from ...mappings.nemo2.fields import ArchivesOnly
 from ...mappings.table import Table
 from ...stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
-from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ...tensors.stored import StoredTensor
 from .. import manifest
 from .. import mtp_layers as further_layers
-from ..base import Checkpoint, Converter, Model, TensorSpec, WriteOptions, Writer
+from ..base import Checkpoint, Model, TensorSpec
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
 from ..layers import check_alike
 from ..torch_dist import names as names
@@ -35,7 +33,6 @@ from . import layout as nemo2_layout
 from . import optimizer as nemo2_optimizer
 from .context import NemoContext
 from .optimizer import OptimizerState
-from .writer import NeMo2Writer
 
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
 #: keys of config.json that generation_config.json repeats, and NeMo's own config has not
@@ -48,7 +45,7 @@ class NeMo2Checkpoint(Checkpoint):
     format = "nemo2"
     side = "nemo"
 
-    def __init__(self, path: Path, *, config: Path | None = None) -> None:
+    def __init__(self, path: Path, *, config: str | Path | None = None) -> None:
         self.path = path
         self._directory = SourceDir(path)
         self._weights = "weights" if (path / "weights").is_dir() else ""
@@ -304,19 +301,6 @@ class NeMo2Checkpoint(Checkpoint):
             return None
         return divisor
 
-    def resharder(
-        self,
-        output: OutputDirectory,
-        model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
-        *,
-        drop_optimizer: bool = False,
-    ) -> Writer:
-        from .reshard import NeMo2Resharder
-
-        return NeMo2Resharder(output, self, model, options, sizes, drop_optimizer=drop_optimizer)
-
     def source_files(self) -> Sequence[SourceFile]:
         return self._directory.opened()
 
@@ -325,34 +309,3 @@ class NeMo2Checkpoint(Checkpoint):
 
     def close(self) -> None:
         self._directory.close()
-
-
-class NeMo2Converter(Converter):
-    name = "nemo2"
-    side = "nemo"
-    title = "NeMo 2 directory (context/, weights/*.distcp)"
-    options = frozenset({"experts"})
-    looks_for = "weights/ or context/ with torch_dist's .metadata, metadata.json or *.distcp"
-
-    def recognizes(self, path: Path) -> bool:
-        if not path.is_dir():
-            return False
-        for folder in (path / "weights", path):
-            if any((folder / name).exists() for name in (".metadata", "metadata.json", ".metadata.tmp")):
-                return True
-            if any(folder.glob("*.distcp")):
-                return True
-        return (path / "context" / "io.json").exists()
-
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        return NeMo2Checkpoint(path, config=config)
-
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        if isinstance(model.table.nemo, ArchivesOnly):
-            raise UnsupportedFormat(
-                f"NeMo 2 has no model class for {model.table.architecture!r}, only NeMo 1 has",
-                hint="write an archive: nemoconv hf2nemo SRC OUT.nemo, or convert --to nemo",
-            )
-        return NeMo2Writer(output, model, options, sizes)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from ...errors import CorruptCheckpoint, UnsupportedFormat
 from ...formats.text import fiddle, plain_yaml
 from ...formats.text.fiddle import Node, Symbol, Value
 from ...stores.files import SourceDir
+from ...tensors.layout import Layout
 
 AUTO_TOKENIZER = Symbol("nemo.collections.common.tokenizers.huggingface.auto_tokenizer", "AutoTokenizer")
 TOKENIZER_FOLDER = "nemo_tokenizer"
@@ -286,12 +288,9 @@ def build_context(
     model: Symbol,
     config: Symbol,
     fields: Mapping[str, Value],
+    layout: Layout | None = None,
     *,
-    tensor_parallel_size: int = 1,
-    pipeline_parallel_size: int = 1,
-    expert_parallel_size: int = 1,
-    expert_tensor_parallel_size: int | None = None,
-    virtual_pipeline_parallel_size: int | None = None,
+    uneven: Mapping[str, Value] = MappingProxyType({}),
     has_tokenizer: bool = True,
     has_generation_config: bool = False,
     model_transform: Node | None = None,
@@ -300,18 +299,23 @@ def build_context(
     """``io.json`` and ``model.yaml`` for a ``model(config(**fields))``, as NeMo 2 writes them.
 
     The caller puts the tokenizer into ``nemo_tokenizer/`` and generation_config.json into
-    ``artifacts/`` beside them. Parallel sizes in ``fields`` are overwritten with those given.
+    ``artifacts/`` beside them. Parallel sizes in ``fields`` are overwritten with the layout's; ``uneven``
+    are settings of stages that hold different numbers of layers.
     ``model_arguments`` are what ``model`` takes besides its config.
     """
+    layout = layout or Layout()
     sizes: dict[str, Value] = {
-        "tensor_model_parallel_size": tensor_parallel_size,
-        "pipeline_model_parallel_size": pipeline_parallel_size,
-        "virtual_pipeline_model_parallel_size": virtual_pipeline_parallel_size,
-        "expert_model_parallel_size": expert_parallel_size,
+        "tensor_model_parallel_size": layout.tensor_parallel_size,
+        "pipeline_model_parallel_size": layout.pipeline_parallel_size,
+        "virtual_pipeline_model_parallel_size": None,
+        "expert_model_parallel_size": layout.expert_parallel_size,
     }
-    if expert_tensor_parallel_size is not None:
-        sizes["expert_tensor_parallel_size"] = expert_tensor_parallel_size
-    if pipeline_parallel_size > 1:  # megatron-core demands to be told what the stages exchange
+    if layout.virtual_pipeline_parallel_size > 1:
+        sizes["virtual_pipeline_model_parallel_size"] = layout.virtual_pipeline_parallel_size
+    if layout.expert_tensor_parallel_size is not None:
+        sizes["expert_tensor_parallel_size"] = layout.expert_tensor_parallel_size
+    sizes |= uneven
+    if layout.pipeline_parallel_size > 1:  # megatron-core demands to be told what the stages exchange
         sizes["pipeline_dtype"] = fields.get("params_dtype", Symbol("torch", "float32"))
     settings: dict[str, Value] = {**fields, **sizes}
     if has_generation_config:
@@ -327,7 +331,7 @@ def build_context(
     if model_transform is not None:
         parts["model_transform"] = model_transform
     built = Node(model, parts)
-    ranks = tensor_parallel_size * pipeline_parallel_size * expert_parallel_size
+    ranks = layout.tensor_parallel_size * layout.pipeline_parallel_size * layout.expert_parallel_size
     root = Node(_TRAINER_CONTEXT, {"model": built, "trainer": _trainer(sizes, ranks), "extra": {}})
     return {"io.json": fiddle.emit(root), "model.yaml": plain_yaml.dumps(_to_yaml(built))}
 

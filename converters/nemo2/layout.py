@@ -66,10 +66,7 @@ def settings(layout: Layout, num_layers: int, context: NemoContext) -> dict[str,
         "virtual_pipeline_model_parallel_size": _beyond_one(layout.virtual_pipeline_parallel_size),
         "expert_model_parallel_size": layout.expert_parallel_size,
         "expert_tensor_parallel_size": layout.expert_tensor_parallel_size,
-        _FIRST: layout.num_layers_in_first_pipeline_stage,
-        _LAST: layout.num_layers_in_last_pipeline_stage,
-        **{key: getattr(layout, key) for key in _COUNTED},
-        _STAGES: notation(layout, num_layers) if layout.stages is not None else None,
+        **_dealt(layout, num_layers),
     }
     fields = {**context.yaml_fields, **context.fields}
     dtype = fields.get("params_dtype")
@@ -79,6 +76,21 @@ def settings(layout: Layout, num_layers: int, context: NemoContext) -> dict[str,
     if layout.tensor_parallel_size == 1 and fields.get("sequence_parallel") is True:
         said["sequence_parallel"] = False  # megatron-core refuses it without tensor parallelism
     return said
+
+
+def uneven_settings(layout: Layout, num_layers: int) -> dict[str, Setting]:
+    """What a config and a strategy say besides the sizes, where a layout deals layers unevenly."""
+    said = _dealt(layout, num_layers)
+    return {name: value for name, value in said.items() if not _unsaid(name, value)}
+
+
+def _dealt(layout: Layout, num_layers: int) -> dict[str, Setting]:
+    return {
+        _FIRST: layout.num_layers_in_first_pipeline_stage,
+        _LAST: layout.num_layers_in_last_pipeline_stage,
+        **{key: getattr(layout, key) for key in _COUNTED},
+        _STAGES: notation(layout, num_layers) if layout.stages is not None else None,
+    }
 
 
 def _beyond_one(size: int) -> int | None:

@@ -19,8 +19,9 @@ from ...formats.torch.dist import DistObject, DistTensor
 from ...resharding.plan import Payload
 from ...stores.files import Folder, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
+from ...tensors.layout import Layout
 from .. import manifest
-from ..base import Checkpoint, Model, Request, WriteOptions, Writer
+from ..base import Checkpoint, Model, Request, Writer
 from ..torch_dist import names as nemo2_names
 from ..torch_dist.names import PREFIX
 from . import layout as nemo2_layout
@@ -43,7 +44,7 @@ _COPY_NBYTES = 8 << 20
 
 
 class NeMo2Resharder(NeMo2Writer):
-    """Writes what ``source`` holds, cut by ``options.layout``."""
+    """Writes what ``source`` holds, cut by another layout."""
 
     keeps_everything = True
 
@@ -52,12 +53,11 @@ class NeMo2Resharder(NeMo2Writer):
         output: OutputDirectory,
         source: NeMo2Checkpoint,
         model: Model,
-        options: WriteOptions,
-        sizes: Mapping[str, int],
+        layout: Layout,
         *,
         drop_optimizer: bool = False,
     ) -> None:
-        super().__init__(output, model, options, sizes)
+        super().__init__(output, model, layout)
         self._source = source
         self._flattened: dict[str, tuple[int, ...]] = {}
         self._carried: list[tuple[DistObject, OutputFile, int]] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, ClassVar, Final
@@ -17,12 +17,14 @@ from ...mappings.hf.fields import Value
 from ...resharding.plan import Payload
 from ...stores.output import OutputDirectory
 from ...tensors.dtypes import DType
-from ..base import Model, Request, WriteOptions, Writer
+from ...tensors.layout import Layout
+from ..base import Model, Request, Writer
 from ..hf import tokenizer_files
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
 from ..torch_dist import names as names
 from ..torch_dist.names import EXTRA_STATE, PREFIX
 from . import context as nemo2_context
+from . import layout as nemo2_layout
 
 if TYPE_CHECKING:
     from ..bind import Bound
@@ -54,18 +56,19 @@ class NeMo2Writer(Writer):
     prefix: ClassVar[str] = PREFIX
 
     def __init__(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
+        self, output: OutputDirectory, model: Model, layout: Layout, *, singleton: bool = False
     ) -> None:
+        sizes = model.sizes
         self._output, self._model, self._sizes = output, model, sizes
         # NeMo builds the vocabulary that its config states and pads nothing itself
         told = {
             "vocab_size": sizes["vocab"],
-            "tensor_parallel_size": options.layout.tensor_parallel_size,
-            "pipeline_parallel_size": options.layout.pipeline_parallel_size,
+            "tensor_parallel_size": layout.tensor_parallel_size,
+            "pipeline_parallel_size": layout.pipeline_parallel_size,
         }
         self._config = model.table.nemo.write({**model.config, **told})
-        self.layout = options.layout
-        self._singleton = options.experts == "singleton"
+        self.layout = layout
+        self._singleton = singleton
         self._stacked = model.table.stacked(model.config) and not self._singleton
         #: tensors made of a gate and an up
         self._gated: set[str] = set()
@@ -213,10 +216,8 @@ class NeMo2Writer(Writer):
             Symbol(nemo.module, nemo.model),
             Symbol(nemo.module, config_class),
             fields,
-            tensor_parallel_size=self.layout.tensor_parallel_size,
-            pipeline_parallel_size=self.layout.pipeline_parallel_size,
-            expert_parallel_size=self.layout.expert_parallel_size,
-            expert_tensor_parallel_size=self.layout.expert_tensor_parallel_size,
+            self.layout,
+            uneven=nemo2_layout.uneven_settings(self.layout, self._sizes["layers"]),
             has_tokenizer=bool(tokenizer),
             has_generation_config=GENERATION_CONFIG in model.files,
             model_arguments=dict(nemo.arguments),

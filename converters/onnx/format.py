@@ -2,33 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
-from ...stores.output import OutputDirectory
-from ..base import Checkpoint, Converter, Model, WriteOptions, Writer
+from ..format import Format, Options
+from ..options import CONFIG, MAX_SHARD_NBYTES, Option
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ...stores.output import OutputDirectory
+    from ...tensors.layout import Layout
+    from ..base import Checkpoint, Model, Writer
+
+FLAVOR: Final = Option(
+    "flavor",
+    "text",
+    "std (any runtime, left padding; default) or genai (onnxruntime's own attention).",
+    "genai",
+    choices=("std", "genai"),
+)
+PACK: Final = Option("pack", "flag", "Weights in model.onnx.data, not in safetensors.")
+DEQUANTIZE: Final = Option(
+    "dequantize", "flag", "Accept weights that SRC holds only roughly (int4, int8).", when="read"
+)
 
 
-class OnnxConverter(Converter):
+class OnnxOptions(TypedDict, total=False):
+    """Keywords of reading and writing ONNX models."""
+
+    dequantize: bool
+    flavor: Literal["std", "genai"] | None
+    pack: bool
+
+
+class OnnxFormat(Format):
     name = "onnx"
     side = "hf"
     title = "ONNX model (model.onnx over safetensors or external data)"
     looks_for = "*.onnx"
-    options = frozenset({"flavor", "pack"})
+    options = (CONFIG, DEQUANTIZE, FLAVOR, PACK, MAX_SHARD_NBYTES)
 
     def recognizes(self, path: Path) -> bool:
         from . import reader as onnx_reader
 
         return onnx_reader.recognizes(path)
 
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        from . import reader as onnx_reader
+    def open(self, path: Path, options: Options) -> Checkpoint:
+        from .reader import OnnxCheckpoint
 
-        return onnx_reader.open_onnx(path, config=config)
+        return OnnxCheckpoint(path, config=CONFIG.of(options), approximate=DEQUANTIZE.of(options) is True)
 
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
         from .writer import OnnxWriter
 
-        return OnnxWriter(output, model, options)
+        size = MAX_SHARD_NBYTES.of(options)
+        return OnnxWriter(output, model, size, flavor=FLAVOR.of(options), pack=PACK.of(options) is True)

@@ -41,11 +41,6 @@ def recognizes(path: Path) -> bool:
     return any((path / name).exists() for name in PLACES) or any(path.glob("*" + SUFFIX))
 
 
-def open_onnx(path: Path, *, config: Path | None = None) -> OnnxCheckpoint:
-    """Open a .onnx file or a directory with one. Only the graph is read."""
-    return OnnxCheckpoint(path, config=config)
-
-
 def locate(path: Path) -> tuple[SourceDir, str, str]:
     """(folder that bounds what may be opened, name of the model in it, its part of the folder).
 
@@ -83,13 +78,13 @@ class OnnxCheckpoint(HeldTensors):
     format = "onnx"
     side = "hf"
 
-    def __init__(self, path: Path, *, config: Path | None = None) -> None:
+    def __init__(self, path: Path, *, config: str | Path | None = None, approximate: bool = False) -> None:
         self.path = path
         self._folder, name, self._beside = locate(path)
         found = read_onnx(self._folder, name, self._beside)
         self.onnx: OnnxFile = onnx_parts.whole(self._folder, found, self._beside)
         self._config = read_hf_config(config) if config is not None else self._own_config()
-        self._approximate = False
+        self._approximate = approximate
         self._dtype: DType | None = None
         self._bind()
 
@@ -136,10 +131,6 @@ class OnnxCheckpoint(HeldTensors):
         except UnsupportedError as error:
             self._problem = error
         self._tensors = self._named.tensors if self._named is not None else self.raw
-
-    def dequantize(self) -> None:
-        self._approximate = True
-        self._bind()
 
     def decode_as(self, dtype: DType | None) -> None:
         if dtype != self._dtype:

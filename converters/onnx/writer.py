@@ -17,7 +17,7 @@ from ...formats.text import plain_json
 from ...mappings.hf.fields import Value
 from ...resharding.plan import Payload
 from ...stores.output import OutputDirectory
-from ..base import Model, Request, TensorSpec, WriteOptions
+from ..base import Model, Request, TensorSpec
 from ..hf.checkpoint import GENERATION_CONFIG, HFWriter, json_bytes
 from . import speech_files as onnx_speech
 from .graph import architectures, decoder, encoder, genai, speech
@@ -106,15 +106,17 @@ class OnnxWriter(HFWriter):
     With ``pack`` the weights go into model.onnx.data and there are no safetensors.
     """
 
-    def __init__(self, output: OutputDirectory, model: Model, options: WriteOptions) -> None:
-        super().__init__(output, model, options)
-        self._graph = GraphFiles(model, options.flavor)
+    def __init__(
+        self, output: OutputDirectory, model: Model, max_shard_nbytes: int, *, flavor: str | None, pack: bool
+    ) -> None:
+        super().__init__(output, model, max_shard_nbytes)
+        self._graph, self._packs = GraphFiles(model, flavor), pack
         self._config = dict(sorted({**self._config, **self._graph.config_keys}.items()))
         self._graph.config = json_bytes(self._config)
         self._graph_files: dict[str, bytes] = {}
 
     def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
-        payloads = self._pack(requests) if self._options.pack else super().reserve(requests)
+        payloads = self._pack(requests) if self._packs else super().reserve(requests)
         self._graph_files = self._graph.build(
             {
                 request.name: Weight(

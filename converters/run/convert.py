@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from ...errors import CorruptCheckpoint, OutputError, UnsupportedError, UsageError, some
 from ...resharding.devices import check_device
-from ...stores.output import OutputDirectory
 from ...tensors.dtypes import BY_NAME
 from ...tensors.layout import Layout
 from .. import manifest
-from ..base import Checkpoint, WriteOptions
+from ..hf.format import HFOptions
+from ..layouts import asked_sizes, settle_layout
 from ..mtp_layers import check_copies
-from ..registry import converter, open_checkpoint
-from .plan import DEFAULT_MAX_MEMORY, Conversion, Report, disk_shortage, prepare
+from ..nemo1.format import NeMo1Options
+from ..nemo2.format import NeMo2Options
+from ..onnx.format import OnnxOptions
+from ..options import COMMON, Common, Settings, check_dtype, said
+from ..registry import check_known, find_format, recognize, split_options, target_format
+from .plan import Conversion, Report, Wish, disk_shortage, prepare
+from .safetensors import prepare_plain
 
 if TYPE_CHECKING:
     from ...resharding.plan import Job, Plan
@@ -26,11 +31,35 @@ if TYPE_CHECKING:
 #: (phase, bytes done, bytes in all); phases are "write", "verify", "flush"
 Progress = Callable[[str, int, int], None]
 
-#: how experts may be keyed
-EXPERTS = ("stacked", "singleton")
-#: what weights may be cast to; the eight-bit types need scales, which a cast does not make
-_DTYPES = ("float64", "float32", "bfloat16", "float16")
-_SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+def carry_out(
+    conversion: Conversion,
+    settings: Settings,
+    *,
+    verify: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """The end of every conversion and change of layout: draw it, see that the disk has room, and run it
+    unless it is only planned."""
+    if settings.picture is not None:
+        from .picture import write_picture
+
+        write_picture(settings.picture, conversion)
+    report, shortage = conversion.report, disk_shortage(conversion.report)
+    if dry_run:
+        notes = [f"not enough disk: {shortage}"] if shortage else []
+        return replace(report, notes=[*report.notes, *notes])
+    if shortage and not settings.resume:  # what is resumed has its place already
+        raise OutputError(shortage, hint="free space or choose another file system")
+    return run(
+        conversion,
+        verify=verify,
+        exact=settings.exact,
+        device=settings.device,
+        resume=settings.resume,
+        progress=progress,
+    )
 
 
 def run(
@@ -115,29 +144,12 @@ def _check_exact(plan: Plan) -> None:
             )
 
 
-def _prepare(
-    source: Checkpoint,
-    output: OutputDirectory,
-    to: str,
-    options: WriteOptions,
-    allow_ignored: Sequence[str],
-    max_memory: int,
-) -> Conversion:
-    target = converter(to)
-    if target.plain:
-        from .safetensors import prepare_plain
-
-        return prepare_plain(source, output, options, max_memory=max_memory)
-    return prepare(source, output, target, options, allow_ignored=allow_ignored, max_memory=max_memory)
-
-
 def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
     """Read the staged output back through its own reader and compare it with the source."""
     from .compare import compare, compare_companions
 
-    written = converter(conversion.report.target_format).open(
-        conversion.output.staged, config=conversion.config
-    )
+    config = {"config": conversion.config} if conversion.config is not None else {}
+    written = find_format(conversion.report.target_format).open(conversion.output.staged, config)
     try:
         with written:
             result = compare(conversion.source, written, progress, conversion.report.ignored_keys)
@@ -152,105 +164,86 @@ def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
         raise OutputError(f"what was written differs from the source: {result.describe()}")
 
 
+class Keywords(Common, HFOptions, NeMo1Options, NeMo2Options, OnnxOptions, total=False):
+    """Keywords of :func:`convert` beside those that its signature shows: how it is carried out, and what the
+    source's and the target's format may be told. A third party's format adds its own at run time."""
+
+    exact: bool
+
+
 def convert(
     source: str | Path,
     target: str | Path,
     *,
     to: str,
-    tensor_parallel_size: int = 1,
-    pipeline_parallel_size: int = 1,
-    expert_parallel_size: int = 1,
+    layout: Layout | str | Path | None = None,
     dtype: str | None = None,
-    max_shard_nbytes: int = 5 * 10**9,
-    make_vocab_size_divisible_by: int | None = None,
     overwrite: bool = False,
-    max_memory: int = DEFAULT_MAX_MEMORY,
     verify: bool = False,
     dry_run: bool = False,
-    allow_ignored: Sequence[str] = (),
-    config: str | Path | None = None,
-    picture: str | Path | None = None,
-    flavor: str | None = None,
-    pack: bool = False,
-    dequantize: bool = False,
-    normalize_rows: bool = False,
-    exact: bool = False,
-    head: str | None = None,
-    rank_files: bool = False,
-    experts: str | None = None,
-    device: str = "cpu",
-    resume: bool = False,
     progress: Progress | None = None,
+    **options: Unpack[Keywords],
 ) -> Report:
-    """Convert the checkpoint at ``source`` into ``target`` in the format ``to`` ("hf" or "nemo2").
+    """Convert the checkpoint at ``source`` into ``target`` in the format ``to``, a name of
+    ``nemoconv supported`` in any case, or an alias such as "huggingface".
 
-    ``max_memory`` and ``max_shard_nbytes`` are in bytes. ``config`` is a config.json (or a directory
-    with one) to use instead of the source's own. ``picture`` is an .svg or .html file to draw the plan in.
-    ``dequantize`` accepts weights that the source holds only approximately; the report then says LOSSY.
-    ``normalize_rows`` divides the rows of an output layer by their lengths, where the model's own code does
-    so whenever it runs (Baichuan 2) and the target's does not; the lengths are lost: the report says LOSSY.
-    ``device`` ("cpu" or "cuda") is where values are cast and short runs gathered; the result is the same.
-    ``resume`` continues a run of several ranks (torchrun) that did not finish.
-    ``exact`` refuses a ``dtype`` that would round a value. ``flavor`` ("std" or "genai") and ``pack`` are
-    for ``to="onnx"``. ``head`` ("transducer" or "ctc") is the one of a hybrid speech model to convert to
-    Hugging Face. ``rank_files`` is for ``to="nemo"``: a state dict for each rank instead of a distributed
-    checkpoint. ``experts`` ("stacked" or "singleton") is for ``to="nemo2"``: one key for all experts of a
-    layer, as every kind of experts of megatron-core has it, or keys that nothing shares, as its
-    ``singleton_local_shards`` writes them. ``progress`` is called with (phase, bytes done, bytes
-    in all), from worker threads, one call at a time. With ``dry_run`` nothing is written.
+    ``layout`` is a :class:`Layout` or a YAML file (docs/layout.md); ``tensor_parallel_size`` and the like win
+    over it. Layers that do not come out even on the stages are dealt as Megatron deals them, see
+    :meth:`Layout.dealt`. ``dtype`` casts the weights; ``exact`` refuses to round a value. ``verify`` reads
+    the output back and compares every bit. With ``dry_run`` nothing is written. ``progress`` is called
+    with (phase, bytes done, bytes in all), from worker threads, one call at a time.
 
-    Raises the errors of :mod:`nemoconv.errors`; the target is then absent, or what it was before.
+    Other ``options`` are those of :mod:`nemoconv.converters.options` (``max_memory``, ``device``,
+    ``allow_ignored``, ``picture``, ``resume``) and of the two formats; ``nemoconv convert --help`` lists
+    all of them. Sizes are in bytes, or texts such as "2GiB".
+
+    Raises the errors of :mod:`nemoconv.errors`, UsageError for an option that means nothing here; the target
+    is then absent, or what it was before.
     """
-    dtype = _SHORT.get(dtype, dtype) if dtype else dtype
-    if dtype is not None and dtype not in _DTYPES:
-        raise UsageError(f"unknown dtype {dtype!r}", hint=f"one of {', '.join(_DTYPES)}")
-    if verify and dtype is not None:
+    given = said(options)
+    check_known(given)
+    cast = check_dtype(dtype)
+    if verify and cast is not None:
         raise UsageError("verify compares bits, which a new dtype changes", hint="leave out one of them")
-    if experts not in (None, *EXPERTS):
-        raise UsageError(
-            f"unknown experts {experts!r}",
-            hint="stacked, as megatron-core's grouped and sequential experts both lie on disk, or singleton",
-        )
-    check_device(device)
-    options = WriteOptions(
-        Layout(tensor_parallel_size, pipeline_parallel_size, expert_parallel_size),
-        max_shard_nbytes,
-        BY_NAME[dtype] if dtype else None,
-        make_vocab_size_divisible_by,
-        flavor,
-        pack,
-        rank_files,
-        experts,
-    )
-    converter(to).check_options(options)
-    output = converter(to).output(target, overwrite=overwrite)
+    settings = Settings.of(given)
+    if settings.exact and cast is None:
+        raise UsageError("exact is of no use without a dtype", hint="leave it out, or say what to cast to")
+    check_device(settings.device)
+    written = target_format(to)
+    wanted = settle_layout(Layout(), asked_sizes(given), layout)
+    output = written.output(target, overwrite=overwrite)
     output.check((Path(source),))
-    with open_checkpoint(source, config=config) as opened:
-        if dequantize:
-            opened.dequantize()
-        if normalize_rows:
-            opened.normalize_rows()
-        if head is not None:
-            opened.choose_head(head)
-        seen = opened.view_for(to)
-        conversion = _prepare(seen, output, to, options, allow_ignored, max_memory)
-        if picture is not None:
-            from .picture import write_picture
-
-            write_picture(picture, conversion)
-        if exact:
+    found = recognize(Path(source))
+    own = {name: value for name, value in given.items() if name not in {option.name for option in COMMON}}
+    reading, writing = split_options(own, found, written)
+    with found.open(Path(source), reading) as opened:
+        wish = Wish(
+            wanted,
+            BY_NAME[cast] if cast else None,
+            writing,
+            settings.allow_ignored,
+            settings.max_memory,
+        )
+        seen = opened.view_for(written.name)
+        conversion = (
+            prepare_plain(seen, output, wish) if written.plain else prepare(seen, output, written, wish)
+        )
+        if settings.exact:
             _check_exact(conversion.plan)
-        shortage = disk_shortage(conversion.report)
-        if dry_run:
-            report = conversion.report
-            return (
-                replace(report, notes=[*report.notes, f"not enough disk: {shortage}"]) if shortage else report
-            )
-        if shortage and not resume:  # what is resumed has its place already
-            raise OutputError(shortage, hint="free space or choose another file system")
-        return run(conversion, verify=verify, exact=exact, device=device, resume=resume, progress=progress)
+        return carry_out(conversion, settings, verify=verify, dry_run=dry_run, progress=progress)
 
 
-def plan(source: str | Path, target: str | Path, *, to: str, **options: Any) -> Report:
+def plan(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str,
+    layout: Layout | str | Path | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    **options: Unpack[Keywords],
+) -> Report:
     """What :func:`convert` with the same arguments would do; reads headers, writes nothing."""
-    return convert(source, target, to=to, **{**options, "dry_run": True})
+    return convert(
+        source, target, to=to, layout=layout, dtype=dtype, overwrite=overwrite, dry_run=True, **options
+    )

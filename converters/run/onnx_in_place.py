@@ -14,14 +14,16 @@ from ...stores.added_files import add_files, check_absent
 from ...stores.files import SourceFile
 from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.byte_source import ByteSource
-from ..base import Converter, Model, Request, WriteOptions, Writer
+from ...tensors.layout import Layout
+from ..base import Model, Request, Writer
 from ..bind import Bound
+from ..format import Options
 from ..hf.checkpoint import json_bytes
-from ..onnx.format import OnnxConverter
+from ..onnx.format import FLAVOR, OnnxFormat
 from ..onnx.graph.builder import Weight
 from ..onnx.writer import GraphFiles
 from ..registry import open_checkpoint
-from .plan import Report, prepare
+from .plan import Report, Wish, prepare
 
 
 class _Existing(Writer):
@@ -61,11 +63,9 @@ class _Existing(Writer):
         """Nothing to do: the weights lie where they are."""
 
 
-class _InPlace(OnnxConverter):
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        return _Existing(model, options.flavor)
+class _InPlace(OnnxFormat):
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+        return _Existing(model, FLAVOR.of(options))
 
 
 def check_plain(directory: Path, file: ByteSource) -> None:
@@ -103,9 +103,8 @@ def add_graph(
                 f"{place}: a graph is added to Hugging Face directories only, this is {source.format}",
                 hint=f"nemoconv convert {place} OUT --to onnx",
             )
-        converter: Converter = _InPlace()
-        options = WriteOptions(flavor=flavor)
-        conversion = prepare(source, OutputDirectory(place), converter, options, allow_ignored=allow_ignored)
+        wish = Wish(options={FLAVOR.name: flavor}, allow_ignored=tuple(allow_ignored))
+        conversion = prepare(source, OutputDirectory(place), _InPlace(), wish)
         writer = conversion.writer
         assert isinstance(writer, _Existing)
         check_absent(place, writer.files, overwrite=overwrite)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import CorruptCheckpoint, LayoutError, MappingError
+from ...errors import CorruptCheckpoint, LayoutError, MappingError, UsageError
 from ...mappings.hf.fields import Value
 from ...mappings.rules import padded_vocab_size
 from ...mappings.table import Instance, check_layout, splits_groups
@@ -24,13 +25,14 @@ from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 from ...version import __version__
 from .. import manifest, unit_rows
 from .. import mtp_layers as further_layers
-from ..base import Checkpoint, Converter, Model, Request, WriteOptions, Writer
+from ..base import Checkpoint, Model, Request, Writer
 from ..bind import Asker, Bound, Wanted
+from ..format import Format, Options
+from ..options import DEFAULT_MAX_MEMORY, VOCABULARY
 
 if TYPE_CHECKING:
     from ...resharding.execute import Limits
 
-DEFAULT_MAX_MEMORY = 512 << 20
 #: what a job and its boxes take in memory, measured on a 405B-shaped plan
 _JOB_NBYTES = 2_500
 
@@ -87,21 +89,44 @@ class Conversion:
     config: Path | None = None
 
 
-def prepare(
-    source: Checkpoint,
-    output: OutputDirectory,
-    to: Converter,
-    options: WriteOptions,
-    *,
-    allow_ignored: Sequence[str] = (),
-    max_memory: int = DEFAULT_MAX_MEMORY,
-) -> Conversion:
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is asked of a target: how it is cut, what type its weights have, what its own format may be told,
+    and whether it is the source's format and everything but the layout stays (``rewrite``)."""
+
+    layout: Layout = field(default_factory=Layout)
+    dtype: DType | None = None
+    options: Options = field(default_factory=dict)
+    allow_ignored: tuple[str, ...] = ()
+    max_memory: int = DEFAULT_MAX_MEMORY
+    rewrite: bool = False
+
+
+def prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish) -> Conversion:
     """Plan a conversion and check everything that headers can tell.
 
     Raises MappingError, UnsupportedConfig, LayoutError, CorruptCheckpoint.
     """
     with _no_collection():
-        return _prepare(source, output, to, options, allow_ignored, max_memory)
+        return _prepare(source, output, to, wish)
+
+
+def _writer(
+    source: Checkpoint, output: OutputDirectory, to: Format, model: Model, layout: Layout, wish: Wish
+) -> Writer:
+    if not wish.rewrite:
+        return to.create(output, model, layout, wish.options)
+    writer = to.rewrite(source, output, model, layout, wish.options)
+    if writer is None:
+        raise _no_layout(source)
+    return writer
+
+
+def _no_layout(source: Checkpoint) -> UsageError:
+    return UsageError(
+        f"{source.path}: a checkpoint of format {source.format} has no parallel layout",
+        hint="convert it to nemo2 with --tp, --pp and --ep",
+    )
 
 
 @contextmanager
@@ -117,37 +142,32 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _prepare(
-    source: Checkpoint,
-    output: OutputDirectory,
-    to: Converter,
-    options: WriteOptions,
-    allow_ignored: Sequence[str],
-    max_memory: int,
-) -> Conversion:
+def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish) -> Conversion:
     started = time.perf_counter()
-    source.decode_as(options.dtype)
-    model = source.model(allow_ignored)
+    if wish.rewrite and to.side == "hf":
+        raise _no_layout(source)
+    source.decode_as(wish.dtype)
+    model = source.model(wish.allow_ignored)
     bound = Bound(source, model)
     notes = [*source.notes(), *bound.notes]
-    notes += _settle_dtype(bound, model, options)
-    options, more = _settle_layout(model, to, options)
+    notes += _settle_dtype(bound, model, wish.dtype)
+    layout, more = _settle_layout(bound, to, wish.layout)
     notes += more
-    sizes = _target_sizes(bound, to, options)
+    sizes = model.sizes = _target_sizes(bound, to, layout, wish)
     notes += _vocabulary_notes(bound.sizes["vocab"], sizes["vocab"])
-    if to.side == "nemo" and splits_groups(sizes, options.layout):
+    if to.side == "nemo" and splits_groups(sizes, layout):
         notes.append(
-            f"tensor_parallel_size={options.layout.tensor_parallel_size} is more than num_query_groups="
+            f"tensor_parallel_size={layout.tensor_parallel_size} is more than num_query_groups="
             f"{sizes['group']}: megatron-core 0.16 takes that, 0.14 refuses it"
         )
-    writer = to.create(output, model, options, sizes)
+    writer = _writer(source, output, to, model, layout, wish)
     if not writer.keeps_everything:
         notes += [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
     writer.begin(bound)
-    plan, payloads = _build_plan(bound, writer, sizes, options)
+    plan, payloads = _build_plan(bound, writer, layout, wish.dtype)
     for checkpoint, companion in writer.companions().values():
         held = Bound(checkpoint, model, partial=True)
-        state, added = _build_plan(held, companion, sizes, replace(options, dtype=None))
+        state, added = _build_plan(held, companion, layout, None)
         plan.jobs += state.jobs
         payloads += added
     notes += writer.notes()
@@ -157,14 +177,14 @@ def _prepare(
     if not writer.keeps_everything:
         _check_zeros(bound)
     unit_rows.check(bound)
-    limits, plan_nbytes = make_limits(plan, max_memory)
+    limits, plan_nbytes = make_limits(plan, wish.max_memory)
     report = Report(
         source=str(source.path),
         source_format=source.format,
         target=str(output.target),
         target_format=to.name,
         architecture=model.table.architecture,
-        layout=str(options.layout),
+        layout=str(layout),
         parameters=sum(_count(bound, instance) for instance in bound.instances),
         tensors_in=len(bound.names),
         tensors_out=writer.tensor_count,
@@ -185,14 +205,14 @@ def _prepare(
         "architecture": model.table.architecture,
         "source_format": source.format,
         "source_notes": list(source.notes()),
-        "dtype": options.dtype.name if options.dtype else None,
-        "layout": asdict(options.layout),
+        "dtype": wish.dtype.name if wish.dtype else None,
+        "layout": asdict(layout),
         "model_config": model.config,
         "padded_vocab_size": sizes["vocab"],
         "inert_config": model.inert,
         "ignored_config_keys": model.ignored,
     }
-    ranks = _ranks(writer, payloads, bound, options.layout) if writer.side == "nemo" else []
+    ranks = _ranks(writer, payloads, bound, layout) if writer.side == "nemo" else []
     report.rank_table.extend(table_lines(ranks, bound.sizes["layers"]) if ranks else ())
     repeated = [(source.stored(copy), source.stored(original)) for copy, original in bound.repeated]
     return Conversion(
@@ -210,10 +230,10 @@ def _ranks(writer: Writer, payloads: Sequence[Payload], bound: Bound, layout: La
     return rank_rows(layout, bound.sizes["layers"], bound.sizes.get("experts", 0), nbytes)
 
 
-def _settle_dtype(bound: Bound, model: Model, options: WriteOptions) -> list[str]:
+def _settle_dtype(bound: Bound, model: Model, dtype: DType | None) -> list[str]:
     """Set ``params_dtype`` to what will be written; a note if the source's config said otherwise."""
-    if options.dtype is not None:
-        model.config["params_dtype"] = options.dtype.name
+    if dtype is not None:
+        model.config["params_dtype"] = dtype.name
         return []
     stated, usual = model.config.get("params_dtype"), bound.usual_dtype().name
     model.config["params_dtype"] = usual
@@ -222,11 +242,29 @@ def _settle_dtype(bound: Bound, model: Model, options: WriteOptions) -> list[str
     return [f"the config says {stated}, the tensors are {usual}: they are written as they are"]
 
 
-def _settle_layout(model: Model, to: Converter, options: WriteOptions) -> tuple[WriteOptions, list[str]]:
+def _settle_layout(bound: Bound, to: Format, layout: Layout) -> tuple[Layout, list[str]]:
+    """The layout as Megatron deals layers and experts that do not come out even, and notes on it."""
+    dealt = layout.dealt(bound.sizes["layers"]) if to.uneven_stages else layout
+    notes = []
+    if dealt != layout:
+        counts = [len(layers) for layers in dealt.layers(bound.sizes["layers"])]
+        notes = [
+            f"{bound.sizes['layers']} layers do not come out even on the stages, which get {_counts(counts)}"
+        ]
+    layout, more = _settle_experts(bound.model, to, dealt)
+    return layout, notes + more
+
+
+def _counts(counts: Sequence[int]) -> str:
+    """``[7, 8, 8, 7]`` as "7, 2 times 8, 7"."""
+    runs = [(count, len(list(same))) for count, same in groupby(counts)]
+    return ", ".join(f"{length} times {count}" if length > 1 else str(count) for count, length in runs)
+
+
+def _settle_experts(model: Model, to: Format, layout: Layout) -> tuple[Layout, list[str]]:
     """Experts that Megatron does not cut are whole on their ranks. Raises LayoutError for another wish."""
-    layout = options.layout
     if to.side != "nemo" or not model.table.whole_experts or layout.tensor_parallel_size_of_experts == 1:
-        return options, []
+        return layout, []
     if layout.expert_tensor_parallel_size is not None:
         raise LayoutError(
             f"the experts of {model.table.architecture!r} have biases, which megatron-core does not cut",
@@ -234,21 +272,23 @@ def _settle_layout(model: Model, to: Converter, options: WriteOptions) -> tuple[
         )
     whole = replace(layout, expert_tensor_parallel_size=1)
     note = "experts with biases are not cut: megatron-core needs expert_tensor_parallel_size=1 for them"
-    return replace(options, layout=whole), [note]
+    return whole, [note]
 
 
-def _target_sizes(bound: Bound, to: Converter, options: WriteOptions) -> dict[str, int]:
+def _target_sizes(bound: Bound, to: Format, layout: Layout, wish: Wish) -> dict[str, int]:
     """Sizes of the target's tensors. Raises LayoutError if the layout does not divide them."""
     sizes = {**bound.sizes, "vocab": bound.sizes["true_vocab"]}
     if to.side == "hf":
-        if options.layout != Layout():
+        if layout != Layout():
             raise LayoutError(
-                "a Hugging Face directory has no parallel layout", hint="leave out --tp and --pp"
+                f"the format {to.name} has no parallel layout", hint="leave out --tp, --pp, --ep and --layout"
             )
         return sizes
-    divisor, count = options.make_vocab_size_divisible_by, options.layout.tensor_parallel_size
-    sizes["vocab"] = padded_vocab_size(sizes["true_vocab"], divisor, count)
-    check_layout(bound.model.table, bound.model.config, sizes, options.layout)
+    divisor = VOCABULARY.of(wish.options)
+    if divisor is None and wish.rewrite:
+        divisor = bound.checkpoint.vocab_divisor
+    sizes["vocab"] = padded_vocab_size(sizes["true_vocab"], divisor, layout.tensor_parallel_size)
+    check_layout(bound.model.table, bound.model.config, sizes, layout)
     return sizes
 
 
@@ -260,16 +300,17 @@ def _vocabulary_notes(held: int, written: int) -> list[str]:
 
 
 def _build_plan(
-    bound: Bound, writer: Writer, sizes: dict[str, int], options: WriteOptions
+    bound: Bound, writer: Writer, layout: Layout, dtype: DType | None
 ) -> tuple[Plan, list[Payload]]:
+    sizes = bound.model.sizes
     wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}
     asked: list[tuple[Instance, DType, DType, list[Wanted]]] = []
     requests: dict[Request, None] = {}
-    asker = Asker(writer.side, sizes, options.layout, bound.model)
+    asker = Asker(writer.side, sizes, layout, bound.model)
     for instance in bound.instances:
         source = bound.dtype(instance)
         casts = source.is_floating_point and not instance.rule.keeps_dtype
-        target = options.dtype if options.dtype and casts else source
+        target = dtype if dtype and casts else source
         boxes = asker.wanted(instance, target)
         same = writer.side == bound.checkpoint.side  # then what is stored once stays so
         again = [each for each in asker.again(boxes) if not same or each[0].request.name in bound.names]

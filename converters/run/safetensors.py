@@ -22,12 +22,10 @@ from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ...tensors.stored import contiguous_strides
 from ...version import __version__
-from .. import manifest
-from ..archive import archive as nemo_archive
-from ..archive.tensors import NemoTensors
-from ..base import Checkpoint, Converter, HeldTensors, Model, Request, WriteOptions, Writer
-from ..hf.checkpoint import INDEX, SINGLE, ShardWriter, read_shards
-from .plan import Conversion, Report, make_limits, resident_nbytes
+from ..base import Checkpoint, HeldTensors, Model, Request
+from ..hf.checkpoint import ShardWriter, read_shards
+from ..options import MAX_SHARD_NBYTES
+from .plan import Conversion, Report, Wish, make_limits, resident_nbytes
 
 #: the one name that a safetensors header keeps for itself
 _RESERVED: Final = "__metadata__"
@@ -75,38 +73,13 @@ class PlainCheckpoint(HeldTensors):
         self._folder.close()
 
 
-class SafetensorsConverter(Converter):
-    name = "safetensors"
-    side = "hf"
-    title = "tensors alone, under the source's own names (safetensors)"
-    looks_for = "a .safetensors file"
-    plain = True
-
-    def recognizes(self, path: Path) -> bool:
-        if path.is_file():
-            return path.suffix == ".safetensors"
-        told = (path / manifest.NAME).exists() or (path / nemo_archive.CONFIG).exists()
-        written = any((path / name).exists() for name in (SINGLE, INDEX)) and told
-        return written and not (path / "config.json").exists()
-
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
-        if (path / nemo_archive.CONFIG).exists():
-            return NemoTensors(path)
-        return PlainCheckpoint(path)
-
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        return ShardWriter(output, options)
-
-
 class PlainWriter(ShardWriter):
     """Shards, and the files that go along."""
 
     def __init__(
-        self, output: OutputDirectory, options: WriteOptions, files: Mapping[str, SourceFile | bytes]
+        self, output: OutputDirectory, max_shard_nbytes: int, files: Mapping[str, SourceFile | bytes]
     ) -> None:
-        super().__init__(output, options)
+        super().__init__(output, max_shard_nbytes)
         self._files = files
 
     def finish(self) -> None:
@@ -114,23 +87,21 @@ class PlainWriter(ShardWriter):
         super().finish()
 
 
-def prepare_plain(
-    source: Checkpoint, output: OutputDirectory, options: WriteOptions, *, max_memory: int
-) -> Conversion:
-    """Plan to write every tensor of ``source`` as it is, or cast to ``options.dtype``.
+def prepare_plain(source: Checkpoint, output: OutputDirectory, wish: Wish) -> Conversion:
+    """Plan to write every tensor of ``source`` as it is, or cast to ``wish.dtype``.
 
     Raises UnsupportedError, naming what is not a tensor that safetensors has, LayoutError for a layout.
     """
     started = time.perf_counter()
-    if options.layout != Layout():
+    if wish.layout != Layout():
         raise LayoutError("safetensors files have no parallel layout", hint="leave out --tp, --pp and --ep")
     tensors = source.plain()
     if _RESERVED in tensors:
         raise UnsupportedError(f"{source.path}: a tensor is called {_RESERVED!r}, which safetensors reserves")
     files = source.plain_files()
-    writer = PlainWriter(output, options, files)
+    writer = PlainWriter(output, MAX_SHARD_NBYTES.of(wish.options), files)
     casts = {
-        name: options.dtype if options.dtype and tensor.dtype.is_floating_point else tensor.dtype
+        name: wish.dtype if wish.dtype and tensor.dtype.is_floating_point else tensor.dtype
         for name, tensor in tensors.items()
     }
     whole = {name: (0,) * len(tensor.shape) for name, tensor in tensors.items()}
@@ -143,14 +114,14 @@ def prepare_plain(
         target = Target(payload, 0, whole[name], tensor.shape, strides)
         plan.jobs.append(Job(name, tensor.shape, tensor.dtype, casts[name], tensor.extents, (target,)))
     plan.check()
-    limits, plan_nbytes = make_limits(plan, max_memory)
+    limits, plan_nbytes = make_limits(plan, wish.max_memory)
     report = Report(
         source=str(source.path),
         source_format=source.format,
         target=str(output.target),
         target_format="safetensors",
         architecture="any architecture",
-        layout=str(options.layout),
+        layout=str(wish.layout),
         parameters=sum(t.nbytes // t.dtype.itemsize for t in tensors.values()),
         tensors_in=len(tensors),
         tensors_out=writer.tensor_count,
@@ -174,8 +145,8 @@ def prepare_plain(
         "written_by": f"nemoconv {__version__}",
         "format": "safetensors",
         "source_format": source.format,
-        "dtype": options.dtype.name if options.dtype else None,
-        "layout": asdict(options.layout),
+        "dtype": wish.dtype.name if wish.dtype else None,
+        "layout": asdict(wish.layout),
         "model_config": {},
         "inert_config": {},
     }

@@ -15,7 +15,7 @@ from onnx_source import CONFIGS, arrays
 
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.sources import HubOptions, locate
-from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat, UsageError
+from nemoconv.errors import CorruptCheckpoint, Unreachable, UnsafeCheckpoint, UnsupportedFormat, UsageError
 
 SAMPLES = Path(__file__).parents[2] / "fixtures" / "speech"
 
@@ -143,7 +143,7 @@ def test_onnx_files_are_not_fetched_beside_safetensors(onnx_hub):
 
 def test_an_onnx_model_that_is_not_there(onnx_hub):
     onnx_hub(onnx_files("onnx/model.onnx"))
-    with pytest.raises(UnsupportedFormat, match="repository org/name has no file onnx/model_q4.onnx"):
+    with pytest.raises(UsageError, match="repository org/name has no file onnx/model_q4.onnx"):
         locate("org/name/onnx/model_q4.onnx")
     with pytest.raises(UsageError, match="is not the name of a file of a hub repository"):
         locate("org/name/onnx/../model.onnx")
@@ -165,7 +165,7 @@ def test_names_of_external_data_are_no_patterns(onnx_hub, location):
 def test_a_file_that_is_missing_in_a_local_folder_is_not_looked_for_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UnsupportedFormat, match="no such file or directory; a repository is meant by"):
+    with pytest.raises(UsageError, match="no such file or directory; a repository is meant by"):
         locate("org/name/x.onnx", HubOptions(offline=True))
-    with pytest.raises(UnsupportedFormat, match="not in the hub cache"):
+    with pytest.raises(Unreachable, match="not in the hub cache"):
         locate("hf://org/name/x.onnx", HubOptions(offline=True, cache_dir=str(tmp_path)))

@@ -132,5 +132,5 @@ def test_other_models_have_no_rows_to_normalise(tmp_path: Path, config: dict[str
 
 
 def test_a_nemo_directory_cannot_be_asked_for_it(nemo: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--normalize-rows"):
+    with pytest.raises(UsageError, match="normalize_rows means nothing for nemo2 -> hf; it is"):
         convert(nemo, tmp_path / "hf", to="hf", normalize_rows=True)

@@ -8,19 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nemoconv.converters.base import Checkpoint, Converter, Model, Request, TensorSpec, WriteOptions, Writer
-from nemoconv.converters.hf.checkpoint import hf_config
-from nemoconv.errors import CorruptCheckpoint
-from nemoconv.formats.text import plain_json
-from nemoconv.mappings import table_for
-from nemoconv.mappings.hf.fields import read_config
-from nemoconv.mappings.models.llama import TABLE as LLAMA
-from nemoconv.resharding.plan import Payload
-from nemoconv.stores.files import SourceDir, SourceFile
-from nemoconv.stores.output import OutputDirectory
-from nemoconv.tensors.dtypes import BY_NAME
-from nemoconv.tensors.stored import Extent, StoredTensor, contiguous_strides
+from nemoconv.plugin import (
+    DTYPES,
+    CorruptCheckpoint,
+    Extent,
+    Format,
+    HeldTensors,
+    Layout,
+    Model,
+    Option,
+    Options,
+    OutputDirectory,
+    Payload,
+    Request,
+    Sink,
+    SourceDir,
+    SourceFile,
+    StoredTensor,
+    TensorSpec,
+    contiguous_strides,
+    hf_config,
+    load_table,
+    parse_json,
+    read_config,
+    table_for,
+)
 
+LLAMA = load_table("llama")
 PELICAN = replace(
     LLAMA,
     architecture="pelican",
@@ -29,33 +43,23 @@ PELICAN = replace(
 )
 
 
-class RawCheckpoint(Checkpoint):
+class RawCheckpoint(HeldTensors):
     format = "raw"
     side = "hf"
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._directory = SourceDir(path)
-        index = plain_json.loads_object(self._directory.read("raw.json"), str(path / "raw.json"))
+        index = parse_json(self._directory.read("raw.json"), str(path / "raw.json"))
         self._config: dict[str, Any] = index["config"]  # type: ignore[assignment]
         self._tensors: dict[str, StoredTensor] = {}
         for name, (dtype, shape, file_name) in index["tensors"].items():  # type: ignore[attr-defined]
-            kind, size = BY_NAME[dtype], tuple(shape)
+            kind, size = DTYPES[dtype], tuple(shape)
             file = self._directory.file(file_name)
             extent = Extent(file, 0, (0,) * len(size), size, contiguous_strides(size, kind.itemsize))
             self._tensors[name] = StoredTensor(name, kind, size, (extent,))
             if file.size != self._tensors[name].nbytes:
                 raise CorruptCheckpoint(f"{file.path}: has {file.size} bytes")
-
-    def keys(self) -> Sequence[str]:
-        return list(self._tensors)
-
-    def spec(self, name: str) -> TensorSpec:
-        tensor = self._tensors[name]
-        return TensorSpec(name, tensor.dtype, tensor.shape)
-
-    def stored(self, name: str) -> StoredTensor:
-        return self._tensors[name]
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -76,17 +80,17 @@ class RawCheckpoint(Checkpoint):
         self._directory.close()
 
 
-class RawWriter(Writer):
+class RawSink(Sink):
     side = "hf"
 
-    def __init__(self, output: OutputDirectory, model: Model) -> None:
-        self._output, self._config = output, hf_config(model)
+    def __init__(self, output: OutputDirectory, model: Model, suffix: str) -> None:
+        self._output, self._config, self._suffix = output, hf_config(model), suffix
         self._tensors: dict[str, tuple[str, list[int], str]] = {}
 
     def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
         payloads = []
         for number, request in enumerate(requests):
-            file = self._output.file(f"{number}.bin")
+            file = self._output.file(f"{number}.{self._suffix}")
             file.size = TensorSpec(request.name, request.dtype, request.shape).nbytes
             payloads.append(Payload(request.name, file, 0, file.size))
             self._tensors[request.name] = (request.dtype.name, list(request.shape), file.name)
@@ -99,19 +103,21 @@ class RawWriter(Writer):
         )
 
 
-class RawConverter(Converter):
+SUFFIX = Option("suffix", "text", "What the files of tensors are called after the dot.", "dat", default="bin")
+
+
+class RawFormat(Format):
     name = "raw"
     side = "hf"
     title = "one file per tensor"
     looks_for = "raw.json"
+    options = (SUFFIX,)
 
     def recognizes(self, path: Path) -> bool:
         return (path / "raw.json").exists()
 
-    def open(self, path: Path, *, config: Path | None = None) -> Checkpoint:
+    def open(self, path: Path, options: Options) -> RawCheckpoint:
         return RawCheckpoint(path)
 
-    def create(
-        self, output: OutputDirectory, model: Model, options: WriteOptions, sizes: Mapping[str, int]
-    ) -> Writer:
-        return RawWriter(output, model)
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
+        return RawSink(output, model, SUFFIX.of(options))

@@ -163,7 +163,7 @@ def test_the_command_line(tmp_path, model):
     shown = json.loads(run(main, ["inspect", target, "--json"]).output)
     assert shown["format"] == "nemo"
     refused = run(main, ["nemo2hf", str(tmp_path / "absent.nemo"), back])
-    assert refused.exit_code == 5
+    assert refused.exit_code == 2
 
 
 def test_every_table_that_is_tried_is_there():

@@ -18,6 +18,7 @@ from nemoconv.errors import NemoconvError
 from nemoconv.formats.text import fiddle
 from nemoconv.formats.text.fiddle import Node, Symbol, Value
 from nemoconv.stores.files import SourceDir
+from nemoconv.tensors.layout import Layout
 
 FIXTURES = Path(__file__).parents[3] / "fixtures" / "nemo2"
 MODEL = Symbol("nemo.collections.llm.gpt.model.llama", "LlamaModel")
@@ -115,8 +116,7 @@ def test_what_is_built_is_read_again(tmp_path: Path) -> None:
         MODEL,
         CONFIG,
         FIELDS,
-        tensor_parallel_size=2,
-        pipeline_parallel_size=4,
+        Layout(2, 4),
         has_generation_config=True,
         model_transform=lora,
     )
@@ -151,8 +151,8 @@ def test_what_is_built_holds_what_nemo_needs_to_load_it() -> None:
 
 def test_building_is_reproducible_and_leaves_its_arguments_alone() -> None:
     fields = dict(FIELDS)
-    first = build_context(MODEL, CONFIG, fields, pipeline_parallel_size=2)
-    assert first == build_context(MODEL, CONFIG, fields, pipeline_parallel_size=2)
+    first = build_context(MODEL, CONFIG, fields, Layout(1, 2))
+    assert first == build_context(MODEL, CONFIG, fields, Layout(1, 2))
     assert fields == FIELDS
 
 

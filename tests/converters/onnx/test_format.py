@@ -223,8 +223,8 @@ def test_token_ids_come_from_the_generation_config(hf: Path, tmp_path: Path) -> 
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {}, UnsupportedConfig, "rope_type 'dynamic' has no"),
         ({}, {"dtype": "float64"}, UnsupportedError, "float64 cannot be computed with in ONNX; pass --dtype"),
         ({}, {"flavor": "cuda"}, UsageError, "unknown flavor 'cuda'; one of std, genai"),
-        ({}, {"to": "hf", "flavor": "std"}, UsageError, "flavor means nothing in the format 'hf'"),
-        ({}, {"to": "nemo2", "pack": True}, UsageError, "pack means nothing in the format 'nemo2'"),
+        ({}, {"to": "hf", "flavor": "std"}, UsageError, "flavor means nothing for hf -> hf; it is an option of onnx"),
+        ({}, {"to": "nemo2", "pack": True}, UsageError, "pack means nothing for hf -> nemo2; it is an option of onnx"),
         ({}, {"tensor_parallel_size": 2}, NemoconvError, "has no parallel layout"),
     ],
 )  # fmt: skip

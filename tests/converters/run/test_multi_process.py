@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 import tiny
 
-from nemoconv.converters.base import WriteOptions
-from nemoconv.converters.registry import converter, open_checkpoint
+from nemoconv.converters.registry import find_format, open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.multi_process import Ranks, _part, _shares, ranks_of
-from nemoconv.converters.run.plan import prepare
+from nemoconv.converters.run.plan import Wish, prepare
 from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import UsageError
 from nemoconv.stores.output import OutputDirectory
@@ -90,9 +89,9 @@ def test_no_byte_is_read_by_two_ranks(hf: Path, tmp_path: Path, to: str, world: 
     """What is cut by rows or columns is read by the rank that writes it; together they read all, once."""
     convert(hf, tmp_path / "nemo", to="nemo2", tensor_parallel_size=2)
     source = hf if to == "nemo2" else tmp_path / "nemo"
-    options = WriteOptions(Layout(4 if to == "nemo2" else 1), max_shard_nbytes=4000)
+    wish = Wish(Layout(4)) if to == "nemo2" else Wish(options={"max_shard_nbytes": 4000})
     with open_checkpoint(source) as opened:
-        conversion = prepare(opened, OutputDirectory(tmp_path / "out"), converter(to), options)
+        conversion = prepare(opened, OutputDirectory(tmp_path / "out"), find_format(to), wish)
         shares = _shares(conversion, world)
         parts = [_part(conversion.plan, files) for files in shares]
         assert all(part.jobs for part in parts)

@@ -7,11 +7,11 @@ from xml.etree import ElementTree
 import pytest
 import tiny
 
-from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.registry import find_format, open_checkpoint
 from nemoconv.converters.run import picture as layout_picture
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.picture import draw, moved_bytes, write_picture
-from nemoconv.converters.run.reshard import plan_reshard
+from nemoconv.converters.run.plan import Wish, prepare
 from nemoconv.errors import OutputError, UsageError
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors.layout import Layout
@@ -26,7 +26,8 @@ def conversion(tmp_path):
     tiny.write(tmp_path / "hf", num_hidden_layers=4)
     convert(tmp_path / "hf", source, to="nemo2", tensor_parallel_size=2)
     with open_checkpoint(source) as opened:
-        yield plan_reshard(opened, OutputDirectory(tmp_path / "out"), Layout(1, 2))
+        wish = Wish(Layout(1, 2), rewrite=True)
+        yield prepare(opened, OutputDirectory(tmp_path / "out"), find_format("nemo2"), wish)
 
 
 def test_bytes_that_move_add_up(conversion):

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import nemoconv
+from nemoconv.converters.layouts import default_target, settle_layout
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.compare import Comparison, compare_companions
 from nemoconv.converters.run.convert import convert
-from nemoconv.converters.run.reshard import default_target, reshard, settle_layout
+from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, LayoutError, OutputError, UnsupportedError, UsageError
 from nemoconv.formats.torch import dist as torch_dist
 from nemoconv.mappings import samples
@@ -403,9 +404,9 @@ def test_what_cannot_be_cut_names_the_sizes_that_can(llama, tmp_path):
     with pytest.raises(LayoutError, match="num_query_groups=2.*: 1, 2"):
         reshard(llama, tmp_path / "a", tensor_parallel_size=3)
     with pytest.raises(
-        LayoutError, match="cannot cut 4 layers into pipeline_parallel_size=3; use one of: 1, 2, 4"
+        LayoutError, match="cannot cut 4 layers into pipeline_parallel_size=5; use one of: 1, 2, 4"
     ):
-        reshard(llama, tmp_path / "a", pipeline_parallel_size=3)
+        reshard(llama, tmp_path / "a", pipeline_parallel_size=5)
     with pytest.raises(LayoutError, match="cannot cut 1 experts"):
         reshard(llama, tmp_path / "a", expert_parallel_size=2)
     assert not (tmp_path / "a").exists()

@@ -147,9 +147,8 @@ def test_experts_with_biases_stay_whole(tmp_path: Path) -> None:
 
 
 def test_experts_with_biases_are_not_cut_on_demand(tmp_path: Path) -> None:
-    from nemoconv.converters.base import WriteOptions
-    from nemoconv.converters.registry import converter
-    from nemoconv.converters.run.plan import prepare
+    from nemoconv.converters.registry import find_format
+    from nemoconv.converters.run.plan import Wish, prepare
     from nemoconv.stores.output import OutputDirectory
 
     samples.build(tmp_path / "hf", CONFIG)
@@ -158,4 +157,4 @@ def test_experts_with_biases_are_not_cut_on_demand(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "hf") as source,
         pytest.raises(LayoutError, match="biases"),
     ):
-        prepare(source, OutputDirectory(tmp_path / "n"), converter("nemo2"), WriteOptions(layout))
+        prepare(source, OutputDirectory(tmp_path / "n"), find_format("nemo2"), Wish(layout))

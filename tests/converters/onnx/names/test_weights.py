@@ -166,4 +166,4 @@ def test_other_quantizations(tmp_path):
 
 def test_dequantize_without_anything_quantized(tmp_path):
     tiny.write(tmp_path / "hf")
-    assert "has nothing to dequantize" in refused(tmp_path / "hf", UsageError, 2, dequantize=True)
+    assert "dequantize means nothing for hf -> hf" in refused(tmp_path / "hf", UsageError, 2, dequantize=True)

@@ -1,0 +1,83 @@
+"""What a package that adds a format or an architecture imports, and the only module it should import from:
+names here stay where they are, while files inside this package may move.
+
+A format is a :class:`Format` with a :class:`Checkpoint` to read from and a :class:`Sink` to write into,
+registered under the entry point group ``nemoconv.converters``; an architecture is a :class:`Table` under
+``nemoconv.mappings``. ``nemoconv.testing`` has the tests that they inherit.
+"""
+
+from __future__ import annotations
+
+from .converters.base import Checkpoint, HeldTensors, Model, Request, TensorSpec
+from .converters.base import Writer as Sink
+from .converters.format import Format, Options
+from .converters.hf.checkpoint import hf_config
+from .converters.options import CONFIG, MAX_SHARD_NBYTES, VOCABULARY, Option
+from .errors import (
+    CorruptCheckpoint,
+    LayoutError,
+    MappingError,
+    NemoconvError,
+    OutputError,
+    UnsafeCheckpoint,
+    UnsupportedArchitecture,
+    UnsupportedConfig,
+    UnsupportedFormat,
+    UsageError,
+)
+from .formats.text.plain_json import loads_object as parse_json
+from .mappings import load_table, table_for
+from .mappings.hf.fields import read_config, write_config
+from .mappings.table import Part, Rule, Table
+from .resharding.plan import Payload
+from .stores.files import SourceDir, SourceFile
+from .stores.output import OutputDirectory, OutputFile
+from .tensors.dtypes import BY_NAME as DTYPES
+from .tensors.dtypes import DType
+from .tensors.layout import Layout
+from .tensors.stored import Extent, StoredTensor, contiguous_strides
+
+__all__ = [
+    "CONFIG",
+    "DTYPES",
+    "MAX_SHARD_NBYTES",
+    "VOCABULARY",
+    "Checkpoint",
+    "CorruptCheckpoint",
+    "DType",
+    "Extent",
+    "Format",
+    "HeldTensors",
+    "Layout",
+    "LayoutError",
+    "MappingError",
+    "Model",
+    "NemoconvError",
+    "Option",
+    "Options",
+    "OutputDirectory",
+    "OutputError",
+    "OutputFile",
+    "Part",
+    "Payload",
+    "Request",
+    "Rule",
+    "Sink",
+    "SourceDir",
+    "SourceFile",
+    "StoredTensor",
+    "Table",
+    "TensorSpec",
+    "UnsafeCheckpoint",
+    "UnsupportedArchitecture",
+    "UnsupportedConfig",
+    "UnsupportedFormat",
+    "UsageError",
+    "contiguous_strides",
+    "hf_config",
+    "load_table",
+    "parse_json",
+    "read_config",
+    "table_for",
+    "write_config",
+]
