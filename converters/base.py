@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from ..errors import UsageError
 from ..mappings.hf.fields import Value
 from ..mappings.table import Table
 from ..resharding.plan import Payload
-from ..stores.files import Folder, SourceDir, SourceFile
+from ..stores.files import SourceFile
 from ..tensors.dtypes import DType
 from ..tensors.layout import Layout
 from ..tensors.stored import StoredTensor
@@ -84,10 +84,25 @@ class Model:
     sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-class Checkpoint(ABC):
+class Opened(ABC):
+    """Something that holds files open, for ``with``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the files."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Checkpoint(Opened):
     """An open checkpoint: names, types and shapes from headers, data only when asked for.
 
-    Names are those of ``side``, one per layer, whatever the files stack or cut.
+    Names are those of ``side``, one per layer, whatever the files stack or cut. What only some checkpoints
+    can do is in :mod:`nemoconv.converters.abilities`.
     """
 
     format: ClassVar[str]
@@ -135,77 +150,12 @@ class Checkpoint(ABC):
     def describe(self) -> dict[str, Value]:
         """Format-specific facts for ``inspect``: writer, layout, files."""
 
-    @property
-    @abstractmethod
-    def tokenizer_files(self) -> Mapping[str, SourceFile]:
-        """Tokenizer files by their Hugging Face names."""
-
     def skipped(self) -> Mapping[str, int]:
         """Things in the checkpoint that are not weights of the model, and how many of each."""
         return {}
 
-    def decode_as(self, dtype: DType | None) -> None:  # noqa: B027 - nothing to do for most formats
-        """Quantised tensors are to be read as ``dtype``, None for bfloat16; others stay as they are."""
-
-    def plain(self) -> Mapping[str, StoredTensor]:
-        """All tensors under the names that the source itself gives them.
-
-        Raises UnsupportedError where something that holds numbers would be left out.
-        """
-        return {name: self.stored(name) for name in self.keys()}
-
-    def plain_files(self) -> Mapping[str, SourceFile | bytes]:
-        """What goes along with :meth:`plain`'s tensors, by the names of files beside them."""
-        return {}
-
-    def view_for(self, name: str) -> Checkpoint:
-        """This checkpoint as a conversion into (or a comparison with) the format ``name`` sees it, where
-        that is not the same for all formats. Raises UnsupportedArchitecture where it cannot be seen so."""
-        return self
-
-    def view_beside(self, other: Checkpoint) -> Checkpoint:
-        """This checkpoint as a comparison with ``other`` sees it."""
-        return self.view_for(other.format)
-
     def notes(self) -> Sequence[str]:
         """What a report should say of how this checkpoint is read."""
-        return ()
-
-    def companions(self) -> Mapping[str, Checkpoint]:
-        """Sets of tensors that go along with the model's under the same names, such as optimizer state.
-
-        Raises UnsupportedError for state that is not kept for each parameter.
-        """
-        return {}
-
-    def keep_layers(self, chosen: Sequence[int]) -> None:
-        """Be, from now on, the model of these layers only, numbered from 0 in their order.
-
-        Raises UsageError for a format that cannot.
-        """
-        raise UsageError(f"{self.path}: layers of a checkpoint of format {self.format!r} cannot be taken out")
-
-    @property
-    def vocab_divisor(self) -> int | None:
-        """What a loader pads the vocabulary to a multiple of (times the tensor-parallel size) by itself,
-        None where it takes the stored rows as they are."""
-        return None
-
-    def copies(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
-        """Tensors that the checkpoint holds more than once and that must be equal bit for bit: (a copy,
-        the one that is read)."""
-        yield from ()
-
-    def open_folder(self) -> Folder | None:
-        """The checkpoint's files by name, to be compared with a manifest; None if there can be none."""
-        return SourceDir(self.path)
-
-    def verify_checksums(self) -> Iterator[tuple[str, int]]:
-        """Check whatever checksums the format itself has, yielding (file, bytes read) on the way."""
-        yield from ()
-
-    def source_files(self) -> Sequence[SourceFile]:
-        """Every file opened so far."""
         return ()
 
     def read(self, name: str, index: tuple[slice | int, ...] | None = None) -> numpy.ndarray[Any, Any]:
@@ -219,16 +169,6 @@ class Checkpoint(ABC):
         start, shape, squeeze = _box(name, tensor.shape, index)
         array = read_box(tensor, start, shape)
         return array.reshape([n for axis, n in enumerate(shape) if axis not in squeeze])
-
-    @abstractmethod
-    def close(self) -> None:
-        """Release the files."""
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def holdings(checkpoint: Checkpoint) -> Iterator[tuple[int | None, TensorSpec]]:

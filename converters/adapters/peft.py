@@ -57,13 +57,6 @@ class PeftCheckpoint(HeldTensors):
         files = {file.name: file.size for file in self._folder.opened()}
         return {"writer": "PEFT", "files": files}
 
-    @property
-    def tokenizer_files(self) -> Mapping[str, SourceFile]:
-        return {}
-
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._folder.opened()
-
     def close(self) -> None:
         self._folder.close()
 

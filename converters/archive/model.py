@@ -194,9 +194,6 @@ class NemoModel(HeldTensors):
             files[NULLS] = plain_json.dumps(list(self.nulls))
         return files
 
-    def source_files(self) -> Sequence[SourceFile]:
-        return self.folder.opened()
-
     def close(self) -> None:
         self.folder.close()
 
@@ -272,9 +269,6 @@ class SpeechView(Checkpoint):
 
     def open_folder(self) -> Folder | None:
         return self._whole.open_folder()
-
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._whole.source_files()
 
     def close(self) -> None:
         self._whole.close()

@@ -73,12 +73,5 @@ class NemoTensors(HeldTensors):
             "files": {file.name: file.size for file in self._folder.opened()},
         }
 
-    @property
-    def tokenizer_files(self) -> Mapping[str, SourceFile]:
-        return {}
-
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._folder.opened()
-
     def close(self) -> None:
         self._folder.close()

@@ -176,9 +176,6 @@ class HFCheckpoint(HeldTensors):
             **({"quantization": "; ".join(self.notes())} if self._decoded else {}),
         }
 
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._directory.opened()
-
     def close(self) -> None:
         self._directory.close()
 

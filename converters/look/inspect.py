@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...errors import UnsupportedError
 from ...mappings.hf.fields import Value
+from ..abilities import Tokenized, seen_by
 from ..base import Checkpoint, TensorSpec, holdings
 from ..registry import open_checkpoint
 
@@ -30,10 +31,10 @@ def describe(checkpoint: Checkpoint) -> dict[str, Value]:
         **_counts(rows, len(checkpoint.keys())),
     }
     try:
-        facts |= _model(checkpoint.view_for("hf"))
+        facts |= _model(seen_by(checkpoint, "hf"))
     except UnsupportedError as error:
         facts["problem"] = str(error)
-    facts["tokenizer"] = sorted(checkpoint.tokenizer_files)
+    facts["tokenizer"] = sorted(checkpoint.tokenizer_files) if isinstance(checkpoint, Tokenized) else []
     facts["files"] = checkpoint.describe()["files"]
     return facts
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import CorruptCheckpoint, UnsupportedArchitecture
-from ...resharding.equal import first_difference
 from ...stores.files import Folder, SourceFile
 from ...tensors.checksum import crc32
 from .. import manifest
+from ..abilities import Checksummed, folder_of
 from ..base import Checkpoint, holdings
 from ..bind import Bound
 from ..registry import open_checkpoint
-from ..run.compare import Comparison, compare
+from ..run.compare import Comparison, check_repeated, compare
 
 Progress = Callable[[str, int, int], None]
 _BLOCK = 4 << 20
@@ -96,13 +96,11 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
         for instance in bound.instances:
             bound.dtype(instance)
             bound.extents(instance, bound.space(instance.rule, bound.sizes))
-    for copy, held in checkpoint.copies():
-        if difference := first_difference(copy, held):
-            raise CorruptCheckpoint(f"{checkpoint.path}: holds {copy.name} twice, but {difference}")
-    for _, nbytes in checkpoint.verify_checksums():
+    check_repeated(checkpoint)
+    for _, nbytes in checkpoint.verify_checksums() if isinstance(checkpoint, Checksummed) else ():
         advance(nbytes)
     own = done > 0
-    directory = checkpoint.open_folder()
+    directory = folder_of(checkpoint)
     written = manifest.read(directory) if directory is not None else None
     if directory is not None and written is not None:
         # a format with checksums of its own was read once already: here only their agreement is left

@@ -139,7 +139,7 @@ class MegatronCheckpoint(NeMo1Checkpoint):
 
     def plain(self) -> Mapping[str, StoredTensor]:
         if self._hf is not None or self.weights.tensor_parallel_size == 1:
-            return super().plain()
+            return {name: self.stored(name) for name in self.keys()}
         # no rule can join them: each under its rank's folder and the key that it has there
         return {
             file.removesuffix(FILE) + key: tensor

@@ -378,9 +378,6 @@ class NeMo1Checkpoint(Checkpoint):
             return None
         return divisor
 
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._folder.opened()
-
     def open_folder(self) -> Folder | None:
         if isinstance(self._folder, TarFolder):  # what we write is never compressed
             return None if self._folder.compressed else TarFolder(self.path)

@@ -301,9 +301,6 @@ class NeMo2Checkpoint(Checkpoint):
             return None
         return divisor
 
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._directory.opened()
-
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
         return self._chunks.verify(self._metadata)
 

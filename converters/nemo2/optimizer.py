@@ -20,7 +20,7 @@ from pathlib import Path
 from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError, some
 from ...formats.torch.dist import DistChunk, DistMetadata, DistTensor
 from ...mappings.hf.fields import Value
-from ...stores.files import Folder, SourceFile
+from ...stores.files import Folder
 from ...tensors.boxes import Shape, open_range
 from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 from ..base import Checkpoint, Model, TensorSpec
@@ -168,10 +168,6 @@ class OptimizerState(Checkpoint):
 
     def describe(self) -> dict[str, Value]:
         return {"kind": self.kind}
-
-    @property
-    def tokenizer_files(self) -> Mapping[str, SourceFile]:
-        return {}
 
     def close(self) -> None:
         """The files are the checkpoint's."""

@@ -235,8 +235,5 @@ class OnnxCheckpoint(HeldTensors):
     def open_folder(self) -> SourceDir | None:
         return SourceDir(self.path) if self.path.is_dir() else None
 
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._folder.opened()
-
     def close(self) -> None:
         self._folder.close()

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ...errors import UnsupportedArchitecture
+from ...errors import CorruptCheckpoint, UnsupportedArchitecture
 from ...resharding.equal import first_difference
 from ...tensors.stored import StoredTensor
+from ..abilities import Repeating, plain_tensors, seen_beside
 from ..base import Checkpoint, Model, holdings
 from ..bind import Bound, members
 from ..mtp_layers import COPIED
@@ -57,7 +58,7 @@ def compare(
     Rows that only pad a vocabulary are left out, and what ``allow_ignored`` lets be left out. Quantised
     tensors are compared as what they are decoded to. Raises what opening and binding them raises.
     """
-    a, b = a.view_beside(b), b.view_beside(a)
+    a, b = seen_beside(a, b), seen_beside(b, a)
     if not (a.has_model and b.has_model):
         return _compare_plain(a, b, progress)
     model_a, model_b = a.model(allow_ignored), b.model(allow_ignored)
@@ -145,7 +146,7 @@ def _compare_plain(
     a: Checkpoint, b: Checkpoint, progress: Callable[[str, int, int], None] | None
 ) -> Comparison:
     """Compare tensors by the names that the sources give them, whatever model they are."""
-    ours, others = a.plain(), b.plain()
+    ours, others = plain_tensors(a), plain_tensors(b)
     result = Comparison()
     total = sum(tensor.nbytes for tensor in ours.values())
     for name in sorted(ours.keys() | others.keys()):
@@ -164,6 +165,13 @@ def _compare_plain(
             result.different.append(name)
             result.first = result.first or f"{name}: {difference}"
     return result
+
+
+def check_repeated(source: Checkpoint) -> None:
+    """Raise CorruptCheckpoint where what a checkpoint holds twice is not the same."""
+    for copy, held in source.copies() if isinstance(source, Repeating) else ():
+        if difference := first_difference(copy, held):
+            raise CorruptCheckpoint(f"{source.path}: holds {copy.name} twice, but {difference}")
 
 
 def _both_names(instance: Any, a: Bound, b: Bound) -> str:

@@ -13,6 +13,7 @@ from ...resharding.devices import check_device
 from ...tensors.dtypes import BY_NAME
 from ...tensors.layout import Layout
 from .. import manifest
+from ..abilities import HasOptimizer, seen_by
 from ..hf.format import HFOptions
 from ..layouts import asked_sizes, settle_layout
 from ..mtp_layers import check_copies
@@ -155,7 +156,8 @@ def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
             result = compare(conversion.source, written, progress, conversion.report.ignored_keys)
             carried = {kind: state for kind, (state, _) in conversion.writer.companions().items()}
             if carried and result.equal:
-                compare_companions(conversion.source.model(), carried, written.companions(), result)
+                states = written.companions() if isinstance(written, HasOptimizer) else {}
+                compare_companions(conversion.source.model(), carried, states, result)
     except CorruptCheckpoint as error:
         if f"/{conversion.output.stage.name}/" not in error.message:
             raise
@@ -224,7 +226,7 @@ def convert(
             settings.allow_ignored,
             settings.max_memory,
         )
-        seen = opened.view_for(written.name)
+        seen = seen_by(opened, written.name)
         conversion = (
             prepare_plain(seen, output, wish) if written.plain else prepare(seen, output, written, wish)
         )

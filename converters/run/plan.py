@@ -25,6 +25,7 @@ from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 from ...version import __version__
 from .. import manifest, unit_rows
 from .. import mtp_layers as further_layers
+from ..abilities import PadsVocabulary, Quantized
 from ..base import Checkpoint, Model, Request, Writer
 from ..bind import Asker, Bound, Wanted
 from ..format import Format, Options
@@ -146,7 +147,8 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
     started = time.perf_counter()
     if wish.rewrite and to.side == "hf":
         raise _no_layout(source)
-    source.decode_as(wish.dtype)
+    if isinstance(source, Quantized):
+        source.decode_as(wish.dtype)
     model = source.model(wish.allow_ignored)
     bound = Bound(source, model)
     notes = [*source.notes(), *bound.notes]
@@ -285,7 +287,7 @@ def _target_sizes(bound: Bound, to: Format, layout: Layout, wish: Wish) -> dict[
             )
         return sizes
     divisor = VOCABULARY.of(wish.options)
-    if divisor is None and wish.rewrite:
+    if divisor is None and wish.rewrite and isinstance(bound.checkpoint, PadsVocabulary):
         divisor = bound.checkpoint.vocab_divisor
     sizes["vocab"] = padded_vocab_size(sizes["true_vocab"], divisor, layout.tensor_parallel_size)
     check_layout(bound.model.table, bound.model.config, sizes, layout)
@@ -367,6 +369,7 @@ def _check_zeros(bound: Bound) -> None:
 def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
     """A tied model that holds its embedding twice: the copies must be equal, and one is dropped."""
     from ...resharding.equal import first_difference
+    from .compare import check_repeated
 
     notes = []
     for copy, original in bound.redundant:
@@ -382,9 +385,7 @@ def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
             )
         if (copy, original) not in bound.model.table.twice:
             notes.append(f"{copy} equals {original}, to which the config ties it, and is left out")
-    for a, b in source.copies():
-        if difference := first_difference(a, b):
-            raise CorruptCheckpoint(f"{source.path}: holds {a.name} twice, but {difference}")
+    check_repeated(source)
     return notes
 
 

@@ -11,6 +11,7 @@ from ...resharding.devices import check_device
 from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout, even
 from ...tensors.ranks import spans
+from ..abilities import Layered
 from ..base import Checkpoint
 from ..layers import parse_layers
 from ..layouts import asked_sizes, default_target, settle_layout
@@ -99,5 +100,7 @@ def take_layers(
         if not chosen:
             raise UsageError(f"pipeline stage {stage} holds no layers", hint="a model has at least one")
         layout = replace(layout, pipeline_parallel_size=1, virtual_pipeline_parallel_size=1, **even())
+    if not isinstance(source, Layered):
+        raise UsageError(f"{source.path}: no layers can be taken out of the format {source.format}")
     source.keep_layers(chosen)
     return layout, [f"{len(chosen)} of {count} layers, numbered from 0: {', '.join(spans(chosen))}"]

@@ -22,6 +22,7 @@ from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ...tensors.stored import contiguous_strides
 from ...version import __version__
+from ..abilities import Accompanied, plain_tensors
 from ..base import Checkpoint, HeldTensors, Model, Request
 from ..hf.checkpoint import ShardWriter, read_shards
 from ..options import MAX_SHARD_NBYTES
@@ -59,15 +60,8 @@ class PlainCheckpoint(HeldTensors):
     def describe(self) -> dict[str, Value]:
         return {"writer": "(not recorded)", "files": {f.name: f.size for f in self._folder.opened()}}
 
-    @property
-    def tokenizer_files(self) -> Mapping[str, SourceFile]:
-        return {}
-
     def open_folder(self) -> SourceDir | None:
         return SourceDir(self.path) if self.path.is_dir() else None
-
-    def source_files(self) -> Sequence[SourceFile]:
-        return self._folder.opened()
 
     def close(self) -> None:
         self._folder.close()
@@ -95,10 +89,10 @@ def prepare_plain(source: Checkpoint, output: OutputDirectory, wish: Wish) -> Co
     started = time.perf_counter()
     if wish.layout != Layout():
         raise LayoutError("safetensors files have no parallel layout", hint="leave out --tp, --pp and --ep")
-    tensors = source.plain()
+    tensors = plain_tensors(source)
     if _RESERVED in tensors:
         raise UnsupportedError(f"{source.path}: a tensor is called {_RESERVED!r}, which safetensors reserves")
-    files = source.plain_files()
+    files = source.plain_files() if isinstance(source, Accompanied) else {}
     writer = PlainWriter(output, MAX_SHARD_NBYTES.of(wish.options), files)
     casts = {
         name: wish.dtype if wish.dtype and tensor.dtype.is_floating_point else tensor.dtype
