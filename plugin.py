@@ -3,16 +3,27 @@ names here stay where they are, while files inside this package may move.
 
 A format is a :class:`Format` with a :class:`Checkpoint` to read from and a :class:`Sink` to write into,
 registered under the entry point group ``nemoconv.converters``; an architecture is a :class:`Table` under
-``nemoconv.mappings``. ``nemoconv.testing`` has the tests that they inherit.
+``nemoconv.mappings``. What only some checkpoints can do is a protocol of its own, such as
+:class:`HasOptimizer`. ``nemoconv.testing`` has the tests that they inherit.
 """
 
 from __future__ import annotations
 
+from .converters.abilities import (
+    Checksummed,
+    HasOptimizer,
+    Layered,
+    PadsVocabulary,
+    Quantized,
+    Repeating,
+    Tokenized,
+    Viewed,
+)
 from .converters.base import Checkpoint, HeldTensors, Model, Request, TensorSpec
-from .converters.base import Writer as Sink
 from .converters.format import Format, Options
 from .converters.hf.checkpoint import hf_config
 from .converters.options import CONFIG, MAX_SHARD_NBYTES, VOCABULARY, Option
+from .converters.sink import Sink
 from .errors import (
     CorruptCheckpoint,
     LayoutError,
@@ -43,11 +54,14 @@ __all__ = [
     "MAX_SHARD_NBYTES",
     "VOCABULARY",
     "Checkpoint",
+    "Checksummed",
     "CorruptCheckpoint",
     "DType",
     "Extent",
     "Format",
+    "HasOptimizer",
     "HeldTensors",
+    "Layered",
     "Layout",
     "LayoutError",
     "MappingError",
@@ -58,8 +72,11 @@ __all__ = [
     "OutputDirectory",
     "OutputError",
     "OutputFile",
+    "PadsVocabulary",
     "Part",
     "Payload",
+    "Quantized",
+    "Repeating",
     "Request",
     "Rule",
     "Sink",
@@ -68,11 +85,13 @@ __all__ = [
     "StoredTensor",
     "Table",
     "TensorSpec",
+    "Tokenized",
     "UnsafeCheckpoint",
     "UnsupportedArchitecture",
     "UnsupportedConfig",
     "UnsupportedFormat",
     "UsageError",
+    "Viewed",
     "contiguous_strides",
     "hf_config",
     "load_table",

@@ -97,7 +97,7 @@ class Selectable(Protocol):
 
 
 @runtime_checkable
-class Plain(Protocol):
+class PlainTensors(Protocol):
     """Under the names that it has itself there are other tensors than those of :meth:`Checkpoint.keys`."""
 
     def plain(self) -> Mapping[str, StoredTensor]:
@@ -134,7 +134,7 @@ def seen_beside(source: Checkpoint, other: Checkpoint) -> Checkpoint:
 
 def plain_tensors(source: Checkpoint) -> Mapping[str, StoredTensor]:
     """All tensors of a checkpoint under the names that it gives them itself."""
-    if isinstance(source, Plain):
+    if isinstance(source, PlainTensors):
         return source.plain()
     return {name: source.stored(name) for name in source.keys()}  # noqa: SIM118 - not a mapping
 

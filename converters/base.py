@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from ..errors import UsageError
 from ..mappings.hf.fields import Value
 from ..mappings.table import Table
-from ..resharding.plan import Payload
 from ..stores.files import SourceFile
 from ..tensors.dtypes import DType
 from ..tensors.layout import Layout
@@ -19,8 +18,6 @@ from ..tensors.stored import StoredTensor
 
 if TYPE_CHECKING:
     import numpy
-
-    from .bind import Bound
 
 #: the names a checkpoint's tensors have: Hugging Face's or Megatron's
 Side = Literal["hf", "nemo"]
@@ -217,43 +214,3 @@ def _box(
         start.append(first)
         size.append(max(0, last - first))
     return tuple(start), tuple(size), frozenset(squeeze)
-
-
-class Writer(ABC):
-    """A checkpoint to be: first every place is reserved, then payloads are filled, then it is finished."""
-
-    side: ClassVar[Side]
-    layout: Layout = Layout()
-
-    #: tensors reserved so far, as this format counts them
-    tensor_count: int = 0
-
-    #: the writer takes along whatever the source holds besides weights: a change of layout, not of format
-    keeps_everything: ClassVar[bool] = False
-
-    #: what a table says Megatron stores under two names is written under both
-    stores_again: ClassVar[bool] = True
-
-    def begin(self, bound: Bound) -> None:  # noqa: B027 - most need no word of it
-        """Told, before anything is reserved, which of the source's tensors belong to which rule."""
-
-    def companions(self) -> Mapping[str, tuple[Checkpoint, Writer]]:
-        """What of the source's companions is written, too: where each set is read, and the writer that
-        gives it a place."""
-        return {}
-
-    def file_of(self, rank: int) -> str | None:
-        """The file that holds what a rank will read, where each has its own."""
-        return None
-
-    def notes(self) -> Sequence[str]:
-        """What a report should say of how this is written."""
-        return ()
-
-    @abstractmethod
-    def reserve(self, requests: Sequence[Request]) -> Sequence[Payload]:
-        """A place in a file for each request. Nothing is written."""
-
-    @abstractmethod
-    def finish(self) -> None:
-        """Write what frames the payloads, whose checksums are known now; what makes it loadable last."""

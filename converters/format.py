@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from ..stores.output import OutputDirectory
     from ..tensors.layout import Layout
-    from .base import Checkpoint, Model, Side, Writer
+    from .base import Checkpoint, Model, Side
     from .options import Option, When
+    from .sink import Sink
 
 #: options by their names, as they were given; a format takes its own with :meth:`Option.of`
 Options = Mapping[str, Any]
@@ -56,7 +57,7 @@ class Format(ABC):
 
         return OutputDirectory(target, overwrite=overwrite)
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         """A writer of this format into ``output``, cut by ``layout``; ``options`` are its own for writing.
 
         ``model.sizes`` has the padded vocabulary of this layout.
@@ -65,7 +66,7 @@ class Format(ABC):
 
     def rewrite(
         self, source: Checkpoint, output: OutputDirectory, model: Model, layout: Layout, options: Options
-    ) -> Writer | None:
+    ) -> Sink | None:
         """A writer of ``source``, which is of this format, in another layout, with everything else as it is;
         None for a format that has no parallel layout. ``options`` may say ``drop_optimizer``."""
         return None

@@ -193,7 +193,7 @@ VOCABULARY: Final = Option(
 )
 
 
-class Sizes(TypedDict, total=False):
+class ParallelSizes(TypedDict, total=False):
     """Parallel sizes, by their names in Python."""
 
     tensor_parallel_size: int | None
@@ -203,7 +203,7 @@ class Sizes(TypedDict, total=False):
     expert_tensor_parallel_size: int | None
 
 
-class Common(Sizes, total=False):
+class Common(ParallelSizes, total=False):
     """Keywords of every conversion and of ``reshard``, beside those that their signatures show."""
 
     allow_ignored: Sequence[str]

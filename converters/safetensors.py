@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from ..stores.output import OutputDirectory
     from ..tensors.layout import Layout
-    from .base import Checkpoint, Model, Writer
+    from .base import Checkpoint, Model
+    from .sink import Sink
 
 
 class SafetensorsFormat(Format):
@@ -37,7 +38,7 @@ class SafetensorsFormat(Format):
 
         return NemoTensors(path) if (path / "model_config.yaml").exists() else PlainCheckpoint(path)
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from .hf.checkpoint import ShardWriter
 
         return ShardWriter(output, MAX_SHARD_NBYTES.of(options))

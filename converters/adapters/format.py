@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
     from ...stores.output import OutputDirectory
     from ...tensors.layout import Layout
-    from ..base import Checkpoint, Model, Writer
+    from ..base import Checkpoint, Model
+    from ..sink import Sink
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
@@ -32,7 +33,7 @@ class PeftFormat(Format):
 
         return PeftCheckpoint(path)
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from .peft import PeftWriter
 
         return PeftWriter(output, model)

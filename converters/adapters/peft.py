@@ -20,8 +20,9 @@ from ...stores.copy import copy_all
 from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory
 from .. import manifest
-from ..base import HeldTensors, Model, Request, Writer
+from ..base import HeldTensors, Model, Request
 from ..nemo1.adapters import ADAPTER_CONFIG
+from ..sink import Sink
 
 WEIGHTS: Final = "adapter_model.safetensors"
 
@@ -61,7 +62,7 @@ class PeftCheckpoint(HeldTensors):
         self._folder.close()
 
 
-class PeftWriter(Writer):
+class PeftWriter(Sink):
     """The tensors in one file, and adapter_config.json."""
 
     side = "hf"

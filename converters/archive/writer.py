@@ -16,7 +16,8 @@ from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.checksum import crc32
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.layout import Layout
-from ..base import Model, Request, Writer
+from ..base import Model, Request
+from ..sink import Sink
 from . import archive as nemo_archive
 from . import speech_files
 from .model import ArchiveModel
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import numpy
 
 
-class NemoModelWriter(Writer):
+class NemoModelWriter(Sink):
     """Config and artifacts first, then the weights with what only NeMo keeps in them."""
 
     side = "nemo"

@@ -27,7 +27,8 @@ from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
 from .. import mtp_layers as further_layers
 from .. import unit_rows
-from ..base import HeldTensors, Model, Request, TensorSpec, Writer
+from ..base import HeldTensors, Model, Request, TensorSpec
+from ..sink import Sink
 from . import quantization
 from .quantization import Quantization
 
@@ -224,7 +225,7 @@ def read_hf_config(where: str | Path) -> dict[str, Value]:
         return plain_json.loads_object(file.pread(file.size, 0), file.path)
 
 
-class ShardWriter(Writer):
+class ShardWriter(Sink):
     """safetensors shards, then the index."""
 
     side = "hf"

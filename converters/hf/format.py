@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from ...stores.output import OutputDirectory
     from ...tensors.layout import Layout
-    from ..base import Checkpoint, Model, Writer
+    from ..base import Checkpoint, Model
+    from ..sink import Sink
 
 NORMALIZE_ROWS: Final = Option(
     "normalize_rows",
@@ -52,7 +53,7 @@ class HFFormat(Format):
 
         return HFCheckpoint(path, config=CONFIG.of(options), normalize_rows=NORMALIZE_ROWS.of(options))
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from .checkpoint import HFWriter
 
         return HFWriter(output, model, MAX_SHARD_NBYTES.of(options))

@@ -20,7 +20,7 @@ from ...formats.torch.pickles import Stub
 from ...formats.torch.zip import TensorRef
 from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.stored import StoredTensor
-from ..base import Checkpoint, Model
+from ..base import Model
 from ..hf.checkpoint import read_hf_config
 from ..nemo1.checkpoint import NeMo1Checkpoint
 from ..ranks.weights import Rank, RankWeights
@@ -146,9 +146,6 @@ class MegatronCheckpoint(NeMo1Checkpoint):
             for file, state in self.weights.states().items()
             for key, tensor in state.tensors.items()
         }
-
-    def view_for(self, name: str) -> Checkpoint:
-        return self
 
     def describe(self) -> dict[str, Any]:
         iteration = self.around.get("iteration")

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from ...stores.output import OutputDirectory
     from ...tensors.layout import Layout
-    from ..base import Checkpoint, Model, Writer
+    from ..base import Checkpoint, Model
+    from ..sink import Sink
 
 _FILE: Final = "model_optim_rng.pt"
 _NEWEST: Final = "latest_checkpointed_iteration.txt"
@@ -46,7 +47,7 @@ class MegatronFormat(Format):
 
     def rewrite(
         self, source: Checkpoint, output: OutputDirectory, model: Model, layout: Layout, options: Options
-    ) -> Writer:
+    ) -> Sink:
         from .checkpoint import MegatronCheckpoint
         from .reshard import MegatronResharder
 

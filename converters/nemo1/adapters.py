@@ -9,7 +9,7 @@ from ...errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, s
 from ...formats.text import plain_json
 from ...mappings.hf.fields import Value
 from ...mappings.lora import RANK, adapter_table, target_modules, told
-from ..base import Checkpoint, Model
+from ..base import Model
 from . import config as nemo1_config
 from .checkpoint import NeMo1Checkpoint
 
@@ -77,20 +77,6 @@ class NeMo1Adapters(NeMo1Checkpoint):
             raise CorruptCheckpoint(f"{where}.lora_tuning: alpha={alpha!r}, adapter_dropout={dropout!r}")
         return rank, alpha, dropout
 
-    def view_for(self, name: str) -> Checkpoint:
-        return self
-
     @property
     def config(self) -> Mapping[str, Value]:
         return {}
-
-
-def refuse(path: object, adapters: Sequence[str], others: int) -> UnsupportedFormat:
-    """What to say of adapters that are asked for as a whole model."""
-    said = f"{path}: holds {len(adapters)} tensors of adapters (PEFT), such as {adapters[0]}"
-    if others:
-        return UnsupportedFormat(said, hint="merge them with their base model in NeMo first")
-    return UnsupportedFormat(
-        f"{said}, and no model",
-        hint="convert --to peft, which writes them for the model that they were trained for",
-    )

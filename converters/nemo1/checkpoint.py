@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from ...errors import (
@@ -30,7 +31,6 @@ from ...tensors.stored import StoredTensor
 from .. import manifest
 from .. import mtp_layers as further_layers
 from ..archive import archive as nemo_archive
-from ..archive.model import NemoModel
 from ..base import Checkpoint, Model, Piece, TensorSpec
 from ..hf import tokenizer_files
 from ..hf.checkpoint import GENERATION_CONFIG, hf_config, read_hf_config
@@ -44,6 +44,8 @@ DIST_FOLDER: Final = "model_weights"
 PREFIX: Final = "model."
 _TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADAPTER: Final = "adapter"
+#: opens an archive, from its place, its files and model_config.yaml
+View = Callable[[Path, Folder, Mapping[str, Any]], Checkpoint]
 _EXPERT: Final = ".experts."
 
 
@@ -57,10 +59,19 @@ class NeMo1Checkpoint(Checkpoint):
     #: why nobody knows the model, so that no tensor has a rule
     _refused: NemoconvError | None = None
 
+    _views: Mapping[str, View] = MappingProxyType({})
+
     def __init__(
-        self, path: Path, folder: Folder, yaml: Mapping[str, Any], *, config: str | Path | None = None
+        self,
+        path: Path,
+        folder: Folder,
+        yaml: Mapping[str, Any],
+        *,
+        config: str | Path | None = None,
+        views: Mapping[str, View] = MappingProxyType({}),
     ) -> None:
-        self.path, self._folder, self._yaml = path, folder, yaml
+        """``views`` are other ways to read the archive, by the formats that it is converted to."""
+        self.path, self._folder, self._yaml, self._views = path, folder, yaml, views
         self._where = f"{path}: {nemo_archive.CONFIG}"
         self._hf = read_hf_config(config) if config is not None else None
         self._manifest = manifest.read(folder)
@@ -234,9 +245,7 @@ class NeMo1Checkpoint(Checkpoint):
     def _refuse_adapters(self) -> None:
         adapters = [name for name in self._weights.names() if _ADAPTER in name]
         if adapters:
-            from .adapters import refuse
-
-            raise refuse(self.path, adapters, len(self._weights.names()) - len(adapters))
+            raise _only_adapters(self.path, adapters, len(self._weights.names()) - len(adapters))
 
     def _settle(self, table: Table, config: dict[str, Value]) -> None:
         """The true vocabulary, and which biases are only zeros: told by the manifest where it describes
@@ -326,14 +335,9 @@ class NeMo1Checkpoint(Checkpoint):
         return sorted({copy.name for copy, first in self._replicas() if _difference(copy, first)})
 
     def view_for(self, name: str) -> Checkpoint:
-        """Under NeMo's own names, where all there is to do is to move tensors as they are."""
-        if name == "safetensors":
-            return NemoModel(self.path, self._folder, self._yaml)
-        if name == "peft":
-            from .adapters import NeMo1Adapters
-
-            return NeMo1Adapters(self.path, self._folder, self._yaml)
-        return self
+        """Under NeMo's own names, where all there is to do is to move tensors as they are; or as adapters."""
+        view = self._views.get(name)
+        return view(self.path, self._folder, self._yaml) if view is not None else self
 
     def describe(self) -> dict[str, Value]:
         version = self._yaml.get("nemo_version", "(version not recorded)")
@@ -399,3 +403,14 @@ def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
     if a.shape != b.shape or a.dtype != b.dtype:
         return "their shapes or dtypes differ"
     return first_difference(a, b)
+
+
+def _only_adapters(path: object, adapters: Sequence[str], others: int) -> UnsupportedFormat:
+    """What to say of adapters that are asked for as a whole model."""
+    said = f"{path}: holds {len(adapters)} tensors of adapters (PEFT), such as {adapters[0]}"
+    if others:
+        return UnsupportedFormat(said, hint="merge them with their base model in NeMo first")
+    return UnsupportedFormat(
+        f"{said}, and no model",
+        hint="convert --to peft, which writes them for the model that they were trained for",
+    )

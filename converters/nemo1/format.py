@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from ...errors import LayoutError, UsageError
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
     from ...stores.output import OutputDirectory
     from ...tensors.layout import Layout
-    from ..base import Checkpoint, Model, Writer
+    from ..base import Checkpoint, Model
+    from ..sink import Sink
 
 RANK_FILES: Final = Option(
     "rank_files",
@@ -66,7 +68,8 @@ class NeMo1Format(Format):
         from ..archive import archive as nemo_archive
         from ..archive.model import NemoModel
         from . import config as nemo1_config
-        from .checkpoint import NeMo1Checkpoint
+        from .adapters import NeMo1Adapters
+        from .checkpoint import NeMo1Checkpoint, View
 
         config, head = CONFIG.of(options), HEAD.of(options)
         folder, yaml = nemo_archive.take(path)
@@ -80,7 +83,8 @@ class NeMo1Format(Format):
                 return NemoModel(path, folder, yaml, head=head)
             if head is not None:
                 raise UsageError(f"{path}: has no heads to choose from", hint="leave out --head")
-            return NeMo1Checkpoint(path, folder, yaml, config=config)
+            views: Mapping[str, View] = {"safetensors": NemoModel, "peft": NeMo1Adapters}
+            return NeMo1Checkpoint(path, folder, yaml, config=config, views=views)
         except BaseException:
             folder.close()
             raise
@@ -90,7 +94,7 @@ class NeMo1Format(Format):
 
         return OutputArchive(target, overwrite=overwrite)
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from ...mappings.families.speech import ArchiveOnly
 
         if isinstance(model.table.nemo, ArchiveOnly):
@@ -106,13 +110,13 @@ class NeMo1Format(Format):
             from .rank_writer import NeMo1RankWriter
 
             return NeMo1RankWriter(output, model, layout)
-        from .writer import NeMo1Writer
+        from .writer import NeMo1Sink
 
-        return NeMo1Writer(output, model, layout)
+        return NeMo1Sink(output, model, layout)
 
     def rewrite(
         self, source: Checkpoint, output: OutputDirectory, model: Model, layout: Layout, options: Options
-    ) -> Writer | None:
+    ) -> Sink | None:
         from .checkpoint import NeMo1Checkpoint
         from .reshard import rewrite
 

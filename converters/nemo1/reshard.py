@@ -12,12 +12,13 @@ from ...stores.files import Folder
 from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ..archive import archive as nemo_archive
-from ..base import Model, Writer
+from ..base import Model
 from ..ranks.weights import RankWeights
 from ..ranks.writer import Rank, RankWriter, empty_entries
+from ..sink import Sink
 from . import build as nemo1_build
 from . import config as nemo1_config
-from .writer import NeMo1Writer
+from .writer import NeMo1Sink
 
 if TYPE_CHECKING:
     from ..bind import Bound
@@ -68,7 +69,7 @@ def changed_config(yaml: Mapping[str, Any], layout: Layout, rows: int, held: int
     return plain_yaml.dumps(changed)
 
 
-def rewrite(output: OutputDirectory, source: NeMo1Checkpoint, model: Model, layout: Layout) -> Writer:
+def rewrite(output: OutputDirectory, source: NeMo1Checkpoint, model: Model, layout: Layout) -> Sink:
     """A writer of the same archive in another layout, with weights as it has them: by rank, or not."""
     source.keep_norms()
     if isinstance(source.weights, RankWeights):
@@ -149,7 +150,7 @@ def _other_members(folder: Folder) -> list[str]:
     return [name for name in folder.names() if name not in skipped]
 
 
-class NeMo1DistResharder(NeMo1Writer):
+class NeMo1DistResharder(NeMo1Sink):
     """Writes a ``.nemo`` whose weights are a distributed checkpoint, which any layout loads."""
 
     keeps_everything = True

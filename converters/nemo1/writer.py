@@ -13,7 +13,7 @@ from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ..archive import archive as nemo_archive
 from ..base import Model, Request
-from ..nemo2.writer import NeMo2Writer
+from ..nemo2.writer import NeMo2Sink
 from . import build as nemo1_build
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _FOLDER: Final = "model_weights"
 
 
-class NeMo1Writer(NeMo2Writer):
-    """What :class:`NeMo2Writer` writes, with a ``model_config.yaml`` instead of a context."""
+class NeMo1Sink(NeMo2Sink):
+    """What :class:`NeMo2Sink` writes, with a ``model_config.yaml`` instead of a context."""
 
     prefix = "model."
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from ...stores.output import OutputDirectory
     from ...tensors.layout import Layout
-    from ..base import Checkpoint, Model, Writer
+    from ..base import Checkpoint, Model
+    from ..sink import Sink
 
 EXPERTS: Final = Option(
     "experts",
@@ -55,20 +56,20 @@ class NeMo2Format(Format):
 
         return NeMo2Checkpoint(path, config=CONFIG.of(options))
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from ...mappings.nemo2.fields import ArchivesOnly
-        from .writer import NeMo2Writer
+        from .writer import NeMo2Sink
 
         if isinstance(model.table.nemo, ArchivesOnly):
             raise UnsupportedFormat(
                 f"NeMo 2 has no model class for {model.table.architecture!r}, only NeMo 1 has",
                 hint="write an archive: nemoconv hf2nemo SRC OUT.nemo, or convert --to nemo",
             )
-        return NeMo2Writer(output, model, layout, singleton=EXPERTS.of(options) == "singleton")
+        return NeMo2Sink(output, model, layout, singleton=EXPERTS.of(options) == "singleton")
 
     def rewrite(
         self, source: Checkpoint, output: OutputDirectory, model: Model, layout: Layout, options: Options
-    ) -> Writer:
+    ) -> Sink:
         from .checkpoint import NeMo2Checkpoint
         from .reshard import NeMo2Resharder
 

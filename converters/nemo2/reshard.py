@@ -21,7 +21,8 @@ from ...stores.files import Folder, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.layout import Layout
 from .. import manifest
-from ..base import Checkpoint, Model, Request, Writer
+from ..base import Checkpoint, Model, Request
+from ..sink import Sink
 from ..torch_dist import names as nemo2_names
 from ..torch_dist.names import PREFIX
 from . import layout as nemo2_layout
@@ -29,7 +30,7 @@ from . import optimizer as nemo2_optimizer
 from .checkpoint import NeMo2Checkpoint
 from .context import LANGUAGE
 from .optimizer import OptimizerState
-from .writer import NeMo2Writer, half_of
+from .writer import NeMo2Sink, half_of
 
 if TYPE_CHECKING:
     from ..bind import Bound
@@ -43,7 +44,7 @@ _WRITTEN: Final = (".metadata", "metadata.json", manifest.NAME)
 _COPY_NBYTES = 8 << 20
 
 
-class NeMo2Resharder(NeMo2Writer):
+class NeMo2Resharder(NeMo2Sink):
     """Writes what ``source`` holds, cut by another layout."""
 
     keeps_everything = True
@@ -135,7 +136,7 @@ class NeMo2Resharder(NeMo2Writer):
         flat = (*(1,) * len(cell), size)
         return self._add(key, request.dtype, (*grid, size), (*cell, 0), flat, request.rank)
 
-    def companions(self) -> Mapping[str, tuple[Checkpoint, Writer]]:
+    def companions(self) -> Mapping[str, tuple[Checkpoint, Sink]]:
         return {kind: (state, _StateWriter(self, state)) for kind, state in self._states.items()}
 
     def _reserve_objects(self) -> None:
@@ -248,7 +249,7 @@ class NeMo2Resharder(NeMo2Writer):
         return changed
 
 
-class _StateWriter(Writer):
+class _StateWriter(Sink):
     """Gives a set of optimizer state its places in the files of a :class:`NeMo2Resharder`."""
 
     side = "nemo"

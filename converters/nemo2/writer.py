@@ -18,9 +18,10 @@ from ...resharding.plan import Payload
 from ...stores.output import OutputDirectory
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
-from ..base import Model, Request, Writer
+from ..base import Model, Request
 from ..hf import tokenizer_files
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES
+from ..sink import Sink
 from ..torch_dist import names as names
 from ..torch_dist.names import EXTRA_STATE, PREFIX
 from . import context as nemo2_context
@@ -48,7 +49,7 @@ def half_of(request: Request, key: str) -> tuple[Request, str]:
     return replace(request, shape=shape, start=start), names.halves_of(key)[half]
 
 
-class NeMo2Writer(Writer):
+class NeMo2Sink(Sink):
     """One ``.distcp`` file per rank, then ``.metadata``, ``context/``, and ``metadata.json`` last."""
 
     side = "nemo"

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     from ...stores.output import OutputDirectory
     from ...tensors.layout import Layout
-    from ..base import Checkpoint, Model, Writer
+    from ..base import Checkpoint, Model
+    from ..sink import Sink
 
 FLAVOR: Final = Option(
     "flavor",
@@ -52,7 +53,7 @@ class OnnxFormat(Format):
 
         return OnnxCheckpoint(path, config=CONFIG.of(options), approximate=DEQUANTIZE.of(options) is True)
 
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from .writer import OnnxWriter
 
         size = MAX_SHARD_NBYTES.of(options)

@@ -20,7 +20,8 @@ from ...tensors.checksum import crc32, crc32_combine
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
 from ...tensors.stored import StoredTensor
-from ..base import Request, Writer
+from ..base import Request
+from ..sink import Sink
 
 if TYPE_CHECKING:
     from ..bind import Bound
@@ -53,7 +54,7 @@ class _Tensor:
         return checksum
 
 
-class RankWriter(Writer):
+class RankWriter(Sink):
     """Writes a file for each rank.
 
     ``names`` are the source's keys of each tensor, under its name in the whole model: one, or two that

@@ -15,7 +15,7 @@ from ...stores.files import SourceFile
 from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.byte_source import ByteSource
 from ...tensors.layout import Layout
-from ..base import Model, Request, Writer
+from ..base import Model, Request
 from ..bind import Bound
 from ..format import Options
 from ..hf.checkpoint import json_bytes
@@ -23,10 +23,11 @@ from ..onnx.format import FLAVOR, OnnxFormat
 from ..onnx.graph.builder import Weight
 from ..onnx.writer import GraphFiles
 from ..registry import open_checkpoint
+from ..sink import Sink
 from .plan import Report, Wish, prepare
 
 
-class _Existing(Writer):
+class _Existing(Sink):
     """A plan's targets that are there already: where the checkpoint holds its tensors."""
 
     side = "hf"
@@ -64,7 +65,7 @@ class _Existing(Writer):
 
 
 class _InPlace(OnnxFormat):
-    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Writer:
+    def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         return _Existing(model, FLAVOR.of(options))
 
 

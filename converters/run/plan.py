@@ -26,10 +26,11 @@ from ...version import __version__
 from .. import manifest, unit_rows
 from .. import mtp_layers as further_layers
 from ..abilities import PadsVocabulary, Quantized
-from ..base import Checkpoint, Model, Request, Writer
+from ..base import Checkpoint, Model, Request
 from ..bind import Asker, Bound, Wanted
 from ..format import Format, Options
 from ..options import DEFAULT_MAX_MEMORY, VOCABULARY
+from ..sink import Sink
 
 if TYPE_CHECKING:
     from ...resharding.execute import Limits
@@ -75,7 +76,7 @@ class Conversion:
 
     source: Checkpoint
     output: OutputDirectory
-    writer: Writer
+    writer: Sink
     plan: Plan
     payloads: list[Payload]
     limits: Limits
@@ -114,7 +115,7 @@ def prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish)
 
 def _writer(
     source: Checkpoint, output: OutputDirectory, to: Format, model: Model, layout: Layout, wish: Wish
-) -> Writer:
+) -> Sink:
     if not wish.rewrite:
         return to.create(output, model, layout, wish.options)
     writer = to.rewrite(source, output, model, layout, wish.options)
@@ -222,7 +223,7 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
     )
 
 
-def _ranks(writer: Writer, payloads: Sequence[Payload], bound: Bound, layout: Layout) -> list[RankRow]:
+def _ranks(writer: Sink, payloads: Sequence[Payload], bound: Bound, layout: Layout) -> list[RankRow]:
     """Who will hold what, with the bytes in each rank's file."""
     held: dict[str, int] = {}
     for payload in payloads:
@@ -302,7 +303,7 @@ def _vocabulary_notes(held: int, written: int) -> list[str]:
 
 
 def _build_plan(
-    bound: Bound, writer: Writer, layout: Layout, dtype: DType | None
+    bound: Bound, writer: Sink, layout: Layout, dtype: DType | None
 ) -> tuple[Plan, list[Payload]]:
     sizes = bound.model.sizes
     wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}

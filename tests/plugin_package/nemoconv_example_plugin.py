@@ -23,7 +23,6 @@ from nemoconv.plugin import (
     Request,
     Sink,
     SourceDir,
-    SourceFile,
     StoredTensor,
     TensorSpec,
     contiguous_strides,
@@ -71,10 +70,6 @@ class RawCheckpoint(HeldTensors):
 
     def describe(self) -> dict[str, Any]:
         return {"writer": "example", "files": {f.name: f.size for f in self._directory.opened()}}
-
-    @property
-    def tokenizer_files(self) -> Mapping[str, SourceFile]:
-        return {}
 
     def close(self) -> None:
         self._directory.close()
