@@ -17,7 +17,6 @@ from ...errors import (
     some,
 )
 from ...formats.tar import TarFolder
-from ...formats.text import plain_json
 from ...mappings import table_for
 from ...mappings.hf.fields import INERT, Value, read_config
 from ...mappings.nemo1 import families as nemo1_families
@@ -28,7 +27,7 @@ from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
 from ...tensors.stored import StoredTensor
-from .. import manifest
+from .. import believed, manifest
 from .. import mtp_layers as further_layers
 from ..archive import archive as nemo_archive
 from ..base import Checkpoint, Model, Piece, TensorSpec
@@ -42,7 +41,6 @@ from .rank_file import read_rank
 #: of a distributed checkpoint, and what the names in it begin with
 DIST_FOLDER: Final = "model_weights"
 PREFIX: Final = "model."
-_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 _ADAPTER: Final = "adapter"
 #: opens an archive, from its place, its files and model_config.yaml
 View = Callable[[Path, Folder, Mapping[str, Any]], Checkpoint]
@@ -236,7 +234,7 @@ class NeMo1Checkpoint(Checkpoint):
             self._settle(table, config)
             if plain_norms and self._shifted is None:
                 self._shifted = {name for name in self.keys() if NORM_WEIGHT.fullmatch(name)}
-            inert = self._inert()
+            inert = believed.inert_keys(self._manifest, self.tokenizer_files.get(GENERATION_CONFIG))
         self._set_rules(table, config)
         self._check_frequencies(config)
         ignored = sorted(key for key in allow_ignored if key in self._yaml)
@@ -248,34 +246,20 @@ class NeMo1Checkpoint(Checkpoint):
             raise _only_adapters(self.path, adapters, len(self._weights.names()) - len(adapters))
 
     def _settle(self, table: Table, config: dict[str, Value]) -> None:
-        """The true vocabulary, and which biases are only zeros: told by the manifest where it describes
-        these tensors, else by the tokenizer."""
+        """The true vocabulary, and what else NeMo's config cannot say."""
         rows = next((self._rows(r.nemo) for r in table.rules if r.pad and r.nemo in self.keys()), None)
-        written = self._manifest or {}
-        if rows is not None and written.get("padded_vocab_size") == rows:
-            told = written["model_config"]
-            true = told.get("vocab_size")
-            if isinstance(true, int) and 0 < true <= rows:
-                config["vocab_size"] = true
-            kinds = {key: told.get(key) is True for key in ("attention_bias", "mlp_bias")}
-            if config.get("add_bias_linear") and "mlp_bias" in config and any(kinds.values()):
-                config |= kinds
-        if config["vocab_size"] is None:
-            files = self.tokenizer_files
-            config["vocab_size"] = nemo1_config.true_vocab_size(self._yaml, files, rows, self.layout)
+        yaml, files = self._yaml, self.tokenizer_files
+        believed.settle(
+            self._manifest,
+            table,
+            config,
+            rows,
+            lambda: nemo1_config.true_vocab_size(yaml, files, rows, self.layout),
+        )
 
     def _rows(self, name: str) -> int:
         weights = self._weights
         return weights.rows(name) if isinstance(weights, RankWeights) else weights.spec(name)[1][0]
-
-    def _inert(self) -> dict[str, Value]:
-        inert: dict[str, Value] = {}
-        file = self.tokenizer_files.get(GENERATION_CONFIG)
-        if file is not None:
-            generation = plain_json.loads_object(file.pread(file.size, 0), file.path)
-            inert = {key: generation[key] for key in _TOKEN_IDS if key in generation}
-        told = self._manifest["inert_config"] if self._manifest else {}
-        return inert | {key: value for key, value in told.items() if key in INERT}
 
     def _check_frequencies(self, config: Mapping[str, Value]) -> None:
         """Rotary frequencies are computed from the config; where a file holds them too, they must agree,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from ...errors import UnsupportedConfig, UnsupportedFormat
 from ...formats.text import plain_json
@@ -20,7 +19,7 @@ from ...mappings.table import Table
 from ...stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
 from ...tensors.layout import Layout
 from ...tensors.stored import StoredTensor
-from .. import manifest
+from .. import believed, manifest
 from .. import mtp_layers as further_layers
 from ..base import Checkpoint, Model, TensorSpec
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
@@ -35,8 +34,6 @@ from .context import NemoContext
 from .optimizer import OptimizerState
 
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml", "io.json", "model.yaml")
-#: keys of config.json that generation_config.json repeats, and NeMo's own config has not
-_TOKEN_IDS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class NeMo2Checkpoint(Checkpoint):
@@ -172,15 +169,12 @@ class NeMo2Checkpoint(Checkpoint):
         told = self._manifest["model_config"] if self._manifest else {}
         further_layers.settle(table, config, self._places.keys(), allow_ignored, told=told, certain=True)
         self._count_layers(config)
-        inert: dict[str, Value] = {}
+        generation = None
         if context.generation_config is not None:
             parts = filter(None, (context.folder, context.generation_config, GENERATION_CONFIG))
-            file = files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
-            generation = plain_json.loads_object(file.pread(file.size, 0), file.path)
-            inert = {key: generation[key] for key in _TOKEN_IDS if key in generation}
+            generation = files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
         files |= {name: file for name, file in self._files_beside(table.files).items() if name not in files}
-        kept = self._manifest["inert_config"] if self._manifest else {}
-        inert |= {key: value for key, value in kept.items() if key in INERT}
+        inert = believed.inert_keys(self._manifest, generation)
         known = {*given, *(KEYS if given.get("mtp_num_layers") else ())}
         return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in known))
 
@@ -202,31 +196,12 @@ class NeMo2Checkpoint(Checkpoint):
         return self._context
 
     def _settle(self, table: Table, config: dict[str, Value]) -> None:
-        """What NeMo's fields cannot say: the true vocabulary, and which biases are only zeros.
-
-        The manifest is believed where it describes these tensors. Without it the true vocabulary is
-        the config's, or if that leaves it open the tokenizer's.
-        """
+        """The true vocabulary, and what else NeMo's fields cannot say."""
         rows = next(
             (self.spec(r.nemo).shape[0] for r in table.rules if r.pad and r.nemo in self._places),
             None,
         )
-        written = self._manifest or {}
-        if rows is not None and written.get("padded_vocab_size") == rows:
-            told = written["model_config"]
-            true = told.get("vocab_size")
-            if config["vocab_size"] in (rows, None) and isinstance(true, int) and 0 < true <= rows:
-                config["vocab_size"] = true
-            if told.get("unit_rows") is True:
-                config["unit_rows"] = True
-            kinds = {key: told.get(key) is True for key in ("attention_bias", "mlp_bias")}
-            if config.get("add_bias_linear") and any(kinds.values()):
-                config |= kinds
-        if config["vocab_size"] is None:
-            config["vocab_size"] = self._tokenizer_size() or rows
-        for key, otherwise in table.carried:
-            told = written["model_config"].get(key) if written else None
-            config[key] = told if type(told) is type(otherwise) else otherwise
+        believed.settle(self._manifest, table, config, rows, lambda: self._tokenizer_size() or rows)
 
     def _tokenizer_size(self) -> int | None:
         file = self.tokenizer_files.get("tokenizer.json")
