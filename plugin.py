@@ -24,6 +24,7 @@ from .converters.format import Format, Options
 from .converters.hf.checkpoint import hf_config
 from .converters.options import CONFIG, MAX_SHARD_NBYTES, VOCABULARY, Option
 from .converters.sink import Sink
+from .converters.step import Binding, Step
 from .errors import (
     CorruptCheckpoint,
     LayoutError,
@@ -53,6 +54,7 @@ __all__ = [
     "DTYPES",
     "MAX_SHARD_NBYTES",
     "VOCABULARY",
+    "Binding",
     "Checkpoint",
     "Checksummed",
     "CorruptCheckpoint",
@@ -82,6 +84,7 @@ __all__ = [
     "Sink",
     "SourceDir",
     "SourceFile",
+    "Step",
     "StoredTensor",
     "Table",
     "TensorSpec",

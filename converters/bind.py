@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import CorruptCheckpoint, MappingError, some
-from ..mappings.mtp import KEYS
 from ..mappings.space import Space
 from ..mappings.table import Instance, Part, Rule, Sizes, Table, holes
 from ..tensors.boxes import Shape, intersect, narrow
 from ..tensors.dtypes import DType
 from ..tensors.layout import Layout
-from ..tensors.stored import Extent
+from ..tensors.stored import Extent, StoredTensor
 from .base import Checkpoint, Model, Request, Side
-from .mtp_layers import all_copies, written_copies
-
-_MAX_FURTHER = 16
+from .step import Step
+from .steps import steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +77,8 @@ class Bound:
             self.sizes["vocab"] = self._stored_vocab()
         self._spaces: dict[int, Space] = {}
         self._memory: Memory = {}
-        self.redundant: list[tuple[str, str]] = []
-        #: (copy, original) of what further layers hold again
-        self.repeated: list[tuple[str, str]] = []
-        self.notes: list[str] = []
+        self.steps = steps_of(model.table)
+        self._claimed: dict[Step, list[tuple[str, str | None]]] = {}
         self.instances = list(model.table.instances(model.config, self.sizes))
         self._renamed: dict[str, str] = {}
         self._check_names()
@@ -122,30 +118,25 @@ class Bound:
                 else:
                     used.add(name)
                     self._renamed[member.name] = name
-        left = sorted(self.names - used)
-        if self.checkpoint.side == "hf":
-            left = self._without_copies(left)
-        for pair in (*self.model.table.tied, *self.model.table.twice):
-            copy, original = (self._spelled.get(name, name) for name in pair)
-            if copy in left and original in used:
-                left.remove(copy)
-                self._renamed[copy] = copy
-                self.redundant.append((copy, original))
         derived = _ignored_names(self.model.table, self.sizes["layers"])
-        left = [name for name in left if not {name, self.model.table.spelled(name)} & derived]
-        further = self._further(left)
-        if further and not set(KEYS).isdisjoint(self.model.ignored):
-            left = [name for name in left if name not in further]
-            self.notes.append(f"{len(further):,} tensors of layers that predict further tokens are left out")
+        left = [
+            name for name in sorted(self.names - used) if not {name, self.model.table.spelled(name)} & derived
+        ]
+        for step in self.steps:
+            claimed = step.claim(self, left)
+            left = [name for name in left if name not in claimed]
+            self._claimed[step] = list(claimed.items())
+            self._renamed |= {name: name for name, original in claimed.items() if original is not None}
         table = self.model.table.architecture
         if left:
-            hint = "if the config is right, this model has parts that the table does not describe"
-            if further and len(further) == len(left):
-                hint = f'they predict further tokens; to leave them out, pass "--allow-ignored {KEYS[0]}"'
+            hints = (step.explain(self, left) for step in self.steps)
             raise MappingError(
                 f"{self.checkpoint.path}: {len(left)} tensors have no rule in the {table!r} table: "
                 f"{some(left)}",
-                hint=hint,
+                hint=next(
+                    filter(None, hints),
+                    "if the config is right, this model has parts that the table does not describe",
+                ),
             )
         if missing and self._partial:
             self.instances = [i for i in self.instances if i.nemo in self._renamed]
@@ -155,24 +146,6 @@ class Bound:
                 f"{some(missing)}",
                 hint="the checkpoint is incomplete or its config describes another model",
             )
-
-    def _without_copies(self, left: list[str]) -> list[str]:
-        """``left`` without what layers that predict further tokens share with the model and hold again."""
-        for original, copies in all_copies(self.model.table, self.model.config).items():
-            stored = self._renamed.get(original)
-            found = [name for name in copies if stored is not None and name in left]
-            self.repeated += [(name, stored) for name in found if stored is not None]
-            left = [name for name in left if name not in found]
-        return left
-
-    def _further(self, names: list[str]) -> set[str]:
-        """Those of ``names`` that are of layers beyond the last one that the config counts."""
-        prefix = self.model.table.further
-        if not prefix:
-            return set()
-        beyond = (prefix.format(layer=self.sizes["layers"] + number) for number in range(_MAX_FURTHER))
-        starts = tuple(beyond) if self.checkpoint.side == "hf" else ("mtp.layers.",)
-        return {name for name in names if name.startswith(starts)}
 
     def _find(self, member: Named, instance: Instance) -> str | None:
         if member.name in self.names:
@@ -187,6 +160,27 @@ class Bound:
     def stored_name(self, name: str) -> str:
         """The name under which the checkpoint holds a tensor that a rule calls ``name``."""
         return self._renamed[name]
+
+    def held_as(self, name: str) -> str | None:
+        """The same; None where it holds none."""
+        return self._renamed.get(name)
+
+    def stored(self, name: str) -> StoredTensor:
+        """A tensor that the checkpoint calls ``name``."""
+        return self.checkpoint.stored(name)
+
+    def spelled(self, name: str) -> str:
+        """What the checkpoint calls a tensor that belongs to no rule."""
+        return self._spelled.get(name, name)
+
+    def claimed(self, step: Step) -> Sequence[tuple[str, str | None]]:
+        """What a step of the table claimed: (tensor, its original, None for what is left out)."""
+        return self._claimed.get(step, ())
+
+    def repeated(self, step: Step) -> list[tuple[StoredTensor, StoredTensor]]:
+        """(tensor, the one that it must be equal to) of what a step claimed."""
+        pairs = [(copy, original) for copy, original in self.claimed(step) if original is not None]
+        return [(self.stored(copy), self.stored(original)) for copy, original in pairs]
 
     def space(self, rule: Rule, sizes: Sizes) -> Space:
         """The rule's space, wide enough for both sides."""
@@ -283,10 +277,10 @@ class Asker:
 
     def __init__(self, side: Side, sizes: Sizes, layout: Layout, model: Model) -> None:
         self._side, self._sizes, self._layout = side, sizes, layout
-        stored_again: dict[str, list[str]] = {}
-        for copy, original in model.table.twice:
-            stored_again.setdefault(original, []).append(copy)
-        self._copies = written_copies(model.table, model.config) if side == "hf" else stored_again
+        self._copies: dict[str, list[str]] = {}
+        for step in steps_of(model.table):
+            for original, copies in step.again(model.config, side).items():
+                self._copies.setdefault(original, []).extend(copies)
         self._memory: Memory = {}
         #: of a rule: the shape of its tensor, and (tensor-parallel rank, start, shape) of each box
         self._boxes: dict[int, tuple[Shape, list[tuple[int, Shape, Shape]]]] = {}

@@ -3,18 +3,21 @@ and whether they hold the embedding and the output layer again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ..errors import MappingError
 from ..mappings.hf.fields import Value
 from ..mappings.mtp import KEYS, has_further
 from ..mappings.table import Depth, Table
-from ..tensors.stored import StoredTensor
+from .base import Side
+from .step import Binding, Pairs, Step
 
 #: of a model config: the originals of what these layers hold again in Hugging Face files
 COPIED: Final = "mtp_copies"
 _FURTHER: Final = "mtp.layers."
+#: layers beyond the last one that are looked for
+_MAX_FURTHER: Final = 16
 
 
 def settle(
@@ -59,53 +62,74 @@ def copies(table: Table, layers: int, count: int) -> Iterator[tuple[str, str, De
             yield copy.format(depth=depth), original, depth
 
 
-def notes(sizes: Mapping[str, int], repeated: int, side: str) -> Iterator[str]:
-    """What a report says of layers that predict further tokens. Source of the second note:
-    megatron/core/models/gpt/gpt_model.py, ``_postprocess``, 0.14 to 0.16."""
-    if repeated:
-        yield (
-            f"{repeated} copies of shared tensors in layers that predict further tokens must be equal to "
-            "what Megatron keeps once, and are left out"
-        )
-    if sizes.get("depths") and side == "nemo":
-        yield (
-            f"layers that predict further tokens go along ({KEYS[2]}={sizes['depths']}); megatron-core up to "
-            "0.16 runs such a model only with labels, so to generate leave them out "
-            f"(--allow-ignored {KEYS[0]})"
-        )
+class FurtherLayers(Step):
+    """Hugging Face files may hold the embedding and the output layer again in each of these layers, and
+    layers that the config does not count."""
 
+    compares = True
 
-def check_copies(where: str, pairs: Iterable[tuple[StoredTensor, StoredTensor]]) -> None:
-    """Compare what further layers hold again with the tensors that Megatron keeps once, bit for bit.
+    def claim(self, bound: Binding, left: Collection[str]) -> Mapping[str, str | None]:
+        found: dict[str, str | None] = {}
+        copied = _copies(self.table, bound.model.config, lambda _: True)
+        for original, again in copied.items() if bound.checkpoint.side == "hf" else ():
+            stored = bound.held_as(original)
+            found |= {name: stored for name in again if stored is not None and name in left}
+        if not set(KEYS).isdisjoint(bound.model.ignored):
+            found |= dict.fromkeys(self._beyond(bound, left) - found.keys())
+        return found
 
-    Raises MappingError where they differ.
-    """
-    from ..resharding.equal import first_difference
+    def explain(self, bound: Binding, left: Collection[str]) -> str:
+        if set(left) != self._beyond(bound, left):
+            return ""
+        return f'they predict further tokens; to leave them out, pass "--allow-ignored {KEYS[0]}"'
 
-    for copy, original in pairs:
-        same = copy.shape == original.shape and copy.dtype == original.dtype
-        difference = first_difference(copy, original) if same else "their shapes or dtypes differ"
-        if difference:
-            raise MappingError(
-                f"{where}: {copy.name} is not {original.name}, which Megatron has once for all layers that "
-                f"predict tokens: {difference}",
-                hint=f"to leave out layers that predict further tokens, pass --allow-ignored {KEYS[0]}",
+    def _beyond(self, bound: Binding, names: Iterable[str]) -> set[str]:
+        """Those of ``names`` that are of layers beyond the last one that the config counts."""
+        if not self.table.further:
+            return set()
+        layers = range(bound.sizes["layers"], bound.sizes["layers"] + _MAX_FURTHER)
+        beyond = tuple(self.table.further.format(layer=layer) for layer in layers)
+        starts = beyond if bound.checkpoint.side == "hf" else (_FURTHER,)
+        return {name for name in names if name.startswith(starts)}
+
+    def again(self, config: Mapping[str, Value], side: Side) -> Mapping[str, Sequence[str]]:
+        """A tied model's output layer is its embedding. Released models have these copies, so they are
+        written unless the manifest tells that the model came without."""
+        told = config.get(COPIED)
+        if side != "hf":
+            return {}
+        return _copies(self.table, config, lambda original: told is None or original in told)
+
+    def notes(self, bound: Binding, target: Side) -> Iterator[str]:
+        """Source of the last note: megatron/core/models/gpt/gpt_model.py, ``_postprocess``, 0.14 to 0.16."""
+        claimed = bound.claimed(self)
+        repeated = sum(original is not None for _, original in claimed)
+        if len(claimed) > repeated:
+            yield f"{len(claimed) - repeated:,} tensors of layers that predict further tokens are left out"
+        if repeated:
+            yield (
+                f"{repeated} copies of shared tensors in layers that predict further tokens must be equal to "
+                "what Megatron keeps once, and are left out"
+            )
+        if bound.sizes.get("depths") and target == "nemo":
+            yield (
+                f"layers that predict further tokens go along ({KEYS[2]}={bound.sizes['depths']}); "
+                "megatron-core up to 0.16 runs such a model only with labels, so to generate leave them out "
+                f"(--allow-ignored {KEYS[0]})"
             )
 
+    def compare(self, where: str, pairs: Pairs) -> None:
+        from ..resharding.equal import first_difference
 
-def written_copies(table: Table, config: Mapping[str, Value]) -> dict[str, list[str]]:
-    """Hugging Face tensor -> the copies of it that a directory of this model has.
-
-    A tied model's output layer is its embedding. Released models have these copies, so they are written
-    unless the manifest tells that the model came without.
-    """
-    told = config.get(COPIED)
-    return _copies(table, config, lambda original: told is None or original in told)
-
-
-def all_copies(table: Table, config: Mapping[str, Value]) -> dict[str, list[str]]:
-    """The same, of all that a directory may have."""
-    return _copies(table, config, lambda _: True)
+        for copy, original in pairs:
+            same = copy.shape == original.shape and copy.dtype == original.dtype
+            difference = first_difference(copy, original) if same else "their shapes or dtypes differ"
+            if difference:
+                raise MappingError(
+                    f"{where}: {copy.name} is not {original.name}, which Megatron has once for all layers "
+                    f"that predict tokens: {difference}",
+                    hint=f"to leave out layers that predict further tokens, pass --allow-ignored {KEYS[0]}",
+                )
 
 
 def _copies(table: Table, config: Mapping[str, Value], chosen: Callable[[str], bool]) -> dict[str, list[str]]:

@@ -6,17 +6,15 @@ they have been. A table's ``unit_rows`` names the Hugging Face tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator, Mapping
+from typing import Final
 
 from ..errors import CorruptCheckpoint, UnsupportedConfig, UsageError
 from ..mappings.hf.fields import Value
 from ..stores.files import Folder
 from ..tensors.stored import StoredTensor
 from . import manifest
-
-if TYPE_CHECKING:
-    from .bind import Bound
+from .step import Binding, Step
 
 KEY: Final = "unit_rows"
 #: how far the length of a row of rounded numbers may be from 1
@@ -69,18 +67,25 @@ def settle(config: dict[str, Value], folder: Folder, *, asked: bool) -> None:
     config[KEY] = True
 
 
-def check(bound: Bound) -> None:
-    """Raise CorruptCheckpoint where rows that are said to have unit length have not."""
+class UnitRowsStep(Step):
+    """Rows that are said to have unit length must have it."""
+
+    def check(self, bound: Binding, *, rewrites: bool) -> Iterator[str]:
+        if bound.model.config.get(KEY) is True:
+            _check(bound)
+        yield from ()
+
+
+def _check(bound: Binding) -> None:
     from ..resharding.decode.quantized import DecodedFile
     from ..resharding.decode.unit_rows import row_lengths
     from ..tensors.read import read_box
 
-    config, table, side = bound.model.config, bound.model.table, bound.checkpoint.side
-    if config.get(KEY) is not True:
-        return
+    table, side = bound.model.table, bound.checkpoint.side
     parts = [(rule, part) for rule in table.rules for part in rule.parts if part.hf in table.unit_rows]
     for rule, part in parts:
-        tensor = bound.checkpoint.stored(bound.stored_name(part.hf if side == "hf" else rule.nemo))
+        name = part.hf if side == "hf" else rule.nemo
+        tensor = bound.stored(bound.held_as(name) or name)
         if isinstance(tensor.extents[0].file, DecodedFile):  # they get it as they are read
             continue
         rows, columns = bound.sizes["true_vocab"], tensor.shape[1]

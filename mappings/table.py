@@ -296,6 +296,8 @@ class Table:
     #: (field of the model config, what to take where nothing tells): what NeMo 2 has no words for, so that it
     #: travels in the manifest
     carried: tuple[tuple[str, Value], ...] = ()
+    #: what else this model needs: each makes a step (converters/step.py) of the table
+    steps: tuple[Callable[[Table], object], ...] = ()
     verified: tuple[str, ...] = ()
     origin: str = field(default="nemoconv", compare=False)
 

@@ -80,15 +80,14 @@ def compare(
 
 
 def _compare_copies(bound: Bound, result: Comparison) -> None:
-    """Compare what further layers hold again with the tensors that they share."""
-    for copy, original in bound.repeated:
+    """Compare what a checkpoint holds again with the tensors that it shares."""
+    for one, other in (pair for step in bound.steps if step.compares for pair in bound.repeated(step)):
         result.tensors += 1
-        one, other = bound.checkpoint.stored(copy), bound.checkpoint.stored(original)
         result.nbytes += one.nbytes
         difference = first_difference(one, other) if one.shape == other.shape else "its shape is another"
         if difference:
-            result.different.append(copy)
-            result.first = result.first or f"{copy} is not {original}: {difference}"
+            result.different.append(one.name)
+            result.first = result.first or f"{one.name} is not {other.name}: {difference}"
 
 
 def compare_companions(

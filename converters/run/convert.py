@@ -16,7 +16,6 @@ from .. import manifest
 from ..abilities import HasOptimizer, seen_by
 from ..hf.format import HFOptions
 from ..layouts import asked_sizes, settle_layout
-from ..mtp_layers import check_copies
 from ..nemo1.format import NeMo1Options
 from ..nemo2.format import NeMo2Options
 from ..onnx.format import OnnxOptions
@@ -83,7 +82,8 @@ def run(
     started = time.perf_counter()
     plan, output, report = conversion.plan, conversion.output, conversion.report
     notes = list(report.notes)
-    check_copies(report.source, conversion.repeated)
+    for check in conversion.before:
+        check()
     done = 0
 
     def advance(nbytes: int) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import CorruptCheckpoint, LayoutError, MappingError, UsageError
+from ...errors import LayoutError, UsageError
 from ...mappings.hf.fields import Value
 from ...mappings.rules import padded_vocab_size
 from ...mappings.table import Instance, check_layout, splits_groups
@@ -21,11 +22,9 @@ from ...stores.output import OutputDirectory
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
 from ...tensors.ranks import RankRow, rank_rows, table_lines
-from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from ...tensors.stored import Extent, contiguous_strides
 from ...version import __version__
-from .. import manifest, unit_rows
-from .. import mtp_layers as further_layers
-from ..abilities import PadsVocabulary, Quantized
+from ..abilities import PadsVocabulary, Quantized, Repeating
 from ..base import Checkpoint, Model, Request
 from ..bind import Asker, Bound, Wanted
 from ..format import Format, Options
@@ -85,8 +84,8 @@ class Conversion:
     #: of targets that are cut by rank: who will hold what
     ranks: list[RankRow] = field(default_factory=list)
     num_layers: int = 0
-    #: (copy, original) of tensors that must be equal, before anything is written
-    repeated: list[tuple[StoredTensor, StoredTensor]] = field(default_factory=list)
+    #: looks at weights that are made before anything is written
+    before: Sequence[Callable[[], None]] = ()
     #: what the written checkpoint is read with, when it is verified and says nothing of its model itself
     config: Path | None = None
 
@@ -152,7 +151,7 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
         source.decode_as(wish.dtype)
     model = source.model(wish.allow_ignored)
     bound = Bound(source, model)
-    notes = [*source.notes(), *bound.notes]
+    notes = list(source.notes())
     notes += _settle_dtype(bound, model, wish.dtype)
     layout, more = _settle_layout(bound, to, wish.layout)
     notes += more
@@ -175,11 +174,12 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
         payloads += added
     notes += writer.notes()
     plan.check()
-    notes += _check_tied(source, bound)
-    notes += further_layers.notes(sizes, len(bound.repeated), to.side)
-    if not writer.keeps_everything:
-        _check_zeros(bound)
-    unit_rows.check(bound)
+    for step in bound.steps:
+        notes += [*step.check(bound, rewrites=writer.keeps_everything), *step.notes(bound, to.side)]
+    if isinstance(source, Repeating):
+        from .compare import check_repeated
+
+        check_repeated(source)
     limits, plan_nbytes = make_limits(plan, wish.max_memory)
     report = Report(
         source=str(source.path),
@@ -217,9 +217,11 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
     }
     ranks = _ranks(writer, payloads, bound, layout) if writer.side == "nemo" else []
     report.rank_table.extend(table_lines(ranks, bound.sizes["layers"]) if ranks else ())
-    repeated = [(source.stored(copy), source.stored(original)) for copy, original in bound.repeated]
+    before = [
+        partial(step.compare, str(source.path), bound.repeated(step)) for step in bound.steps if step.compares
+    ]
     return Conversion(
-        source, output, writer, plan, payloads, limits, report, header, ranks, bound.sizes["layers"], repeated
+        source, output, writer, plan, payloads, limits, report, header, ranks, bound.sizes["layers"], before
     )
 
 
@@ -348,46 +350,6 @@ def _count(bound: Bound, instance: Instance) -> int:
     for factor in instance.rule.view.factors:
         count *= bound.sizes["true_vocab"] if factor == "vocab" else bound.sizes[factor]
     return count
-
-
-def _check_zeros(bound: Bound) -> None:
-    """Tensors that the Hugging Face side leaves out, because the config says so, must hold zeros."""
-    from ...resharding.equal import first_nonzero
-
-    for instance in bound.instances:
-        if instance.in_hf or instance.rule.idle or bound.checkpoint.side == "hf":
-            continue
-        tensor = bound.checkpoint.stored(instance.nemo)
-        place = first_nonzero(tensor)
-        if place is not None:
-            raise CorruptCheckpoint(
-                f"{bound.checkpoint.path}: {tensor.name} should be zero, as {manifest.NAME} says, "
-                f"but is not at {place}",
-                hint=f"if the model was trained further, remove {manifest.NAME}",
-            )
-
-
-def _check_tied(source: Checkpoint, bound: Bound) -> list[str]:
-    """A tied model that holds its embedding twice: the copies must be equal, and one is dropped."""
-    from ...resharding.equal import first_difference
-    from .compare import check_repeated
-
-    notes = []
-    for copy, original in bound.redundant:
-        a, b = source.stored(copy), source.stored(original)
-        difference = None if a.shape == b.shape and a.dtype == b.dtype else "their shapes or dtypes differ"
-        difference = difference or first_difference(a, b)
-        if difference and (copy, original) in bound.model.table.twice:
-            raise MappingError(f"{source.path}: {copy} and {original} are one tensor, but {difference}")
-        if difference:
-            raise MappingError(
-                f"{source.path}: the config ties {copy} to {original}, but {difference}",
-                hint='set "tie_word_embeddings" to false in config.json if both are meant',
-            )
-        if (copy, original) not in bound.model.table.twice:
-            notes.append(f"{copy} equals {original}, to which the config ties it, and is left out")
-    check_repeated(source)
-    return notes
 
 
 def disk_shortage(report: Report) -> str | None:
