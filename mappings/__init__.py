@@ -12,6 +12,7 @@ from .refused import NO_COUNTERPART
 
 if TYPE_CHECKING:
     from ..formats.text.fiddle import Symbol
+    from .architecture import Architecture
     from .table import Table
 
 
@@ -22,6 +23,26 @@ def architectures() -> list[str]:
 
 def load_table(architecture: str) -> Table:
     """The table of an architecture. Raises UnsupportedArchitecture."""
+    found = _load(architecture)
+    table: Table = found if (known := _as_described(found)) is None else known.table
+    return table
+
+
+def described(architecture: str) -> Architecture | None:
+    """The description of an architecture; None for one that is registered as a bare table.
+
+    Raises UnsupportedArchitecture.
+    """
+    return _as_described(_load(architecture))
+
+
+def _as_described(found: Any) -> Architecture | None:
+    from .architecture import Architecture
+
+    return found if isinstance(found, Architecture) else None
+
+
+def _load(architecture: str) -> Any:
     found = entries("mappings").get(architecture)
     if found is None and architecture in NO_COUNTERPART:
         raise UnsupportedArchitecture(
@@ -32,8 +53,7 @@ def load_table(architecture: str) -> Table:
             f"no mapping table for the architecture {architecture!r}",
             hint=f"supported: {', '.join(architectures())}",
         )
-    table: Table = found.load()
-    return table
+    return found.load()
 
 
 def table_for(config: Mapping[str, Any], where: str) -> Table:
@@ -59,27 +79,24 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
 def table_for_nemo(
     config_class: Symbol, given: Mapping[str, Any], where: str, architecture: Any = None
 ) -> Table:
-    """The table of a NeMo 2 config with these fields set. Raises UnsupportedArchitecture.
+    """The table of a NeMo 2 config with these fields set: of those with such a class the one with the fewest
+    complaints. Where several share it (GLM and ChatGLM), ``architecture`` says which it was once.
 
-    Where several architectures share it (GLM and ChatGLM), ``architecture`` says which it was once.
+    Raises UnsupportedArchitecture.
     """
-    found: list[Table] = []
+    from .choosing import choose
+
+    candidates: list[Table] = []
     own = NEMO_MODULES.get(config_class.module, ())
     for name in architectures():
         if name not in own and entries("mappings")[name].origin == BUILT_IN:
             continue
         try:
-            table = load_table(name)
+            candidates.append(load_table(name))
         except NemoconvError:  # a broken plug-in stops nobody else
             continue
-        if table.nemo.fits(config_class, given):
-            found.append(table)
-    for table in found:
-        if table.architecture == architecture:
-            return table
-    if found:
-        known = config_class.name
-        return max(found, key=lambda table: (known in table.nemo.defaults, len(table.nemo.marks)))
+    if found := choose(candidates, config_class, given, architecture):
+        return found
     raise UnsupportedArchitecture(
         f"{where}: no mapping table for NeMo's {config_class}",
         hint=f"supported: {', '.join(architectures())}",

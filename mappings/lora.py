@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import UnsupportedConfig
-from .blocks import NEMO
+from .blocks.stack import DECODER_LAYER
 from .hf.fields import Value
 from .table import Part, Rule, Table
 
@@ -94,10 +94,10 @@ def _rules(table: Table, held: Collection[str] | None) -> Iterator[Rule]:
     """Of the variant that NeMo holds; of PEFT's own kind, one for each matrix, without names of NeMo's."""
     linears = {rule.nemo: rule for rule in table.rules}
     for adapter in _ADAPTERS:
-        rule = linears.get(f"{NEMO}{adapter.linear}.weight")
+        rule = linears.get(f"{DECODER_LAYER}{adapter.linear}.weight")
         if rule is None or len(rule.view.axes) != 2:
             continue
-        at = f"{NEMO}{adapter.place}.adapter_layer.{adapter.name}."
+        at = f"{DECODER_LAYER}{adapter.place}.adapter_layer.{adapter.name}."
         if held is None and not adapter.parts and adapter.by_rank:
             continue
         if held is not None and not any(name.startswith(at.format(layer=0)) for name in held):

@@ -13,13 +13,28 @@ def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
 
     Raises UnsupportedConfig when the heads do not divide into the query groups.
     """
+    return {**base_sizes(config), **heads_sizes(config), "ffn": config["ffn_hidden_size"], "half": 2}
+
+
+def base_sizes(config: Mapping[str, Value]) -> dict[str, int]:
+    """Sizes that every decoder has: layers, width, vocabulary."""
+    return {
+        "layers": config["num_layers"],
+        "hidden": config["hidden_size"],
+        "vocab": config["vocab_size"],
+        "true_vocab": config["vocab_size"],
+    }
+
+
+def heads_sizes(config: Mapping[str, Value]) -> dict[str, int]:
+    """Sizes of heads and of their groups.
+
+    Raises UnsupportedConfig when the heads do not divide into the query groups.
+    """
     heads, groups = config["num_attention_heads"], config["num_query_groups"]
     if heads % groups:
         raise UnsupportedConfig(f"num_attention_heads={heads} is not a multiple of num_query_groups={groups}")
     return {
-        "layers": config["num_layers"],
-        "hidden": config["hidden_size"],
-        "ffn": config["ffn_hidden_size"],
         "group": groups,
         "heads_per_group": heads // groups,
         "value_head": heads // groups + 1,
@@ -31,7 +46,4 @@ def attention_sizes(config: Mapping[str, Value]) -> dict[str, int]:
         "k_rows": groups * config["kv_channels"],
         "v_first": (heads + groups) * config["kv_channels"],
         "qkv_rows": (heads + 2 * groups) * config["kv_channels"],
-        "half": 2,
-        "vocab": config["vocab_size"],
-        "true_vocab": config["vocab_size"],
     }

@@ -8,6 +8,7 @@ from ...entry_points import entries
 from ...errors import NemoconvError
 from ..options import DTYPE, EXACT, LAYOUT, RUN, Option
 from ..registry import formats
+from ...mappings import load_table
 
 
 def matrix() -> dict[str, list[dict[str, Any]]]:
@@ -26,7 +27,7 @@ def matrix() -> dict[str, list[dict[str, Any]]]:
     architectures = []
     for entry in sorted(entries("mappings").values(), key=lambda entry: entry.name):
         try:
-            table = entry.load()
+            table = load_table(entry.name)
         except NemoconvError as error:
             architectures.append(_broken(entry.name, entry.origin, error, hf_class="broken", verified=[]))
             continue

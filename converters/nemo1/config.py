@@ -22,7 +22,6 @@ from ...mappings.nemo1 import families as nemo1_families
 from ...mappings.nemo1.families import Entry, Family
 from ...mappings.nemo1.fields import defaults, read_fields
 from ...mappings.nemo1.rules import Word
-from ...mappings.nemo2.fields import NemoClasses, text
 from ...mappings.rules import padded_vocab_size
 from ...mappings.table import Table
 from ...stores.files import Folder, SourceFile
@@ -166,9 +165,6 @@ def _read(
         if name in owned or (name not in _NOT_OF_ALL and (name not in base or base[name] != value))
     }
     symbol = Symbol(nemo.module, nemo.config)
-    if nemo.marks and not NemoClasses.fits(nemo, symbol, given):
-        told = {name: given.get(name) for name, _ in nemo.marks}
-        raise UnsupportedConfig(f"{where}: {some(f'{name}={text(value)}' for name, value in told.items())}")
     return nemo.read(symbol, given, where, allow_ignored)
 
 

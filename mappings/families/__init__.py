@@ -1,1 +1,1 @@
-"""What several architectures share."""
+"""What several architectures share: names, blocks, rules of a family."""

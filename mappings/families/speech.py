@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ...errors import UnsupportedConfig, UnsupportedFormat, some
 from ...formats.text.fiddle import Symbol
+from ..architecture import Architecture
 from ..hf.fields import Value
 from ..nemo2.fields import NemoClasses
 from ..table import Table
@@ -243,6 +245,45 @@ class SpeechTable(Table):
         """Whether an archive of class ``target`` is of this architecture; ``head``: the one asked for."""
         known = target.startswith("nemo.collections.asr.") and target.rpartition(".")[2] in self.targets
         return known and head in (None, self.head) and self.accepts(yaml)
+
+
+@dataclass(frozen=True)
+class Speech(Architecture):
+    """A speech model: other rooms, whose rules (``extra``) a family gives. ``nemo2`` names the class of its
+    archives; what else there is, see :class:`SpeechTable`."""
+
+    targets: tuple[str, ...] = ()
+    settings: tuple[Setting, ...] = ()
+    head: str = ""
+    accepts: Callable[[Mapping[str, Value]], bool] = lambda _: True
+    constants: Constants | None = None
+    copies: tuple[tuple[str, str], ...] = ()
+    decoder_type: str | None = None
+
+    @cached_property
+    def table(self) -> SpeechTable:
+        """What is asked of it, compiled. Always the same object."""
+        assert isinstance(self.nemo2, ArchiveOnly)
+        assert self.sizes is not None
+        return SpeechTable(
+            self.name,
+            self.hf_class,
+            self.config,
+            self.extra,
+            self.nemo2,
+            ignored=self.ignored,
+            tied=self.tied or (),
+            sizes=self.sizes,
+            layer_sets=self.layer_sets,
+            verified=self.proofs,
+            targets=self.targets,
+            settings=self.settings,
+            head=self.head,
+            accepts=self.accepts,
+            constants=self.constants,
+            copies=self.copies,
+            decoder_type=self.decoder_type,
+        )
 
 
 def read_settings(

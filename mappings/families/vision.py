@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Final
 
 from ...errors import UnsupportedConfig
+from ..blocks.stack import VARIED
 from ..hf.fields import Value
 from ..nemo2.configs_vision import PROJECTOR_DEFAULTS, VISION_BASE
 from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused
@@ -18,7 +18,6 @@ from ..table import Module, Rule
 
 #: the decoder's names in NeMo's model of several parts
 DECODER: Final = "language_model."
-TOWER: Final = "vision_model.decoder.layers.{block}."
 #: what the factors of a tower's rules end with
 KIND: Final = "vision"
 #: files that go along beside the tokenizer's
@@ -31,48 +30,12 @@ PROCESSOR_FILES: Final = (
 _MOST_BLOCKS: Final = 4096
 
 
-def decoder_rules(rules: Sequence[Rule], hf: Mapping[str, str]) -> tuple[Rule, ...]:
-    """``rules`` of a decoder inside a larger model; ``hf`` gives what its names begin with there."""
-    return tuple(
-        replace(
-            rule,
-            nemo=DECODER + rule.nemo,
-            also=tuple(DECODER + name for name in rule.also),
-            parts=tuple(replace(part, hf=renamed(part.hf, hf)) for part in rule.parts),
-        )
-        for rule in rules
-    )
-
-
-def renamed(name: str, beginnings: Mapping[str, str]) -> str:
-    """``name`` with another beginning, where it has one of ``beginnings``."""
-    for old, new in beginnings.items():
-        if name.startswith(old):
-            return new + name.removeprefix(old)
-    return name
-
-
-def decoder_modules(modules: Sequence[Module]) -> tuple[Module, ...]:
-    return tuple(replace(module, name=DECODER + module.name) for module in modules)
-
-
-#: the factors that a tower has in sizes of its own
-_VARIED: Final = frozenset(
-    """
-    hidden ffn group heads_per_group value_head head query_head head_dim q_rows k_rows v_first qkv_rows
-    """.split()
-)
-
-
 def tower_rules(*rules: Rule) -> tuple[Rule, ...]:
     """Rules written with a decoder's factors, for a tower with sizes of its own."""
-    return tuple(rule.of_kind(KIND, _VARIED) for rule in rules)
+    return tuple(rule.of_kind(KIND, VARIED) for rule in rules)
 
 
-TOWER_MODULES: Final = (
-    *(Module(TOWER + name) for name in ("self_attention.core_attention", "self_attention.linear_proj")),
-    *(Module(TOWER + name) for name in ("self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2")),
-    Module("vision_model.decoder.final_layernorm"),
+PROJECTOR_MODULES: Final = (
     Module("vision_projection.encoder.linear_fc1"),
     Module("vision_projection.encoder.linear_fc2"),
 )
@@ -171,7 +134,7 @@ def vision_sizes(config: Mapping[str, Value]) -> dict[str, int]:
     tower = attention_sizes({**vision, "vocab_size": 1})
     return {
         **attention_sizes(config),
-        **{f"{name}.{KIND}": size for name, size in tower.items() if name in _VARIED},
+        **{f"{name}.{KIND}": size for name, size in tower.items() if name in VARIED},
         "blocks": vision["num_layers"],
         "channels": 3,
         "frames": vision.get("temporal_patch_size", 1),

@@ -1,1 +1,1 @@
-"""One file an architecture, named by its Hugging Face ``model_type``."""
+"""Architectures, one file a model_type, named by it: whatever lies here is supported."""

@@ -6,73 +6,94 @@ Baichuan 2, which divides each row by its length when it runs (``NormHead``; NeM
 and the model that it writes computes other logits). On request the rows are divided once and for all.
 """
 
-from .. import blocks
-from ..blocks import HF, NEMO
-from ..hf.fields import Dtype, Field, Fixed, Unread
-from ..hf.fields_gpt import AutoMap, PlainHeads
-from ..hf.rope import Rope
-from ..nemo2.configs_gpt import BAICHUAN_DEFAULTS
-from ..nemo2.fields import DECODER as NEMO_FIELDS
-from ..nemo2.fields import NO_BIASES, NemoClasses, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
-from ..rules import packed_qkv
-from ..table import Table
-from .baichuan_fields import BaichuanLimits, PlainOutput
+from __future__ import annotations
 
-TABLE = Table(
-    architecture="baichuan",
-    hf_class="BaichuanForCausalLM",
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from ...errors import UnsupportedConfig
+from ..hf.fields import Unread, Value, check_kind
+from ..hf.fields_gpt import AutoMap, PlainHeads
+from ..llama_like import llama_like
+from ..nemo2.configs_gpt import BAICHUAN_DEFAULTS
+from ..nemo2.entry import Nemo2
+from ..nemo2.fields import Fixed as NemoFixed
+
+#: vocab_size by which the released code of Baichuan 2 is told from that of Baichuan
+BAICHUAN2_VOCABULARY: Final = 125_696
+
+
+@dataclass(frozen=True, slots=True)
+class BaichuanLimits:
+    """``max_position_embeddings`` <-> ``seq_length``, and what Baichuan's code does without a key for it:
+    models of 13B, which have no such key, use ALiBi, and Baichuan 2 normalises its output layer, which
+    ``unit_rows`` says: False where that remains to be done, True where it is."""
+
+    hf_keys = frozenset({"max_position_embeddings", "model_max_length"})
+    fields = frozenset({"seq_length", "unit_rows"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        if hf.get("max_position_embeddings") is None or hf.get("num_hidden_layers") == 40:
+            raise UnsupportedConfig(
+                "config.json: is a Baichuan 13B (no max_position_embeddings, or 40 layers), whose ALiBi "
+                "positions are not supported, only the rotary embedding of the 7B models"
+            )
+        config["unit_rows"] = False if hf.get("vocab_size") == BAICHUAN2_VOCABULARY else None
+        config["seq_length"] = check_kind("max_position_embeddings", hf["max_position_embeddings"], int)
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        if config["vocab_size"] == BAICHUAN2_VOCABULARY and config.get("unit_rows") is not True:
+            raise UnsupportedConfig(
+                f"vocab_size={BAICHUAN2_VOCABULARY} is a Baichuan 2, whose code in a Hugging Face directory "
+                "divides each row of the output layer by its length (NormHead), which NeMo's does not; only "
+                "a model whose rows this program has normalised can be written"
+            )
+        hf["max_position_embeddings"] = hf["model_max_length"] = config["seq_length"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlainOutput:
+    """NeMo's output layer takes its rows as they are: ``unit_rows`` must not be False."""
+
+    names = frozenset[str]()
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["unit_rows"] = None
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        if config.get("unit_rows") is False:
+            raise UnsupportedConfig(
+                f"config.json: vocab_size={BAICHUAN2_VOCABULARY} is a Baichuan 2, whose output layer divides "
+                "each of its rows by its length; NeMo has no such layer"
+            )
+
+
+BAICHUAN = llama_like(
+    "baichuan",
+    "BaichuanForCausalLM",
     other_classes=("BaiChuanForCausalLM",),
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.baichuan",
-        model="Baichuan2Model",
-        config="Baichuan2Config",
-        defaults=BAICHUAN_DEFAULTS,
-        rules=with_rules(
-            NEMO_FIELDS,
-            NO_BIASES,
-            NemoFixed("position_embedding_type", "rope", written=True),
-            PlainOutput(),
-        ),
-    ),
-    fields=(
+    names=dict.fromkeys(("query", "key", "value"), "self_attn.W_pack"),
+    defaults={"vocab_size": 64000},
+    config=(
         BaichuanLimits(),
-        Field("num_hidden_layers", "num_layers", 32),
-        Field("hidden_size", "hidden_size", 4096),
-        Field("intermediate_size", "ffn_hidden_size", 11008),
-        Field("num_attention_heads", "num_attention_heads", 32),
         PlainHeads(),
-        Field("vocab_size", "vocab_size", 64000),
-        Field("rms_norm_eps", "layernorm_epsilon", 1e-6, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
-        Fixed("hidden_act", "silu"),
         Unread(("gradient_checkpointing", "z_loss_weight")),
         AutoMap(
             "configuration_baichuan.BaichuanConfig",
             "modeling_baichuan.BaichuanForCausalLM",
             ("configuration_baichuan.BaiChuanConfig", "modeling_baichuan.BaiChuanForCausalLM"),
         ),
-        Rope(),
-        Dtype(),
     ),
-    rules=(
-        blocks.EMBEDDING,
-        blocks.input_norm(),
-        packed_qkv(NEMO + "self_attention.linear_qkv.weight", HF + "self_attn.W_pack.weight"),
-        blocks.PROJ,
-        blocks.mlp_norm(),
-        blocks.GATED_FC1,
-        blocks.FC2,
-        blocks.final_norm(),
-        blocks.OUTPUT,
+    nemo2=Nemo2(
+        "nemo.collections.llm.gpt.model.baichuan",
+        "Baichuan2Model",
+        "Baichuan2Config",
+        BAICHUAN_DEFAULTS,
+        (NemoFixed("position_embedding_type", "rope", written=True), PlainOutput()),
     ),
-    modules=blocks.MODULES,
-    ignored=(blocks.INV_FREQ,),
-    tied=blocks.TIED,
     unit_rows=("lm_head.weight",),
-    verified=(
+    proofs=(
         "bit-equal",
         "logits of transformers' Llama",
         "megatron-core logits",

@@ -5,82 +5,82 @@ The files of bert-base and bert-large hold all heads, though their config.json s
 BertForPreTraining for ``architectures`` they are converted whole.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from __future__ import annotations
 
-from ..families import bert_fields, gpt
-from ..families.bert_fields import HEADS, Heads
-from ..families.bert_rules import NEMO, NORMS, RULES
-from ..hf.fields import Value
+from typing import Any
+
+from ..architecture import Architecture
+from ..blocks.attention import Attention
+from ..blocks.mlp import Mlp
+from ..blocks.place import ALWAYS, LAYER
+from ..blocks.stack import Blocks, Stack
+from ..families.bert import BertHeads, config, names, nemo_rules
 from ..nemo2.configs_bert import BERT_DEFAULTS
 from ..nemo2.fields import NemoClasses
-from ..table import Module, Rule, Table
+from ..table import Module
 
-
-def sizes(config: Mapping[str, Value]) -> dict[str, int]:
-    own = {"token_types": config["num_tokentypes"], "hidden_out": config["hidden_size"], "two": 2}
-    return gpt.sizes(config) | own
-
-
-ATTENTION = ("core_attention", "linear_proj", "linear_qkv")
-BASE = Table(
-    architecture="bert",
-    hf_class="BertModel",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.bert.model.bert",
-        model="HuggingFaceBertModel",
-        config="HuggingFaceBertConfig",
-        defaults=BERT_DEFAULTS,
-        rules=bert_fields.NEMO_RULES,
-    ),
-    fields=bert_fields.FIELDS,
-    rules=RULES,
-    modules=(
-        *(Module(NEMO + f"self_attention.{name}") for name in ATTENTION),
-        *(Module(NEMO + f"mlp.linear_{name}") for name in ("fc1", "fc2")),
-        *(Module(NEMO + name.removesuffix(".")) for name, _ in NORMS),
-        Module("output_layer"),
-    ),
-    ignored=("bert.embeddings.position_ids",),
-    tied=(
-        ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
-        ("cls.predictions.decoder.bias", "cls.predictions.bias"),
-        ("output_layer.weight", "embedding.word_embeddings.weight"),
-    ),
-    sizes=sizes,
-    spellings=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
-    verified=(
-        "bit-equal",
-        "transformers logits",
-        "megatron-core logits, with stand-ins for NeMo's layers",
-        "real NeMo import, by hand",
-    ),
+BLOCKS = Blocks(
+    LAYER,
+    Attention(bias=ALWAYS, output_bias=ALWAYS, after="post_att_layernorm."),
+    Mlp(bias=ALWAYS, after="post_mlp_layernorm."),
+    activation=None,
+    heads=BertHeads(),
+    generates=False,
 )
+DEFAULTS = {
+    "num_hidden_layers": 12,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "vocab_size": 30522,
+}
 
 
-def with_heads(hf_class: str, pooler: bool, lm: bool, binary: bool) -> Table:
-    """The table of a class with these of :data:`HEADS`."""
-    values = pooler, lm, binary
-    return replace(
-        BASE,
-        architecture=f"bert:{hf_class}",
-        hf_class=hf_class,
-        nemo=replace(BASE.nemo, marks=tuple(zip(HEADS, values, strict=True))),
-        fields=(*bert_fields.FIELDS, Heads(values)),
+def bert(name: str, hf_class: str, prefix: str, *heads: bool, **more: Any) -> Architecture:
+    """A class whose tensors begin with ``prefix``, with pooler, head that fills masks, head for the next
+    sentence or without."""
+    pooler, masks, sentences = heads
+    called = names(
+        prefix,
+        embedding_norm=prefix + "embeddings.LayerNorm",
+        final_norm="",
+        input_norm="",
+        attention_output_norm="attention.output.LayerNorm",
+        mlp_norm="",
+        mlp_output_norm="output.LayerNorm",
+    )
+    return Architecture(
+        (name,),
+        hf_class,
+        (Stack(called, BLOCKS, "encoder."),),
+        config((pooler, masks, sentences), DEFAULTS),
+        NemoClasses(
+            module="nemo.collections.llm.bert.model.bert",
+            model="HuggingFaceBertModel",
+            config="HuggingFaceBertConfig",
+            defaults=BERT_DEFAULTS,
+            rules=nemo_rules((pooler, masks, sentences)),
+        ),
+        extra_modules=(Module("output_layer"),),
+        ignored=(prefix + "embeddings.position_ids",),
+        tied=(
+            ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+            ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+            ("output_layer.weight", "embedding.word_embeddings.weight"),
+        ),
+        proofs=(
+            "bit-equal",
+            "transformers logits",
+            "megatron-core logits, with stand-ins for NeMo's layers",
+            "real NeMo import, by hand",
+        ),
+        **more,
     )
 
 
-def at_the_top(rule: Rule) -> Rule:
-    """The rule for the model without heads, whose tensors have no prefix."""
-    return replace(rule, parts=tuple(replace(p, hf=p.hf.removeprefix("bert.")) for p in rule.parts))
-
-
-MASKED_LM = with_heads("BertForMaskedLM", False, True, False)
-PRETRAINING = with_heads("BertForPreTraining", True, True, True)
-TABLE = replace(
-    with_heads("BertModel", True, False, False),
-    architecture="bert",
-    rules=tuple(map(at_the_top, RULES)),
-    ignored=("embeddings.position_ids",),
-    spellings=(*BASE.spellings, (r"^bert\.", "")),
+SPELLINGS = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
+BERT = bert("bert", "BertModel", "", True, False, False, spellings=(*SPELLINGS, (r"^bert\.", "")))
+MASKED_LM = bert("bert:BertForMaskedLM", "BertForMaskedLM", "bert.", False, True, False, spellings=SPELLINGS)
+PRETRAINING = bert(
+    "bert:BertForPreTraining", "BertForPreTraining", "bert.", True, True, True, spellings=SPELLINGS
 )

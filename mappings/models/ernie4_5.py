@@ -6,13 +6,10 @@ NeMo 2 has no class for it: its plain ``GPTConfig`` builds the model from megatr
 Source: transformers/models/ernie4_5, megatron/core/models/common/embeddings/rope_utils.py.
 """
 
-from ..blocks import DECODER, INV_FREQ, MODULES, TIED
-from ..families.plain_gpt import plain_gpt
-from ..hf.fields import Dtype, Field, Fixed
+from ..blocks.stack import Blocks
+from ..hf.fields import Fixed
 from ..hf.fields_moe import ReleasedCode
-from ..hf.rope import Rope
-from ..nemo2.fields import Fixed as NemoFixed
-from ..table import Table
+from ..llama_like import llama_like
 
 #: the code that came with the first release computes the same
 RELEASED = frozenset(
@@ -23,38 +20,26 @@ RELEASED = frozenset(
     }
 )
 
-TABLE = Table(
-    architecture="ernie4_5",
-    hf_class="Ernie4_5ForCausalLM",
+ERNIE4_5 = llama_like(
+    "ernie4_5",
+    "Ernie4_5ForCausalLM",
     other_classes=("Ernie4_5_ForCausalLM",),
-    nemo=plain_gpt(
-        NemoFixed("rotary_interleaved", True, written=True),
-        marks=(("rotary_interleaved", True), ("add_qkv_bias", False)),
-    ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 18),
-        Field("hidden_size", "hidden_size", 1024),
-        Field("intermediate_size", "ffn_hidden_size", 3072),
-        Field("num_attention_heads", "num_attention_heads", 16),
-        Field("num_key_value_heads", "num_query_groups", 2, default_from="num_attention_heads"),
-        Field("head_dim", "kv_channels", 128),
-        Field("vocab_size", "vocab_size", 103424),
-        Field("max_position_embeddings", "seq_length", 131072),
-        Field("rms_norm_eps", "layernorm_epsilon", 1e-5, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", True, kind=bool),
-        Fixed("use_bias", False),
-        Fixed("hidden_act", "silu"),
-        ReleasedCode(RELEASED),
-        Rope(500_000.0),
-        Dtype(),
-    ),
-    rules=DECODER,
-    modules=MODULES,
-    ignored=(INV_FREQ,),
-    tied=TIED,
-    verified=(
+    blocks=Blocks(neighbours=True),
+    defaults={
+        "num_hidden_layers": 18,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "vocab_size": 103424,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+        "rope_theta": 500_000.0,
+    },
+    config=(Fixed("use_bias", False), ReleasedCode(RELEASED)),
+    proofs=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits",

@@ -5,63 +5,49 @@ Source: transformers/models/gemma3, nemo/collections/llm/gpt/model/gemma3.py. Ne
 epsilon of the norms after attention and MLP, and no field changes that.
 """
 
-from ..blocks import INV_FREQ, MODULES, QK_MODULES, QK_NORMS, TIED
-from ..hf.fields import Dtype, Field, Fixed, OneOf, Unread, WindowPattern
-from ..hf.rope import TwoRopes
-from ..nemo2.configs_dense import GEMMA3_DEFAULTS, GEMMA3_SPEC, TANH_GELU
-from ..nemo2.fields import DECODER as NEMO_FIELDS
-from ..nemo2.fields import NO_BIASES, Gemma3Attention, NemoClasses, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
-from ..table import Module, Table
-from . import gemma2
+from dataclasses import replace
 
-TABLE = Table(
-    architecture="gemma3_text",
-    hf_class="Gemma3ForCausalLM",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.gemma3",
-        model="Gemma3Model",
-        config="Gemma3Config1B",
-        defaults=GEMMA3_DEFAULTS,
-        rules=with_rules(
-            NEMO_FIELDS,
-            NO_BIASES,
-            NemoFixed("layernorm_zero_centered_gamma", True, written=True),
-            NemoFixed("activation_func", TANH_GELU),
-            NemoFixed("transformer_layer_spec", GEMMA3_SPEC),
-            NemoFixed("is_vision_language", False, written=True),
-            Gemma3Attention(),
-        ),
-    ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 26),
-        Field("hidden_size", "hidden_size", 2304),
-        Field("intermediate_size", "ffn_hidden_size", 9216),
-        Field("num_attention_heads", "num_attention_heads", 8),
-        Field("num_key_value_heads", "num_query_groups", 4),
-        Field("head_dim", "kv_channels", 256),
-        Field("vocab_size", "vocab_size", 262208),
-        Field("max_position_embeddings", "seq_length", 131072),
-        Field("rms_norm_eps", "layernorm_epsilon", 1e-6, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", True, kind=bool),
+from ..hf.fields import Field, Fixed, OneOf, Unread, WindowPattern
+from ..hf.rope import TwoRopes
+from ..llama_like import llama_like
+from ..nemo2.configs_dense import GEMMA3_DEFAULTS, GEMMA3_SPEC
+from ..nemo2.entry import Nemo2
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Gemma3Attention
+from .gemma import BLOCKS
+from .gemma2 import DEFAULTS, NAMES
+from .qwen3 import HEAD_NORMS
+
+GEMMA3_TEXT = llama_like(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    names={**NAMES, **HEAD_NORMS},
+    blocks=replace(BLOCKS, whole_every="window_pattern", local_rope=True),
+    defaults={**DEFAULTS, "vocab_size": 262208, "max_position_embeddings": 131072},
+    config=(
         Field("query_pre_attn_scalar", "query_pre_attn_scalar", 256),
         WindowPattern(4096),
         Fixed("attn_logit_softcapping", None),
         Fixed("final_logit_softcapping", None),
         Fixed("hidden_activation", "gelu_pytorch_tanh"),
         OneOf("use_bidirectional_attention", (False, None)),
-        Fixed("attention_bias", False),
         Unread(("cache_implementation",)),
         TwoRopes(),
-        Dtype(),
     ),
-    rules=(*gemma2.TABLE.rules, *QK_NORMS),
-    modules=(*MODULES, *QK_MODULES, Module(gemma2.ATTENTION_NORM), Module(gemma2.MLP_NORM)),
-    ignored=(INV_FREQ,),
-    tied=TIED,
-    verified=(
+    without=("hidden_act",),
+    nemo2=Nemo2(
+        "nemo.collections.llm.gpt.model.gemma3",
+        "Gemma3Model",
+        "Gemma3Config1B",
+        GEMMA3_DEFAULTS,
+        (
+            NemoFixed("transformer_layer_spec", GEMMA3_SPEC),
+            NemoFixed("is_vision_language", False, written=True),
+            NemoFixed("qk_layernorm", False),  # its layers normalize heads, whatever this says
+            Gemma3Attention(),
+        ),
+    ),
+    proofs=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits with stand-ins for NeMo's layers",

@@ -8,67 +8,97 @@ epsilon, whatever the config says, as the released models do.
 Source: transformers/models/glm4, nemo/collections/llm/gpt/model/gemma2.py.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-from .. import blocks
-from ..blocks import HF
-from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, SILU, family
-from ..nemo2.fields import DECODER as NEMO_FIELDS
-from ..nemo2.fields import NO_BIASES, NemoClasses, Same, with_rules
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ...errors import UnsupportedConfig
+from ..blocks.attention import Attention
+from ..blocks.place import There
+from ..hf.fields import Value
+from ..llama_like import llama_like
+from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, family
+from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
-from ..rules import same
-from ..table import Module, Table
-from . import gemma2, glm
-from .chatglm import BIASED
-from .glm4_fields import HeadScale, PostNormEpsilon
+from ..nemo2.fields import text
+from .chatglm import BLOCKS
+from .glm import CONFIG, DEFAULTS, NAMES
 
-OFF = tuple(
-    NemoFixed(name, None, written=True)
-    for name in ("window_size", "attn_logit_softcapping", "final_logit_softcapping")
-)
 
-TABLE = Table(
-    architecture="glm4",
-    hf_class="Glm4ForCausalLM",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.gemma2",
-        model="GPTModel",
-        config="Gemma2Config",
-        defaults={"Gemma2Config": family(GEMMA2_DEFAULTS["Gemma2Config"], rotary_interleaved=False)},
-        rules=with_rules(
-            NEMO_FIELDS,
-            NO_BIASES,
-            *OFF,
+@dataclass(frozen=True, slots=True)
+class HeadScale:
+    """``query_pre_attn_scalar``, whose root divides the scores, must be the size of a head."""
+
+    names = frozenset({"query_pre_attn_scalar"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        found = fields["query_pre_attn_scalar"]
+        if found != config["kv_channels"]:
+            raise UnsupportedConfig(
+                f"the NeMo config says query_pre_attn_scalar={text(found)}, which config.json of this "
+                f"architecture cannot say: only kv_channels={config['kv_channels']}"
+            )
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["query_pre_attn_scalar"] = config["kv_channels"]
+
+
+@dataclass(frozen=True, slots=True)
+class PostNormEpsilon:
+    """``layernorm_epsilon`` must be what the norms after attention and MLP take whatever it says.
+
+    Source: nemo/collections/llm/gpt/model/gemma2.py (``TENorm(config, output_size)``), and the default of
+    ``TENorm`` in megatron/core/extensions/transformer_engine.py.
+    """
+
+    value: float
+    names = frozenset({"layernorm_epsilon"})
+
+    def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["layernorm_epsilon"] = self._checked(fields["layernorm_epsilon"], "the NeMo config says ")
+
+    def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
+        fields["layernorm_epsilon"] = self._checked(
+            config["layernorm_epsilon"], "config.json: rms_norm_eps, "
+        )
+
+    def _checked(self, value: Value, where: str) -> float:
+        if value != self.value:
+            raise UnsupportedConfig(
+                f"{where}layernorm_epsilon={text(value)}; NeMo's norms after attention and MLP have "
+                f"{self.value} and no field changes it, so only that can be converted"
+            )
+        return self.value
+
+
+OFF = ("window_size", "attn_logit_softcapping", "final_logit_softcapping")
+
+GLM4 = llama_like(
+    "glm4",
+    "Glm4ForCausalLM",
+    names={
+        **NAMES,
+        "attention_output_norm": "post_self_attn_layernorm",
+        "mlp_output_norm": "post_mlp_layernorm",
+    },
+    blocks=replace(BLOCKS, attention=Attention(bias=There((("add_qkv_bias", True),)), stateless=True)),
+    defaults=DEFAULTS,
+    config=CONFIG,
+    nemo2=Nemo2(
+        "nemo.collections.llm.gpt.model.gemma2",
+        "GPTModel",
+        "Gemma2Config",
+        {"Gemma2Config": family(GEMMA2_DEFAULTS["Gemma2Config"], rotary_interleaved=False)},
+        (
+            *(NemoFixed(name, None, written=True) for name in OFF),
             NemoFixed("layernorm_zero_centered_gamma", False, written=True),
-            NemoFixed("activation_func", SILU, written=True),
-            NemoFixed("rotary_interleaved", True, written=True),
             NemoFixed("transformer_layer_spec", GEMMA2_SPEC),
-            Same("rotary_percent"),
-            Same("add_qkv_bias"),
             HeadScale(),
             PostNormEpsilon(1e-5),
         ),
-        marks=(("rotary_interleaved", True), ("layernorm_zero_centered_gamma", False)),
     ),
-    fields=glm.TABLE.fields,
-    rules=(
-        blocks.EMBEDDING,
-        blocks.input_norm(),
-        blocks.QKV,
-        replace(blocks.QKV_BIAS, when=BIASED),
-        blocks.PROJ,
-        same(gemma2.ATTENTION_NORM + ".weight", HF + "post_self_attn_layernorm.weight", "hidden"),
-        blocks.mlp_norm(),
-        next(rule for rule in glm.TABLE.rules if "linear_fc1.weight" in rule.nemo),
-        blocks.FC2,
-        same(gemma2.MLP_NORM + ".weight", HF + "post_mlp_layernorm.weight", "hidden"),
-        blocks.final_norm(),
-        blocks.OUTPUT,
-    ),
-    modules=(*blocks.MODULES[1:], Module(gemma2.ATTENTION_NORM), Module(gemma2.MLP_NORM)),
-    ignored=(blocks.INV_FREQ,),
-    tied=blocks.TIED,
-    verified=(
+    proofs=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits, with stand-ins for NeMo's layers",

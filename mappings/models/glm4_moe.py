@@ -5,57 +5,88 @@ NeMo 2 has no class for it: its plain ``GPTConfig`` builds the model from megatr
 Source: transformers/models/glm4_moe, megatron/core/transformer/moe, nemo/collections/llm/gpt/model/base.py.
 """
 
-from dataclasses import replace
+from types import MappingProxyType
 
-from ..blocks import FC2, GATED_FC1, HF, QK_MODULES, QK_NORMS, QKV_BIAS, TIED, mlp_norm
-from ..families.deepseek import EXPERT, layer_sets
-from ..mtp import COPIES, further_modules, further_rules
-from ..rules_moe import (
-    AFTER,
-    BEFORE,
-    EXPERT_NORM,
-    experts,
-    moe_sizes,
-    router,
-    shared_experts,
-    shared_modules,
-    sparse_modules,
-)
-from ..table import Table
-from . import glm4_moe_fields
-from .deepseek_v3 import CORRECTION
+from ...formats.text.fiddle import Symbol
+from ..blocks.attention import Attention
+from ..blocks.mtp import Mtp
+from ..blocks.place import There
+from ..blocks.stack import Blocks
+from ..families.deepseek import CORRECTION, EXPERTS, SHARED
+from ..hf.fields import Field, Fixed
+from ..hf.fields_moe import Aliased, DenseFirst, ExpertGroups, SharedExperts
+from ..hf.rope import PartialRope
+from ..llama_like import llama_like
+from ..mtp import FurtherFields, FurtherLayers
+from ..nemo2.configs_moe import config_class
+from ..nemo2.entry import Nemo2
+from ..nemo2.fields import Count, Same
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_moe import ScalingFactor, SetTo, WrittenBlockSpec
+from .deepseek_v3 import MIXTURE
+from .qwen3 import HEAD_NORMS
 
-RULES = (
-    *BEFORE,
-    replace(QKV_BIAS, when=(("add_qkv_bias", True),)),
-    *(replace(rule, when=(("qk_layernorm", True),)) for rule in QK_NORMS),
-    *(replace(rule, layers="dense") for rule in (mlp_norm(), GATED_FC1, FC2)),
-    replace(EXPERT_NORM, layers="sparse", also=()),
-    router("mlp.gate.weight", layers="sparse"),
-    CORRECTION,
-    *experts(*(EXPERT + f"{name}_proj.weight" for name in ("gate", "up", "down")), layers="sparse"),
-    *shared_experts("mlp.shared_experts", layers="sparse"),
-    *AFTER,
+#: of GPTConfig: what differs from the classes that config_class describes
+GPT_CONFIG = config_class(
+    seq_length=1024,
+    position_embedding_type="learned_absolute",
+    rotary_base=10000,
+    normalization="LayerNorm",
+    activation_func=Symbol("torch.nn.functional", "gelu"),
+    gated_linear_unit=False,
+    add_bias_linear=True,
+    share_embeddings_and_output_weights=True,
+    attention_dropout=0.1,
 )
-MODULES = (
-    *sparse_modules(),
-    *shared_modules(),
-    *(replace(module, when=(("qk_layernorm", True),)) for module in QK_MODULES),
-)
+BIAS, NORMS = There((("add_qkv_bias", True),)), There((("qk_layernorm", True),))
 
-TABLE = Table(
-    architecture="glm4_moe",
-    hf_class="Glm4MoeForCausalLM",
-    nemo=glm4_moe_fields.CLASSES,
-    fields=glm4_moe_fields.FIELDS,
-    rules=(*RULES, *further_rules(RULES, "sparse")),
-    modules=(*MODULES, *further_modules(MODULES, "sparse")),
-    sizes=moe_sizes,
-    layer_sets=layer_sets,
-    further=HF,
-    copies=COPIES,
-    tied=TIED,
-    verified=(
+GLM4_MOE = llama_like(
+    "glm4_moe",
+    "Glm4MoeForCausalLM",
+    names={**HEAD_NORMS, **EXPERTS, **SHARED, **CORRECTION},
+    blocks=Blocks(attention=Attention(bias=BIAS, head_norms=NORMS), mixture=MIXTURE, mtp=Mtp()),
+    defaults={
+        "num_hidden_layers": 46,
+        "intermediate_size": 10944,
+        "num_attention_heads": 96,
+        "num_key_value_heads": 8,
+        "vocab_size": 151552,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+    },
+    config=(
+        Field("attention_bias", "add_qkv_bias", False, kind=bool),
+        Field("use_qk_norm", "qk_layernorm", False, kind=bool),
+        Field("moe_intermediate_size", "moe_ffn_hidden_size", 1408),
+        Aliased(("n_routed_experts", "num_local_experts"), "num_moe_experts", 128),
+        Field("num_experts_per_tok", "moe_router_topk", 8),
+        Field("routed_scaling_factor", "moe_router_topk_scaling_factor", 1.0, kind=float),
+        Field("router_aux_loss_coef", "moe_aux_loss_coeff", 0.0, kind=float),
+        ExpertGroups((1, 1), ranked_by=2),
+        SharedExperts(1),
+        DenseFirst(1),
+        Fixed("norm_topk_prob", True),
+        FurtherLayers(),
+        PartialRope(default_factor=0.5),
+    ),
+    nemo2=Nemo2(
+        "nemo.collections.llm.gpt.model.base",
+        "GPTModel",
+        "GPTConfig",
+        MappingProxyType({"GPTConfig": GPT_CONFIG}),
+        (
+            NemoFixed("moe_router_pre_softmax", False, written=True),
+            Same("moe_router_num_groups"),
+            Same("moe_router_group_topk"),
+            Count("moe_shared_expert_intermediate_size"),
+            ScalingFactor(),
+            WrittenBlockSpec(),
+            FurtherFields(),
+            SetTo("hidden_dropout", 0.0),
+            SetTo("moe_router_dtype", "fp32"),
+        ),
+    ),
+    proofs=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits",

@@ -9,19 +9,16 @@ Source: transformers/models/glm4_moe_lite, whose attention and router are those 
 
 from dataclasses import replace
 
-from ..families import deepseek
+from ..blocks.mtp import Mtp
+from ..families.deepseek import CORRECTION, deepseek_like
 from ..hf.fields import Field, Fixed
-from ..hf.fields_moe import Aliased, DenseTypes, ExpertGroups, LowRankQuery
+from ..hf.fields_moe import Aliased, DenseTypes, ExpertGroups, LowRankQuery, SharedExperts
 from ..mtp import FurtherLayers
-from .deepseek_v3 import TABLE as DEEPSEEK_V3
+from .deepseek_v3 import MIXTURE, NEMO2
 
-OWN = (
-    Field("rms_norm_eps", "layernorm_epsilon", 1e-5, kind=float),
-    Field("qk_nope_head_dim", "qk_head_dim", 192),
-    Field("v_head_dim", "v_head_dim", 256),
-    DenseTypes(1),
-)
-FIELDS = deepseek.fields(
+GLM4_MOE_LITE = deepseek_like(
+    "glm4_moe_lite",
+    "Glm4MoeLiteForCausalLM",
     Field("moe_intermediate_size", "moe_ffn_hidden_size", 1536),
     Aliased(("n_routed_experts", "num_local_experts"), "num_moe_experts", 64),
     Field("num_experts_per_tok", "moe_router_topk", 4),
@@ -32,16 +29,22 @@ FIELDS = deepseek.fields(
     Fixed("rope_interleave", True),
     Fixed("partial_rotary_factor", 1.0),
     FurtherLayers(),
-    sizes=(47, 2048, 10240, 20, 154880, 202752),
-    dense=1,
-    shared=1,
+    SharedExperts(1),
+    DenseTypes(1),
+    mixture=MIXTURE,
+    mtp=Mtp(),
+    names=CORRECTION,
     scoring="sigmoid",
-)
-
-TABLE = replace(
-    DEEPSEEK_V3,
-    architecture="glm4_moe_lite",
-    hf_class="Glm4MoeLiteForCausalLM",
-    fields=tuple(next((own for own in OWN if own.hf_keys & rule.hf_keys), rule) for rule in FIELDS),
-    verified=("bit-equal", "transformers logits", "megatron-core logits"),
+    widths=(192, 64, 256),
+    defaults={
+        "num_hidden_layers": 47,
+        "hidden_size": 2048,
+        "intermediate_size": 10240,
+        "num_attention_heads": 20,
+        "vocab_size": 154880,
+        "max_position_embeddings": 202752,
+        "rms_norm_eps": 1e-5,
+    },
+    nemo2=replace(NEMO2, read_as="deepseek_v3"),
+    proofs=("bit-equal", "transformers logits", "megatron-core logits"),
 )

@@ -5,72 +5,96 @@ Source: nemo/collections/llm/gpt/model/llama_embedding.py, reranker.py, and hf_l
 that the released models bring along.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-from .. import blocks
-from ..blocks import INV_FREQ, MODULES
-from ..hf.fields import Field, Fixed, Unread
-from ..nemo2.configs_llama import EMBEDDING_DEFAULTS, RERANKER_DEFAULTS
-from ..nemo2.fields import NemoClasses, Same
-from ..rules import same
-from ..sizes import attention_sizes
-from ..table import Module, Rule, Table
-from .llama_bidirec_fields import fields, nemo_rules
+from collections.abc import Mapping
+from typing import Any
+
+from ..architecture import Architecture
+from ..blocks.stack import Blocks
+from ..hf.fields import ConfigRule, Field, Fixed, Unread
+from ..hf.fields_gpt import AutoMap, Only
+from ..llama_like import llama_like
+from ..nemo2.configs_llama import BIDIRECTIONAL_SPEC, EMBEDDING_DEFAULTS, RERANKER_DEFAULTS
+from ..nemo2.entry import Nemo2
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Llama3Scaling, NemoRule, Same, Unused
+from ..table import Module
+
+#: how NeMo trains and tokenizes
+TRAINING = tuple(
+    """truncation_method num_hard_negatives ce_loss_scale label_smoothing in_batch_negatives
+    negative_sample_strategy add_bos add_eos importer_cls exporter_cls""".split()
+)
+UNTIED = "NeMo's model would have an output layer, of which there are no weights"
+CODE = "llama_bidirectional_model"
 
 
-def without_prefix(rule: Rule) -> Rule:
-    """The rule for the model without a head, whose tensors lie at the top."""
-    return replace(rule, parts=tuple(replace(p, hf=p.hf.removeprefix("model.")) for p in rule.parts))
+def bidirectional(
+    name: str,
+    hf_class: str,
+    *config: ConfigRule,
+    auto_class: str,
+    names: Mapping[str, str],
+    nemo2: tuple[str, str, str, Any],
+    rules: tuple[NemoRule, ...] = (),
+    **more: Any,
+) -> Architecture:
+    """A Llama that attends both ways. ``nemo2``: module, model and config class, and the class's defaults."""
+    others = ("hf_llama_embedding.LlamaBidirectionalConfig", f"hf_llama_embedding.{hf_class}")
+    tied = Only(
+        "tie_word_embeddings", True, default=False, why=UNTIED, field="share_embeddings_and_output_weights"
+    )
+    code = AutoMap(f"{CODE}.LlamaBidirectionalConfig", f"{CODE}.{hf_class}", others, auto_class)
+    own = (Llama3Scaling(), NemoFixed("transformer_layer_spec", BIDIRECTIONAL_SPEC), Unused(TRAINING))
+    return llama_like(
+        name,
+        hf_class,
+        names={"head": "", **names},
+        blocks=Blocks(generates=False),
+        config=(tied, *config, code),
+        nemo2=Nemo2(*nemo2, rules=(*own, *rules), scaled_config=nemo2[2]),
+        **more,
+    )
 
 
-RULES = blocks.DECODER[:-1]
-TABLE = Table(
-    architecture="llama_bidirec",
-    hf_class="LlamaBidirectionalModel",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.llama_embedding",
-        model="LlamaEmbeddingModel",
-        config="Llama32EmbeddingConfig1B",
-        scaled_config="Llama32EmbeddingConfig1B",
-        defaults=EMBEDDING_DEFAULTS,
-        rules=nemo_rules(),
+LLAMA_BIDIREC = bidirectional(
+    "llama_bidirec",
+    "LlamaBidirectionalModel",
+    Fixed("pooling", "avg"),
+    Unread(("temperature",)),
+    auto_class="AutoModel",
+    names={"layer": "layers.{layer}.", "embedding": "embed_tokens", "final_norm": "norm"},
+    nemo2=(
+        "nemo.collections.llm.gpt.model.llama_embedding",
+        "LlamaEmbeddingModel",
+        "Llama32EmbeddingConfig1B",
+        EMBEDDING_DEFAULTS,
     ),
-    fields=fields("AutoModel", "LlamaBidirectionalModel", Fixed("pooling", "avg"), Unread(("temperature",))),
-    rules=tuple(without_prefix(rule) for rule in RULES),
-    modules=MODULES,
-    ignored=(INV_FREQ.removeprefix("model."),),
-    tied=(("output_layer.weight", "embedding.word_embeddings.weight"),),
     spellings=((r"^model\.", ""),),
-    verified=(
+    proofs=(
         "bit-equal",
         "states of transformers' Llama",
         "megatron-core states",
         "real NeMo import, by hand",
     ),
 )
-RERANKER = Table(
-    architecture="llama_bidirec:LlamaBidirectionalForSequenceClassification",
-    hf_class="LlamaBidirectionalForSequenceClassification",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.reranker",
-        model="ReRankerModel",
-        config="Llama32Reranker1BConfig",
-        scaled_config="Llama32Reranker1BConfig",
-        defaults=RERANKER_DEFAULTS,
-        rules=nemo_rules(Same("pool_type"), Same("temperature")),
+RERANKER = bidirectional(
+    "llama_bidirec:LlamaBidirectionalForSequenceClassification",
+    "LlamaBidirectionalForSequenceClassification",
+    Field("pooling", "pool_type", "avg", kind=str),
+    Field("temperature", "temperature", 1.0, kind=float),
+    auto_class="AutoModelForSequenceClassification",
+    names={"score": "score"},
+    nemo2=(
+        "nemo.collections.llm.gpt.model.reranker",
+        "ReRankerModel",
+        "Llama32Reranker1BConfig",
+        RERANKER_DEFAULTS,
     ),
-    fields=fields(
-        "AutoModelForSequenceClassification",
-        "LlamaBidirectionalForSequenceClassification",
-        Field("pooling", "pool_type", "avg", kind=str),
-        Field("temperature", "temperature", 1.0, kind=float),
-    ),
-    rules=(*RULES, same("score.weight", "score.weight", "score hidden", cut="score")),
-    modules=(*MODULES, Module("score")),
-    ignored=(INV_FREQ,),
-    tied=(("output_layer.weight", "embedding.word_embeddings.weight"),),
-    sizes=lambda config: attention_sizes(config) | {"score": 1},
-    verified=(
+    rules=(Same("pool_type"), Same("temperature")),
+    extra_modules=(Module("score"),),
+    proofs=(
         "bit-equal",
         "states of transformers' Llama",
         "megatron-core states",

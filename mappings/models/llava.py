@@ -1,30 +1,37 @@
 """LLaVA 1.5: a ``LlavaForConditionalGeneration`` of a CLIP tower, an MLP and a Llama.
 
-NeMo keeps transformers' own CLIP tower, with its names. Source: transformers/models/{llava,clip},
-nemo/collections/vlm/{neva/model,vision}.
+NeMo keeps transformers' own CLIP tower, with its names: they are the same on both sides, one tensor for each
+layer, whole on every rank.
+
+Source: transformers/models/{llava,clip}, nemo/collections/vlm/{neva/model,vision}.
 """
 
-from ..families import clip
+from dataclasses import replace
+
+from ..architecture import Architecture
+from ..blocks.names import Names
 from ..families.vision import (
+    DECODER,
     PROCESSOR_FILES,
-    decoder_modules,
-    decoder_rules,
     outer_rules,
     projector_classes,
     projector_rules,
-    renamed,
+    tower_rules,
     vision_sizes,
 )
-from ..hf.fields import Dtype, Fixed, Unread
+from ..hf.fields import Dtype, Field, Fixed, Unread
 from ..hf.fields_projector import FeatureLayer, Projector, SelectStrategy
-from ..hf.fields_vision import INNER_INERT, Carried, Inner, TiedEmbeddings
-from ..nemo2.configs_vision import LLAVA_DEFAULTS
-from ..nemo2.fields import Same
-from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, DropClassToken, Part, Parts
-from ..table import Table
-from . import llama
+from ..hf.fields_tower import VisionHeads
+from ..hf.fields_vision import INNER_INERT, Carried, Inner, Must, TiedEmbeddings
+from ..nemo2.configs_vision import CLIP_DEFAULTS, LLAVA_DEFAULTS, VISION_BASE
+from ..nemo2.fields import NemoClasses, Same, Unused
+from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, ClipTower, DropClassToken, Part, Parts
+from ..rules import same
+from ..table import Rule
+from .llama import LLAMA
 
-BEGINNINGS = {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."}
+HF, NEMO = "vision_tower.vision_model.", "vision_model.vision_model."
+CLIP_LAYER = "encoder.layers.{block}."
 #: what transformers takes for a vision_config that is not there
 LARGE = {
     "hidden_size": 1024,
@@ -34,36 +41,83 @@ LARGE = {
     "image_size": 336,
     "patch_size": 14,
 }
+
+
+def clip(name: str, axes: str) -> Rule:
+    return same(NEMO + name, HF + name, axes)
+
+
+def pair(name: str, axes: str) -> tuple[Rule, Rule]:
+    return clip(name + ".weight", axes), clip(name + ".bias", axes.split()[0])
+
+
+CLIP_RULES = tower_rules(
+    clip("embeddings.class_embedding", "hidden"),
+    clip("embeddings.patch_embedding.weight", "hidden channels patch patch_too"),
+    clip("embeddings.position_embedding.weight", "positions hidden"),
+    *pair("pre_layrnorm", "hidden"),
+    *(
+        rule
+        for name in ("k", "v", "q", "out")
+        for rule in pair(CLIP_LAYER + f"self_attn.{name}_proj", "hidden q_rows")
+    ),
+    *pair(CLIP_LAYER + "layer_norm1", "hidden"),
+    *pair(CLIP_LAYER + "mlp.fc1", "ffn hidden"),
+    *pair(CLIP_LAYER + "mlp.fc2", "hidden ffn"),
+    *pair(CLIP_LAYER + "layer_norm2", "hidden"),
+    *pair("post_layernorm", "hidden"),
+)
+CLIP_FIELDS = (
+    Field("hidden_size", "hidden_size", 768),
+    Field("intermediate_size", "ffn_hidden_size", 3072),
+    Field("num_hidden_layers", "num_layers", 12),
+    Field("num_attention_heads", "num_attention_heads", 12),
+    Field("image_size", "image_size", 224),
+    Field("patch_size", "patch_dim", 32),
+    VisionHeads(),
+    Must("num_channels", 3, 3),
+    Must("hidden_act", "quick_gelu", "quick_gelu"),
+    Must("layer_norm_eps", 1e-5, 1e-5),
+)
+#: keys of the tower's config that nothing reads in a larger model at inference
+CLIP_KEPT = ("attention_dropout", "initializer_factor", "initializer_range", "projection_dim", "vocab_size")
+CLIP_CLASSES = NemoClasses(
+    module=VISION_BASE,
+    model="",
+    config="HFCLIPVisionConfig",
+    defaults=CLIP_DEFAULTS,
+    rules=(ClipTower(), Unused(("class_token_len", "num_image_embeddings_per_tile"))),
+)
 PROJECTOR = tuple(
     (f"vision_projection.{n}", (), f"multi_modal_projector.linear_{n // 2 + 1}") for n in (0, 2)
 )
 TOKENS = (("image_token_index", 32000), ("image_seq_length", 576))
+LAYER = "language_model.model.layers.{layer}."
 
-TABLE = Table(
-    architecture="llava",
-    hf_class="LlavaForConditionalGeneration",
-    nemo=Parts(
-        module="nemo.collections.vlm.neva.model.llava",
-        model="LlavaModel",
-        config="LlavaConfig",
-        defaults=LLAVA_DEFAULTS,
-        rules=outer_rules(
-            Part(LANGUAGE, llama.TABLE.nemo),
-            Part(VISION, clip.CLASSES, "vision"),
-            Part(PROJECTION, projector_classes(("mlp2x_gelu",)), "projection"),
-            Same("vision_feature_layer"),
-            DropClassToken(),
+LLAVA = Architecture(
+    ("llava",),
+    "LlavaForConditionalGeneration",
+    stacks=(
+        replace(
+            LLAMA.main,
+            names=Names(
+                layer=LAYER,
+                embedding="language_model.model.embed_tokens",
+                final_norm="language_model.model.norm",
+                head="language_model.lm_head",
+            ),
+            megatron=DECODER + "decoder.",
         ),
     ),
-    fields=(
-        Inner("text_config", ("llama",), (*llama.TABLE.fields, Unread(("tie_word_embeddings",)))),
+    config=(
+        Inner("text_config", ("llama",), (*LLAMA.config, Unread(("tie_word_embeddings",)))),
         Inner(
             "vision_config",
             ("clip_vision_model",),
-            clip.FIELDS,
+            CLIP_FIELDS,
             field="vision",
             absent=tuple(LARGE.items()),
-            kept=clip.KEPT,
+            kept=CLIP_KEPT,
         ),
         TiedEmbeddings(),
         Projector(),
@@ -75,18 +129,22 @@ TABLE = Table(
         Unread(("ignore_index", "vocab_size")),
         Dtype(),
     ),
-    rules=(
-        *clip.RULES,
-        *projector_rules(PROJECTOR, cut=False),
-        *decoder_rules(llama.TABLE.rules, BEGINNINGS),
+    nemo2=Parts(
+        module="nemo.collections.vlm.neva.model.llava",
+        model="LlavaModel",
+        config="LlavaConfig",
+        defaults=LLAVA_DEFAULTS,
+        rules=outer_rules(
+            Part(LANGUAGE, LLAMA.table.nemo),
+            Part(VISION, CLIP_CLASSES, "vision"),
+            Part(PROJECTION, projector_classes(("mlp2x_gelu",)), "projection"),
+            Same("vision_feature_layer"),
+            DropClassToken(),
+        ),
     ),
-    modules=decoder_modules(llama.TABLE.modules),
+    before=(*CLIP_RULES, *projector_rules(PROJECTOR, cut=False)),
     sizes=vision_sizes,
-    ignored=(*clip.IGNORED, *(renamed(name, BEGINNINGS) for name in llama.TABLE.ignored)),
-    tied=(
-        ("language_model.lm_head.weight", "language_model.model.embed_tokens.weight"),
-        ("language_model.output_layer.weight", "language_model.embedding.word_embeddings.weight"),
-    ),
+    ignored=(HF + "embeddings.position_ids", LAYER + "self_attn.rotary_emb.inv_freq"),
     spellings=(
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
         (r"^model\.language_model\.", "language_model.model."),
@@ -96,5 +154,5 @@ TABLE = Table(
     ),
     files=PROCESSOR_FILES,
     carried=(*TOKENS, (INNER_INERT, {})),
-    verified=("bit-equal", "transformers logits", "real NeMo logits", "real NeMo import"),
+    proofs=("bit-equal", "transformers logits", "real NeMo logits", "real NeMo import"),
 )

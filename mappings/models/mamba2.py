@@ -10,81 +10,74 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..families import mamba
-from ..hf.fields import Dtype, Field, Fixed, Unread, Value
+from ..blocks.stack import Blocks
+from ..families.mamba import FINAL_NORM, LAYERS, MODULES, NAMES, SPELLINGS, Mixer
+from ..hf.fields import Field, Fixed, Unread, Value
 from ..hf.fields_ssm import InnerWidth, StepLimit
+from ..llama_like import llama_like
 from ..nemo2.configs_ssm import MAMBA_DEFAULTS, SSM, Pattern
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import NemoClasses
 from ..nemo2.fields_moe import Harmless
-from ..rules import vocabulary
-from ..table import Table
+
+UNREAD = tuple(
+    """chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min
+    time_step_rank norm_before_gate rms_norm layer_types""".split()
+)
+#: of layers that there are not
+OF_ATTENTION = frozenset(
+    """num_attention_heads num_query_groups kv_channels ffn_hidden_size attention_dropout
+    activation_func""".split()
+)
 
 
 def layer_sets(config: Mapping[str, Value]) -> dict[str, frozenset[int]]:
     """One set: Megatron stores the layers of every model with mixers one by one."""
-    return {"mamba": frozenset(range(config["num_layers"]))}
+    return {LAYERS: frozenset(range(config["num_layers"]))}
 
 
-TABLE = Table(
-    architecture="mamba2",
-    hf_class="Mamba2ForCausalLM",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.ssm",
-        model="MambaModel",
-        config="SSMConfig",
-        defaults=MAMBA_DEFAULTS,
-        rules=(
-            *SSM,
-            NemoFixed("is_hybrid_model", False),
-            Pattern("M"),
-            Harmless(
-                frozenset(
-                    """num_attention_heads num_query_groups kv_channels ffn_hidden_size attention_dropout
-                    activation_func""".split()
-                )
-            ),
-        ),
-        marks=(("is_hybrid_model", False),),
+MAMBA2 = llama_like(
+    "mamba2",
+    "Mamba2ForCausalLM",
+    names=NAMES,
+    blocks=Blocks(mixer=Mixer(), attention=None, mlp=None),
+    keys={"num_attention_heads": "num_heads"},
+    defaults={"num_hidden_layers": 64, "vocab_size": 32768, "initializer_range": 0.1},
+    without=(
+        "intermediate_size",
+        "num_key_value_heads",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "attention_dropout",
+        "attention_bias",
+        "mlp_bias",
+        "rope_theta",
     ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 64),
-        Field("hidden_size", "hidden_size", 4096),
+    config=(
         Field("num_heads", "mamba_num_heads", 128),
         Field("head_dim", "mamba_head_dim", 64),
         Field("state_size", "mamba_state_dim", 128),
-        Field("vocab_size", "vocab_size", 32768),
-        Field("initializer_range", "init_method_std", 0.1, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
         InnerWidth(),
         Fixed("layer_norm_epsilon", 1e-5),
-        Fixed("hidden_act", "silu"),
         Fixed("conv_kernel", 4),
         Fixed("use_conv_bias", True),
         Fixed("use_bias", False),
         StepLimit(),
-        Unread(
-            tuple(
-                """chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max
-                time_step_min time_step_rank norm_before_gate rms_norm layer_types""".split()
-            )
-        ),
-        Dtype(),
+        Unread(UNREAD),
     ),
-    rules=(
-        mamba.EMBEDDING,
-        *mamba.mixer("mamba"),
-        mamba.FINAL_NORM,
-        vocabulary(
-            "output_layer.weight", "lm_head.weight", when=(("share_embeddings_and_output_weights", False),)
-        ),
+    nemo2=NemoClasses(
+        module="nemo.collections.llm.gpt.model.ssm",
+        model="MambaModel",
+        config="SSMConfig",
+        defaults=MAMBA_DEFAULTS,
+        rules=(*SSM, NemoFixed("is_hybrid_model", False), Pattern("M"), Harmless(OF_ATTENTION)),
     ),
-    modules=(*mamba.modules("mamba"), *mamba.END),
-    sizes=mamba.sizes,
+    extra=(FINAL_NORM,),
+    extra_modules=MODULES,
     layer_sets=layer_sets,
-    spellings=mamba.SPELLINGS,
-    tied=mamba.TIED,
-    verified=(
+    ignored=(),
+    spellings=SPELLINGS,
+    proofs=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits (torch in place of its CUDA kernels)",

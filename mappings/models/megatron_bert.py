@@ -7,20 +7,21 @@ exact GELU even where the layers' fused kernel computes it by tanh; transformers
 Source: transformers/models/megatron_bert, megatron_bert_model.py and megatron/bert of NeMo 1.0 to 2.4.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-from ..families import bert_fields, bert_rules
-from ..families.bert_fields import HEADS, Heads
-from ..families.bert_rules import HF, KINDS, NEMO, both
-from ..hf.fields import Field
+from typing import Any
+
+from ..architecture import Architecture
+from ..blocks.attention import Attention
+from ..blocks.mlp import Mlp
+from ..blocks.place import ALWAYS, LAYER
+from ..blocks.stack import Blocks, Stack
+from ..families.bert import BertHeads, config, names, nemo_rules
 from ..nemo2.configs_bert import BERT_DEFAULTS
 from ..nemo2.fields import ArchivesOnly
-from ..rules import same
-from ..table import Module, Table
-from . import bert
 
 #: of NeMo 2's classes, which say whose layers they build
-NEMO_2_ONLY = ("bert_type", "transformer_layer_spec")
+NEMO_2_ONLY = frozenset({"bert_type", "transformer_layer_spec"})
 #: where transformers' class has other defaults than its BERT
 DEFAULTS = {
     "num_hidden_layers": 24,
@@ -29,69 +30,54 @@ DEFAULTS = {
     "num_attention_heads": 16,
     "vocab_size": 29056,
 }
-#: a norm in megatron-core, where it is a part of a linear layer, and by itself; in Hugging Face
-NORMS = (
-    ("self_attention.linear_qkv.layer_norm_", "input_layernorm.", "attention.ln."),
-    ("mlp.linear_fc1.layer_norm_", "pre_mlp_layernorm.", "ln."),
+BLOCKS = Blocks(
+    LAYER,
+    Attention(bias=ALWAYS, output_bias=ALWAYS),
+    Mlp(bias=ALWAYS),
+    activation=None,
+    heads=BertHeads(),
+    generates=False,
 )
-OTHER_NORMS = ("encoder.initial_layernorm.", *(NEMO + name for name, _ in bert_rules.NORMS))
-RULES = (
-    *(rule for rule in bert_rules.RULES if not rule.nemo.startswith(OTHER_NORMS)),
-    *(
-        same(NEMO + nemo + kind, HF + hf + kind, "hidden", also=(NEMO + plain + kind,))
-        for nemo, plain, hf in NORMS
-        for kind in KINDS
-    ),
-    *both("encoder.final_layernorm.", "bert.encoder.ln.", "hidden"),
-)
-FIELDS = tuple(
-    replace(rule, default=DEFAULTS[rule.hf]) if isinstance(rule, Field) and rule.hf in DEFAULTS else rule
-    for rule in bert_fields.FIELDS
-)
-BASE = replace(
-    bert.BASE,
-    architecture="megatron-bert",
-    nemo=ArchivesOnly(
-        module="nemo.collections.nlp.models.language_modeling.megatron_bert_model",
-        model="MegatronBertModel",
-        config="MegatronBertModel",
-        defaults={
-            "MegatronBertModel": {
-                name: value
-                for name, value in BERT_DEFAULTS["HuggingFaceBertConfig"].items()
-                if name not in NEMO_2_ONLY
-            }
-        },
-        rules=tuple(rule for rule in bert_fields.NEMO_RULES if not rule.names & set(NEMO_2_ONLY)),
-    ),
-    rules=RULES,
-    modules=(*bert.BASE.modules[:5], Module("encoder.final_layernorm")),
-    spellings=(),
-    verified=(
-        "bit-equal",
-        "transformers logits",
-        "NeMo 1's own restore and logits, with stand-ins for apex",
-    ),
-)
+FIELDS = {
+    name: value for name, value in BERT_DEFAULTS["HuggingFaceBertConfig"].items() if name not in NEMO_2_ONLY
+}
 
 
-def with_heads(hf_class: str, lm: bool, binary: bool) -> Table:
-    """The table of a class with the pooler and these heads."""
-    values = True, lm, binary
-    return replace(
-        BASE,
-        architecture=f"megatron-bert:{hf_class}",
-        hf_class=hf_class,
-        nemo=replace(BASE.nemo, marks=tuple(zip(HEADS, values, strict=True))),
-        fields=(*FIELDS, Heads(values)),
+def megatron_bert(name: str, hf_class: str, prefix: str, *heads: bool, **more: Any) -> Architecture:
+    """A class whose tensors begin with ``prefix``, with the pooler and these heads."""
+    masks, sentences = heads
+    called = names(prefix, final_norm=prefix + "encoder.ln", input_norm="attention.ln", mlp_norm="ln")
+    rules = nemo_rules((True, masks, sentences))
+    return Architecture(
+        (name,),
+        hf_class,
+        (Stack(called, BLOCKS, "encoder."),),
+        config((True, masks, sentences), DEFAULTS),
+        ArchivesOnly(
+            module="nemo.collections.nlp.models.language_modeling.megatron_bert_model",
+            model="MegatronBertModel",
+            config="MegatronBertModel",
+            defaults={"MegatronBertModel": FIELDS},
+            rules=tuple(rule for rule in rules if not rule.names & NEMO_2_ONLY),
+        ),
+        ignored=(prefix + "embeddings.position_ids",),
+        tied=(
+            ("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+            ("cls.predictions.decoder.bias", "cls.predictions.bias"),
+            ("output_layer.weight", "embedding.word_embeddings.weight"),
+        ),
+        proofs=(
+            "bit-equal",
+            "transformers logits",
+            "NeMo 1's own restore and logits, with stand-ins for apex",
+        ),
+        **more,
     )
 
 
-PRETRAINING = with_heads("MegatronBertForPreTraining", True, True)
-TABLE = replace(
-    with_heads("MegatronBertModel", False, False),
-    architecture="megatron-bert",
-    rules=tuple(map(bert.at_the_top, RULES)),
-    ignored=("embeddings.position_ids",),
-    spellings=((r"^bert\.", ""),),
+MEGATRON_BERT = megatron_bert(
+    "megatron-bert", "MegatronBertModel", "", False, False, spellings=((r"^bert\.", ""),)
+)
+PRETRAINING = megatron_bert(
+    "megatron-bert:MegatronBertForPreTraining", "MegatronBertForPreTraining", "bert.", True, True
 )

@@ -9,80 +9,113 @@ Source: see :mod:`nemoconv.mappings.families.mamba`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
-from ..blocks import NEMO, QKV
-from ..families import mamba
-from ..hf.fields import Value
-from ..rules import same, vocabulary
-from ..rules_moe import renamed
-from ..sizes import attention_sizes
-from ..table import Module, Rule, Table
-from . import nemotron_h_fields
+from ..blocks.attention import Attention
+from ..blocks.mlp import Mlp
+from ..blocks.stack import Blocks
+from ..families.mamba import FINAL_NORM, MODULES, NAMES, SPELLINGS, Mixer
+from ..hf.fields import Field, Fixed, Unread, Value
+from ..hf.fields_moe import Aliased, ReleasedCode
+from ..hf.fields_ssm import LayerPattern, StepLimit
+from ..llama_like import llama_like
+from ..nemo2.configs_ssm import NEMOTRON_H_DEFAULTS, SQUARED_RELU, SSM, Pattern
+from ..nemo2.fields import Count, NemoClasses, Same
+from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields_moe import OneOfSymbols
 
-
-def sizes(config: Mapping[str, Value]) -> dict[str, int]:
-    return attention_sizes(config) | mamba.sizes(config)
+KINDS = {"M": "mamba", "*": "attention", "-": "mlp"}
+RELEASED = frozenset({"configuration_nemotron_h.NemotronHConfig", "modeling_nemotron_h.NemotronHForCausalLM"})
+#: sizes of tiles and caches, initialization, and experts that no layer of the pattern has
+UNREAD = tuple(
+    """chunk_size expand hidden_dropout mamba_ssm_cache_dtype norm_eps num_logits_to_keep
+    rescale_prenorm_residual residual_in_fp32 rms_norm_eps time_step_floor time_step_max
+    time_step_rank use_mamba_kernels n_routed_experts n_shared_experts
+    moe_intermediate_size moe_shared_expert_intermediate_size moe_latent_size
+    moe_shared_expert_overlap num_experts_per_tok routed_scaling_factor n_group topk_group
+    norm_topk_prob num_nextn_predict_layers mtp_layers_block_type mtp_hybrid_override_pattern
+    num_local_experts""".split()
+)
 
 
 def layer_sets(config: Mapping[str, Value]) -> dict[str, frozenset[int]]:
+    """The layers of each kind."""
     pattern = config["hybrid_override_pattern"]
     return {
         kind: frozenset(layer for layer, found in enumerate(pattern) if found == letter)
-        for letter, kind in nemotron_h_fields.KINDS.items()
+        for letter, kind in KINDS.items()
     }
 
 
-def _of(layers: str, *rules: Rule) -> tuple[Rule, ...]:
-    return tuple(replace(rule, layers=layers) for rule in rules)
-
-
-TABLE = Table(
-    architecture="nemotron_h",
-    hf_class="NemotronHForCausalLM",
-    nemo=nemotron_h_fields.CLASSES,
-    fields=nemotron_h_fields.FIELDS,
-    rules=(
-        mamba.EMBEDDING,
-        *mamba.mixer("mamba"),
-        *_of(
-            "attention",
-            same(NEMO + "self_attention.linear_qkv.layer_norm_weight", mamba.HF + "norm.weight", "hidden"),
-            renamed(QKV, "model.layers.{layer}.self_attn", mamba.HF + "mixer"),
-            same(
-                NEMO + "self_attention.linear_proj.weight",
-                mamba.HF + "mixer.o_proj.weight",
-                "hidden (group query_head head_dim)",
-                cut="group",
-            ),
-        ),
-        *_of(
-            "mlp",
-            same(NEMO + "mlp.linear_fc1.layer_norm_weight", mamba.HF + "norm.weight", "hidden"),
-            same(NEMO + "mlp.linear_fc1.weight", mamba.HF + "mixer.up_proj.weight", "ffn hidden", cut="ffn"),
-            same(
-                NEMO + "mlp.linear_fc2.weight", mamba.HF + "mixer.down_proj.weight", "hidden ffn", cut="ffn"
-            ),
-        ),
-        mamba.FINAL_NORM,
-        vocabulary(
-            "output_layer.weight", "lm_head.weight", when=(("share_embeddings_and_output_weights", False),)
+NEMOTRON_H = llama_like(
+    "nemotron_h",
+    "NemotronHForCausalLM",
+    names={
+        **NAMES,
+        "input_norm": "norm",
+        **{role: f"mixer.{role[0]}_proj" for role in ("query", "key", "value")},
+        "attention_output": "mixer.o_proj",
+        "mlp_norm": "norm",
+        "gate": "",
+        "up": "mixer.up_proj",
+        "down": "mixer.down_proj",
+    },
+    blocks=Blocks(
+        mixer=Mixer(),
+        attention=Attention(on="attention"),
+        mlp=Mlp(on="mlp"),
+        activation="relu2",
+        respelled=False,
+    ),
+    defaults={
+        "intermediate_size": 21504,
+        "num_key_value_heads": 8,
+        "vocab_size": 131072,
+        "max_position_embeddings": 4096,
+    },
+    without=("rms_norm_eps", "hidden_act", "rope_theta"),
+    config=(
+        LayerPattern(KINDS),
+        Aliased(("head_dim", "attention_head_dim"), "kv_channels", 128),
+        Field("mamba_num_heads", "mamba_num_heads", 128),
+        Field("mamba_head_dim", "mamba_head_dim", 64),
+        Field("ssm_state_size", "mamba_state_dim", 128),
+        Aliased(("n_groups", "mamba_n_groups"), "mamba_num_groups", 8),
+        Fixed("layer_norm_epsilon", 1e-5),
+        Fixed("mlp_hidden_act", "relu2"),
+        Fixed("mamba_hidden_act", "silu"),
+        Fixed("conv_kernel", 4),
+        Fixed("use_conv_bias", True),
+        Fixed("use_bias", False),
+        Fixed("mamba_proj_bias", False),
+        Fixed("sliding_window", None),
+        Fixed("time_step_min", 1e-3),
+        StepLimit(),
+        ReleasedCode(RELEASED),
+        Unread(UNREAD),
+    ),
+    nemo2=NemoClasses(
+        module="nemo.collections.llm.gpt.model.ssm",
+        model="MambaModel",
+        config="NemotronHConfigBase",
+        defaults=NEMOTRON_H_DEFAULTS,
+        rules=(
+            *SSM,
+            Count("num_attention_heads"),
+            Count("num_query_groups", otherwise="num_attention_heads"),
+            Count("kv_channels", otherwise="hidden_size", divided_by="num_attention_heads"),
+            Count("ffn_hidden_size", otherwise="hidden_size", factor=4),
+            Same("attention_dropout"),
+            NemoFixed("is_hybrid_model", True, written=True),
+            OneOfSymbols("activation_func", SQUARED_RELU),
+            Pattern("".join(KINDS)),
         ),
     ),
-    modules=(
-        *mamba.modules("mamba"),
-        *(
-            Module(f"{NEMO}self_attention.{name}", layers="attention")
-            for name in ("core_attention", "linear_proj", "linear_qkv")
-        ),
-        *(Module(f"{NEMO}mlp.linear_{name}", layers="mlp") for name in ("fc1", "fc2")),
-        *mamba.END,
-    ),
-    sizes=sizes,
+    extra=(FINAL_NORM,),
+    extra_modules=MODULES,
     layer_sets=layer_sets,
-    spellings=mamba.SPELLINGS,
-    tied=mamba.TIED,
-    verified=(
+    ignored=(),
+    spellings=SPELLINGS,
+    proofs=(
         "bit-equal",
         "transformers logits",
         "megatron-core logits (torch in place of its CUDA kernels)",

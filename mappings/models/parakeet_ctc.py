@@ -2,18 +2,19 @@
 
 from ..families.fastconformer import PREPROCESSOR, encoder_rules, encoder_sizes
 from ..families.parakeet import CTC_FIELDS, CTC_SETTINGS, HYBRID, featurizer, head
-from ..families.speech import ArchiveOnly, SpeechTable
+from ..families.speech import ArchiveOnly, Speech
 
-TABLE = SpeechTable(
-    architecture="parakeet_ctc",
-    hf_class="ParakeetForCTC",
-    nemo=ArchiveOnly("nemo.collections.asr.models.ctc_bpe_models", "EncDecCTCModelBPE", "", {}),
+PARAKEET_CTC = Speech(
+    ("parakeet_ctc",),
+    "ParakeetForCTC",
+    stacks=(),
+    nemo2=ArchiveOnly("nemo.collections.asr.models.ctc_bpe_models", "EncDecCTCModelBPE", "", {}),
     targets=("EncDecCTCModelBPE", *HYBRID),
     head="ctc",
     decoder_type="ctc",
-    fields=CTC_FIELDS,
+    config=CTC_FIELDS,
     settings=CTC_SETTINGS,
-    rules=(
+    extra=(
         *encoder_rules(),
         *head(
             "decoder.decoder_layers.0", "ctc_head", "vocab hidden one", also="ctc_decoder.decoder_layers.0"
@@ -22,5 +23,5 @@ TABLE = SpeechTable(
     sizes=encoder_sizes,
     ignored=PREPROCESSOR,
     constants=featurizer,
-    verified=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
+    proofs=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
 )

@@ -11,21 +11,22 @@ from ..families.parakeet import (
     transducer_rules,
     transducer_sizes,
 )
-from ..families.speech import ArchiveOnly, SpeechTable
+from ..families.speech import ArchiveOnly, Speech
 
-TABLE = SpeechTable(
-    architecture="parakeet_rnnt",
-    hf_class="ParakeetForRNNT",
-    nemo=ArchiveOnly("nemo.collections.asr.models.rnnt_bpe_models", "EncDecRNNTBPEModel", "", {}),
+PARAKEET_RNNT = Speech(
+    ("parakeet_rnnt",),
+    "ParakeetForRNNT",
+    stacks=(),
+    nemo2=ArchiveOnly("nemo.collections.asr.models.rnnt_bpe_models", "EncDecRNNTBPEModel", "", {}),
     targets=("EncDecRNNTBPEModel", *HYBRID),
     head="transducer",
     decoder_type="rnnt",
     accepts=lambda yaml: not is_tdt(yaml),
-    fields=TRANSDUCER_FIELDS,
+    config=TRANSDUCER_FIELDS,
     settings=(*TRANSDUCER_SETTINGS, NoDurations()),
-    rules=(*encoder_rules(), *transducer_rules()),
+    extra=(*encoder_rules(), *transducer_rules()),
     sizes=transducer_sizes,
     ignored=PREPROCESSOR,
     constants=featurizer,
-    verified=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
+    proofs=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
 )

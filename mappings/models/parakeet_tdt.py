@@ -12,22 +12,23 @@ from ..families.parakeet import (
     transducer_rules,
     transducer_sizes,
 )
-from ..families.speech import ArchiveOnly, SpeechTable
+from ..families.speech import ArchiveOnly, Speech
 from ..hf.fields_speech import Durations
 
-TABLE = SpeechTable(
-    architecture="parakeet_tdt",
-    hf_class="ParakeetForTDT",
-    nemo=ArchiveOnly("nemo.collections.asr.models.rnnt_bpe_models", "EncDecRNNTBPEModel", "", {}),
+PARAKEET_TDT = Speech(
+    ("parakeet_tdt",),
+    "ParakeetForTDT",
+    stacks=(),
+    nemo2=ArchiveOnly("nemo.collections.asr.models.rnnt_bpe_models", "EncDecRNNTBPEModel", "", {}),
     targets=("EncDecRNNTBPEModel", *HYBRID),
     head="transducer",
     decoder_type="tdt",
     accepts=is_tdt,
-    fields=(*TRANSDUCER_FIELDS, Durations()),
+    config=(*TRANSDUCER_FIELDS, Durations()),
     settings=(*TRANSDUCER_SETTINGS, TokenDurations()),
-    rules=(*encoder_rules(), *transducer_rules()),
+    extra=(*encoder_rules(), *transducer_rules()),
     sizes=transducer_sizes,
     ignored=PREPROCESSOR,
     constants=featurizer,
-    verified=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
+    proofs=("bit-equal", "transformers outputs", "real NeMo restore, by hand"),
 )

@@ -5,51 +5,38 @@ its ``Qwen2Config`` builds the model when the fields of experts are set. The gat
 needs megatron-core 0.16: NeMo with 0.14 drops the field and computes without the gate.
 """
 
-from dataclasses import replace
-
-from ..blocks import HF, NEMO, QKV_BIAS, TIED
-from ..hf.fields import Dtype, Field, Fixed, FullAttention, HeadDim
+from ..blocks.attention import Attention
+from ..blocks.mlp import Mixture
+from ..blocks.place import There
+from ..blocks.stack import Blocks
+from ..families.deepseek import EXPERTS
+from ..hf.fields import Field, FullAttention
 from ..hf.fields_moe import EveryLayerSparse, NormTopk
-from ..hf.rope import Rope
+from ..llama_like import llama_like
 from ..nemo2.configs_moe import QWEN2_MOE_DEFAULTS
-from ..nemo2.fields import Count, NemoClasses, Same, with_rules
+from ..nemo2.entry import Nemo2
+from ..nemo2.fields import Count
 from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields_moe import MOE_DECODER
-from ..rules import same
-from ..rules_moe import AFTER, BEFORE, EXPERT_NORM, MODULES, experts, moe_sizes, router, shared_experts
-from ..table import Module, Table
 
-EXPERT = "mlp.experts.{expert}."
-
-TABLE = Table(
-    architecture="qwen2_moe",
-    hf_class="Qwen2MoeForCausalLM",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.qwen2",
-        model="Qwen2Model",
-        config="Qwen2Config",
-        defaults=QWEN2_MOE_DEFAULTS,
-        rules=with_rules(
-            MOE_DECODER,
-            Same("add_qkv_bias"),
-            Count("moe_shared_expert_intermediate_size"),
-            NemoFixed("moe_shared_expert_gate", True, written=True),
-        ),
-        marks=(("num_moe_experts", True),),
-    ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 24),
-        Field("hidden_size", "hidden_size", 2048),
-        Field("intermediate_size", "ffn_hidden_size", 5632),
-        Field("num_attention_heads", "num_attention_heads", 16),
-        Field("num_key_value_heads", "num_query_groups", 16, default_from="num_attention_heads"),
-        HeadDim(),
-        Field("vocab_size", "vocab_size", 151936),
-        Field("max_position_embeddings", "seq_length", 32768),
-        Field("rms_norm_eps", "layernorm_epsilon", 1e-6, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
+QWEN2_MOE = llama_like(
+    "qwen2_moe",
+    "Qwen2MoeForCausalLM",
+    names={
+        **EXPERTS,
+        **{f"shared_{role}": f"mlp.shared_expert.{role}_proj" for role in ("gate", "up", "down")},
+        "shared_scale": "mlp.shared_expert_gate",
+    },
+    blocks=Blocks(attention=Attention(bias=There((("add_qkv_bias", True),))), mixture=Mixture()),
+    defaults={
+        "num_hidden_layers": 24,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
+    config=(
         Field("qkv_bias", "add_qkv_bias", True, kind=bool),
         Field("moe_intermediate_size", "moe_ffn_hidden_size", 1408),
         Field("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", 5632),
@@ -59,26 +46,16 @@ TABLE = Table(
         NormTopk(),
         EveryLayerSparse(),
         FullAttention(),
-        Fixed("hidden_act", "silu"),
-        Rope(),
-        Dtype(),
     ),
-    rules=(
-        *BEFORE,
-        replace(QKV_BIAS, when=(("add_qkv_bias", True),)),
-        EXPERT_NORM,
-        router("mlp.gate.weight"),
-        *experts(*(EXPERT + f"{name}_proj.weight" for name in ("gate", "up", "down"))),
-        *shared_experts("mlp.shared_expert"),
-        same(NEMO + "mlp.shared_experts.gate_weight", HF + "mlp.shared_expert_gate.weight", "one hidden"),
-        *AFTER,
+    nemo2=Nemo2(
+        "nemo.collections.llm.gpt.model.qwen2",
+        "Qwen2Model",
+        "Qwen2Config",
+        QWEN2_MOE_DEFAULTS,
+        (
+            Count("moe_shared_expert_intermediate_size"),
+            NemoFixed("moe_shared_expert_gate", True, written=True),
+        ),
     ),
-    modules=(
-        *MODULES,
-        Module(NEMO + "mlp.shared_experts.linear_fc1"),
-        Module(NEMO + "mlp.shared_experts.linear_fc2"),
-    ),
-    sizes=moe_sizes,
-    tied=TIED,
-    verified=("bit-equal", "transformers logits", "megatron-core logits (0.16; 0.14 has no gate)"),
+    proofs=("bit-equal", "transformers logits", "megatron-core logits (0.16; 0.14 has no gate)"),
 )

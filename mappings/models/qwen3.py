@@ -3,47 +3,23 @@
 Source: transformers/models/qwen3, nemo/collections/llm/gpt/model/qwen3.py.
 """
 
-from ..blocks import DECODER, INV_FREQ, MODULES, QK_MODULES, QK_NORMS, TIED
-from ..hf.fields import Dtype, Field, Fixed, FullAttention
-from ..hf.rope import Rope
+from ..hf.fields import FullAttention
+from ..llama_like import llama_like
 from ..nemo2.configs_dense import QWEN3_DEFAULTS
-from ..nemo2.fields import DECODER as NEMO_FIELDS
-from ..nemo2.fields import NO_BIASES, Length, NemoClasses, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
-from ..table import Table
+from ..nemo2.entry import Nemo2
+from ..nemo2.fields import Length
+from .qwen2 import DEFAULTS
 
-TABLE = Table(
-    architecture="qwen3",
-    hf_class="Qwen3ForCausalLM",
-    nemo=NemoClasses(
-        module="nemo.collections.llm.gpt.model.qwen3",
-        model="Qwen3Model",
-        config="Qwen3Config",
-        defaults=QWEN3_DEFAULTS,
-        rules=with_rules(NEMO_FIELDS, NO_BIASES, NemoFixed("qk_layernorm", True, written=True), Length()),
+HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
+
+QWEN3 = llama_like(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    names=HEAD_NORMS,
+    defaults={**DEFAULTS, "head_dim": 128},
+    config=(FullAttention(),),
+    nemo2=Nemo2(
+        "nemo.collections.llm.gpt.model.qwen3", "Qwen3Model", "Qwen3Config", QWEN3_DEFAULTS, (Length(),)
     ),
-    fields=(
-        Field("num_hidden_layers", "num_layers", 32),
-        Field("hidden_size", "hidden_size", 4096),
-        Field("intermediate_size", "ffn_hidden_size", 22016),
-        Field("num_attention_heads", "num_attention_heads", 32),
-        Field("num_key_value_heads", "num_query_groups", 32, default_from="num_attention_heads"),
-        Field("head_dim", "kv_channels", 128),
-        Field("vocab_size", "vocab_size", 151936),
-        Field("max_position_embeddings", "seq_length", 32768),
-        Field("rms_norm_eps", "layernorm_epsilon", 1e-6, kind=float),
-        Field("initializer_range", "init_method_std", 0.02, kind=float),
-        Field("attention_dropout", "attention_dropout", 0.0, kind=float),
-        Field("tie_word_embeddings", "share_embeddings_and_output_weights", False, kind=bool),
-        FullAttention(),
-        Fixed("attention_bias", False),
-        Fixed("hidden_act", "silu"),
-        Rope(),
-        Dtype(),
-    ),
-    rules=(*DECODER, *QK_NORMS),
-    modules=(*MODULES, *QK_MODULES),
-    ignored=(INV_FREQ,),
-    tied=TIED,
-    verified=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
+    proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
 )

@@ -381,23 +381,18 @@ class NemoClasses:
     defaults: Mapping[str, Mapping[str, Value]] = field(hash=False)
     rules: tuple[NemoRule, ...] = DECODER
     scaled_config: str | None = None
-    #: fields that are set (or not), or have a value, in this architecture, where several share the classes
     marks: tuple[tuple[str, Value], ...] = ()
     #: further modules whose config classes ``defaults`` holds
     modules: tuple[str, ...] = ()
     #: what the model class takes besides its config
     arguments: tuple[tuple[str, Value], ...] = ()
+    #: an architecture with the same config, which is meant where neither a field nor a manifest tells
+    read_as: str = ""
 
     def fits(self, config_class: Symbol, given: Mapping[str, Value]) -> bool:
-        """Whether a config is of this architecture, as far as it can be told."""
+        """Whether a config class may be of this architecture: of its module, known or not."""
         known = config_class.name in self.defaults
-        if config_class.module != self.module and not (known and config_class.module in self.modules):
-            return False
-        fields = {**self.defaults.get(config_class.name, {}), **given}
-        return all(
-            bool(fields.get(name)) is wanted if isinstance(wanted, bool) else fields.get(name) == wanted
-            for name, wanted in self.marks
-        )
+        return config_class.module == self.module or (known and config_class.module in self.modules)
 
     def read(
         self,

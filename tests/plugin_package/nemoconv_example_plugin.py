@@ -36,9 +36,9 @@ from nemoconv.plugin import (
 LLAMA = load_table("llama")
 PELICAN = replace(
     LLAMA,
-    architecture="pelican",
+    model_types=("pelican",),
     hf_class="PelicanForCausalLM",
-    nemo=replace(LLAMA.nemo, module="pelican.nemo", model="PelicanModel"),
+    nemo2=replace(LLAMA.nemo2, module="pelican.nemo", model="PelicanModel"),
 )
 
 

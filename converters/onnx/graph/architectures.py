@@ -1,4 +1,4 @@
-"""What sets each architecture apart, as data: its names and its blocks.
+"""What the graph of an architecture is made of, which follows from its names and blocks.
 
 Sizes, windows and scales are in the model config, which every mapping table reads into the same words.
 """
@@ -6,20 +6,30 @@ Sizes, windows and scales are in the model config, which every mapping table rea
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
-from ....errors import UnsupportedArchitecture
-from ....mappings.families.deepseek import layer_sets as dense_first
+from ....errors import NemoconvError, UnsupportedArchitecture
+from ....mappings import architectures, described, load_table
+from ....mappings.blocks.attention import Attention, Latent
+from ....mappings.blocks.mlp import Mixture
+from ....mappings.blocks.mlp import Mlp as DenseMlp
+from ....mappings.blocks.names import Names
+from ....mappings.blocks.place import RMS, Norm
+from ....mappings.blocks.stack import Stack
+from ....mappings.families.speech import SpeechTable
 from ....mappings.hf.fields import Value
-from ....mappings.models.llama4_text import layer_sets as llama4_layers
-from .blocks import Gated, Norm, PackedGated, Plain
+from . import projections
+from .blocks import Gated, PackedGated, Plain
 from .experts import Experts, Mlp, Router, ScaledExperts, StackedExperts
-from .projections import Latent, Packed, Projections, Separate
+from .projections import Packed, Projections, Separate
 
-RMS, RMS_OF_1_PLUS = Norm("rms"), Norm("rms", offset=1.0)
-LAYER, LAYER_OF_1_PLUS = Norm("layer"), Norm("layer", offset=1.0)
+_HINT: Final = "docs/onnx.md lists the architectures that have one"
 LLAMA_PROJECTIONS, LLAMA_MLP = Separate(), Gated()
+#: the kinds that onnxruntime-genai knows by name
+_GENAI: Final = frozenset(
+    "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi3 nemotron ernie4_5 smollm3".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,203 +89,80 @@ class Decoder:
         return every is None or (layer + 1) % every != 0
 
 
-LLAMA = Decoder(genai="llama")
-MISTRAL = replace(LLAMA, genai="mistral")
-QWEN2 = replace(LLAMA, genai="qwen2")
-QWEN3 = replace(LLAMA, heads_norms=("self_attn.q_norm", "self_attn.k_norm"), genai="qwen3")
+def decoder(name: str, stack: Stack) -> Decoder:
+    """The graph of a decoder, by its names and blocks. Raises UnsupportedArchitecture for one without."""
+    names, blocks = stack.names, stack.blocks
+    attention, mixture = blocks.attention, blocks.mixture
+    if not isinstance(attention, Attention | Latent) or not isinstance(blocks.mlp, DenseMlp):
+        raise _refuse(name, "it has layers of another kind")
+    dense = _dense(names)
+    return Decoder(
+        embedding=names.embedding,
+        positions=names.positions or None,
+        layer=names.layer.replace("{layer}", "{}"),
+        final_norm=names.final_norm,
+        head=names.head or "lm_head",
+        norm=blocks.norm,
+        attention_norm=names.input_norm,
+        projections=_projections(names, attention),
+        heads_norms=(names.query_norm, names.key_norm) if names.query_norm else None,
+        sinks=names.sinks or None,
+        attention_output=names.attention_output,
+        attention_output_norm=names.attention_output_norm or None,
+        mlp_norm=names.mlp_norm,
+        mlp=_mixture(name, names, mixture) if mixture else dense,
+        dense=dense if blocks.layer_sets else None,
+        layer_sets=blocks.layer_sets,
+        mlp_output_norm=names.mlp_output_norm or None,
+        activation=blocks.activation,
+        whole_every=blocks.whole_every,
+        local_rope=blocks.local_rope,
+        neighbours=blocks.neighbours,
+        chunked=blocks.chunked,
+        scaled_embedding=blocks.scaled_embedding,
+        transposed_weights=blocks.transposed,
+        genai=name if name in _GENAI else "decoder",
+        generates=blocks.generates,
+        score=names.score,
+    )
 
-GEMMA = replace(
-    LLAMA,
-    norm=RMS_OF_1_PLUS,
-    activation="gelu_pytorch_tanh",
-    scaled_embedding=True,
-    genai="gemma",
-)
-GEMMA2 = replace(
-    GEMMA,
-    attention_output_norm="post_attention_layernorm",
-    mlp_norm="pre_feedforward_layernorm",
-    mlp_output_norm="post_feedforward_layernorm",
-    whole_every=2,
-    genai="gemma2",
-)
-GEMMA3 = replace(
-    GEMMA2, heads_norms=QWEN3.heads_norms, whole_every="window_pattern", local_rope=True, genai="gemma3_text"
-)
 
-PHI3 = replace(
-    LLAMA,
-    projections=Packed("self_attn.qkv_proj"),
-    mlp=PackedGated("mlp.gate_up_proj", "mlp.down_proj"),
-    genai="phi3",
-)
-NEMOTRON = replace(
-    LLAMA,
-    norm=LAYER_OF_1_PLUS,
-    mlp=Plain("mlp.up_proj", "mlp.down_proj"),
-    activation="relu2",
-    genai="nemotron",
-)
-STARCODER2 = Decoder(norm=LAYER, mlp=Plain("mlp.c_fc", "mlp.c_proj"), activation=None)
+def _projections(names: Names, attention: Attention | Latent) -> Projections:
+    if isinstance(attention, Latent):
+        return projections.Latent()
+    if names.packed:
+        return Packed(names.query, attention.by_group)
+    return Separate(names.query, names.key, names.value)
 
-GPT2 = Decoder(
-    embedding="transformer.wte",
-    positions="transformer.wpe",
-    layer="transformer.h.{}.",
-    final_norm="transformer.ln_f",
-    norm=LAYER,
-    attention_norm="ln_1",
-    projections=Packed("attn.c_attn"),
-    attention_output="attn.c_proj",
-    mlp_norm="ln_2",
-    mlp=Plain("mlp.c_fc", "mlp.c_proj"),
-    activation=None,
-    transposed_weights=True,
-)
-GPT_BIGCODE = replace(GPT2, projections=Packed("attn.c_attn", by_group=True), transposed_weights=False)
-GPT_NEOX = Decoder(
-    embedding="gpt_neox.embed_in",
-    layer="gpt_neox.layers.{}.",
-    final_norm="gpt_neox.final_layer_norm",
-    head="embed_out",
-    norm=LAYER,
-    projections=Packed("attention.query_key_value", by_group=True),
-    attention_output="attention.dense",
-    mlp=Plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-    activation=None,
-)
 
-MIXTRAL = replace(
-    LLAMA,
-    mlp=Experts(Router("block_sparse_moe.gate"), "block_sparse_moe.experts.{}.", Gated("w1", "w3", "w2")),
-    genai="decoder",
-)
-QWEN_EXPERTS = Experts(Router("mlp.gate"), "mlp.experts.{}.", Gated("gate_proj", "up_proj", "down_proj"))
-QWEN3_MOE = replace(QWEN3, mlp=QWEN_EXPERTS, genai="decoder")
+def _dense(names: Names) -> Mlp:
+    if names.gate and names.gate == names.up:
+        return PackedGated(names.up, names.down)
+    return Gated(names.gate, names.up, names.down) if names.gate else Plain(names.up, names.down)
 
-QWEN2_MOE = replace(
-    QWEN2,
-    mlp=replace(
-        QWEN_EXPERTS,
-        shared=Gated(*(f"mlp.shared_expert.{name}_proj" for name in ("gate", "up", "down"))),
-        shared_gate="mlp.shared_expert_gate",
-    ),
-    genai="decoder",
-)
-GPT_OSS = replace(
-    LLAMA,
-    sinks="self_attn.sinks",
-    mlp=StackedExperts(Router("mlp.router"), "mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
-    whole_every=2,
-    genai="decoder",
-)
 
-GLM = replace(LLAMA, mlp=PackedGated("mlp.gate_up_proj", "mlp.down_proj"), neighbours=True, genai="decoder")
-GLM4 = replace(
-    GLM,
-    attention_output_norm="post_self_attn_layernorm",
-    mlp_output_norm="post_mlp_layernorm",
-)
-ERNIE4_5 = replace(LLAMA, neighbours=True, genai="ernie4_5")
-SMOLLM3 = replace(LLAMA, genai="smollm3")
-SEED_OSS = replace(LLAMA, genai="decoder")
-SHARED = Gated(*(f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")))
-CORRECTED = Router("mlp.gate", "sigmoid", "mlp.gate.e_score_correction_bias", normalized=True)
-GLM4_MOE = replace(
-    LLAMA,
-    heads_norms=QWEN3.heads_norms,
-    mlp=replace(QWEN_EXPERTS, router=CORRECTED, shared=SHARED),
-    dense=LLAMA_MLP,
-    layer_sets=dense_first,
-    genai="decoder",
-)
-DEEPSEEK_V3 = replace(
-    LLAMA,
-    projections=Latent(),
-    neighbours=True,
-    mlp=GLM4_MOE.mlp,
-    dense=LLAMA_MLP,
-    layer_sets=dense_first,
-    genai="decoder",
-)
-DEEPSEEK_V2 = replace(
-    DEEPSEEK_V3,
-    mlp=replace(QWEN_EXPERTS, router=Router("mlp.gate", normalized=False), shared=SHARED),
-)
-LLAMA4 = replace(
-    LLAMA,
-    mlp=ScaledExperts(
-        Router("feed_forward.router", "sigmoid", normalized=False),
-        "feed_forward.experts.gate_up_proj",
-        "feed_forward.experts.down_proj",
-        Gated(*(f"feed_forward.shared_expert.{name}_proj" for name in ("gate", "up", "down"))),
-    ),
-    dense=Gated(*(f"feed_forward.{name}_proj" for name in ("gate", "up", "down"))),
-    layer_sets=llama4_layers,
-    neighbours=True,
-    chunked=True,
-    genai="decoder",
-)
-
-LLAMA_BIDIREC = replace(
-    LLAMA, embedding="embed_tokens", layer="layers.{}.", final_norm="norm", generates=False
-)
-
-DECODERS: Final[Mapping[str, Decoder]] = {
-    "llama": LLAMA,
-    "mistral": MISTRAL,
-    "qwen2": QWEN2,
-    "qwen3": QWEN3,
-    "gemma": GEMMA,
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA3,
-    "phi3": PHI3,
-    "nemotron": NEMOTRON,
-    "starcoder2": STARCODER2,
-    "gpt2": GPT2,
-    "gpt_bigcode": GPT_BIGCODE,
-    "gpt_neox": GPT_NEOX,
-    "mixtral": MIXTRAL,
-    "qwen2_moe": QWEN2_MOE,
-    "qwen3_moe": QWEN3_MOE,
-    "gpt_oss": GPT_OSS,
-    "glm": GLM,
-    "glm4": GLM4,
-    "ernie4_5": ERNIE4_5,
-    "smollm3": SMOLLM3,
-    "seed_oss": SEED_OSS,
-    "glm4_moe": GLM4_MOE,
-    "glm4_moe_lite": DEEPSEEK_V3,
-    "deepseek_v2": DEEPSEEK_V2,
-    "deepseek_v3": DEEPSEEK_V3,
-    "llama4_text": LLAMA4,
-    "llama_bidirec": LLAMA_BIDIREC,
-    "llama_bidirec:LlamaBidirectionalForSequenceClassification": replace(
-        LLAMA, generates=False, score="score"
-    ),
-}
+def _mixture(name: str, names: Names, mixture: Mixture) -> Mlp:
+    router = Router(names.router, mixture.scores, names.correction, mixture.normalized)
+    shared = None
+    if names.shared_up:
+        shared = Gated(names.shared_gate, names.shared_up, names.shared_down)
+    if not mixture.stacked:
+        before, _, gate = names.expert_gate.partition("{expert}.")
+        one = Gated(gate, *(each.rpartition("{expert}.")[2] for each in (names.expert_up, names.expert_down)))
+        return Experts(router, before + "{}.", one, shared, names.shared_scale)
+    if mixture.scaled_inputs and shared:
+        return ScaledExperts(router, names.expert_up, names.expert_down, shared)
+    if mixture.biases:
+        return StackedExperts(router, names.expert_up, names.expert_down)
+    raise _refuse(name, "its experts are of another kind")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A BERT; it generates nothing. ``prefix`` is of all but the heads. Outputs: ``pooled`` of the first
-    token, which is asked about the ``next_sentence`` or not; ``predictions`` of the words, instead of the
-    states of all tokens."""
+    """A BERT, by its names; it generates nothing."""
 
-    prefix: str = "bert."
-    pooled: str = ""
-    next_sentence: bool = False
-    predictions: str = ""
+    names: Names
     generates: bool = False
-
-
-ENCODERS: Final[Mapping[str, Encoder]] = {
-    "bert": Encoder(prefix="", pooled="pooler_output"),
-    "bert:BertForMaskedLM": Encoder(predictions="logits"),
-    "bert:BertForPreTraining": Encoder(
-        pooled="seq_relationship_logits", next_sentence=True, predictions="prediction_logits"
-    ),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,19 +176,31 @@ class Speech:
     generates: bool = False
 
 
-SPEECH: Final[Mapping[str, Speech]] = {
-    "parakeet_ctc": Speech("ctc", "EncDecCTCModelBPE"),
-    "parakeet_rnnt": Speech("transducer", "EncDecRNNTBPEModel"),
-    "parakeet_tdt": Speech("transducer", "EncDecRNNTBPEModel"),
-    "canary": Speech("aed", "EncDecMultiTaskModel"),
-}
+def find(name: str) -> Decoder | Encoder | Speech:
+    """The graph of an architecture. Raises UnsupportedArchitecture, naming those there are."""
+    table, architecture = load_table(name), described(name)
+    if isinstance(table, SpeechTable):
+        return Speech(table.head, table.nemo.model)
+    if architecture is None or not architecture.follows:
+        raise _refuse(name, "it has parts that no block describes")
+    stack = architecture.main
+    if not stack.names.token_types:
+        return decoder(architecture.name, stack)
+    if stack.names.input_norm:
+        raise _refuse(name, "its norms come before attention and MLP")
+    return Encoder(stack.names)
 
 
-def find(architecture: str) -> Decoder | Encoder | Speech:
-    """What is known of an architecture. Raises UnsupportedArchitecture, naming those there are."""
-    known: Mapping[str, Decoder | Encoder | Speech] = {**DECODERS, **ENCODERS, **SPEECH}
-    if architecture not in known:
-        raise UnsupportedArchitecture(
-            f"there is no ONNX graph for {architecture!r}", hint=f"one of {', '.join(known)}"
-        )
-    return known[architecture]
+def known() -> dict[str, Decoder | Encoder | Speech]:
+    """The graphs of all registered architectures that have one."""
+    found = {}
+    for name in architectures():
+        try:
+            found[name] = find(name)
+        except NemoconvError:
+            continue
+    return found
+
+
+def _refuse(name: str, why: str) -> UnsupportedArchitecture:
+    return UnsupportedArchitecture(f"there is no ONNX graph for {name!r}: {why}", hint=_HINT)

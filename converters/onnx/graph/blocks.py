@@ -8,19 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from ....errors import UnsupportedConfig
+from ....mappings.blocks.place import Norm
 from ....mappings.hf.fields import Value
 from .builder import Graph
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """A kind of normalization; ``offset`` is what the computation adds to the stored weight."""
-
-    kind: Literal["rms", "layer"]
-    offset: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from typing import Final
 
 import numpy
 
+from ....mappings.blocks.place import LAYER
 from ....mappings.hf.fields import Value
-from .architectures import LAYER
 from .blocks import Parts, Plain, embedding
 from .builder import BOOL, FLOAT32, INT32, INT64, Graph
 from .fastconformer import FRAMES, Encoded, encode, encode_features

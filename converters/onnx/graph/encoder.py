@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 from ....mappings.hf.fields import Value
 from ....version import __version__
-from .architectures import LAYER, Encoder
+from ....mappings.blocks.names import Names
+from ....mappings.blocks.place import LAYER
+from ....mappings.hf.fields import Value
+from .architectures import Encoder
 from .attention import BothWays, Heads
 from .blocks import Parts, Plain, embedding
 from .builder import INT64, Graph, Weight
@@ -34,7 +37,7 @@ def build(
     attention = BothWays(graph)
     graph.input("token_type_ids", INT64, BY_TOKEN)
     parts = Parts(graph, LAYER, config["layernorm_epsilon"], config["hidden_act"])
-    model = _Model(encoder, config, parts, attention)
+    model = _Model(encoder.names, config, parts, attention)
     x = model.tokens()
     for layer in range(config["num_layers"]):
         with graph.scope(f"layers.{layer}"):
@@ -45,38 +48,37 @@ def build(
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    encoder: Encoder
+    names: Names
     config: Mapping[str, Value]
     parts: Parts
     attention: BothWays
 
     def tokens(self) -> str:
         """[tokens, hidden] of token ids, their kinds and their places."""
-        graph, at = self.parts.graph, self.encoder.prefix + "embeddings."
+        graph, names = self.parts.graph, self.names
         with graph.scope("embedding"):
-            words = embedding(graph, at + "word_embeddings", "input_ids")
-            x = graph.op("Add", words, embedding(graph, at + "token_type_embeddings", "token_type_ids"))
-            x = graph.op("Add", x, embedding(graph, at + "position_embeddings", self.attention.positions))
+            words = embedding(graph, names.embedding, "input_ids")
+            x = graph.op("Add", words, embedding(graph, names.token_types, "token_type_ids"))
+            x = graph.op("Add", x, embedding(graph, names.positions, self.attention.positions))
             x = graph.op("Reshape", x, graph.constant([-1, self.config["hidden_size"]]))
-            return self.parts.norm(x, at + "LayerNorm")
+            return self.parts.norm(x, names.embedding_norm)
 
     def layer(self, number: int, x: str) -> str:
         graph, parts, count = self.parts.graph, self.parts, self.config["num_attention_heads"]
-        at = f"{self.encoder.prefix}encoder.layer.{number}."
+        names, at = self.names, self.names.layer.format(layer=number)
         width = self.config["kv_channels"]
         heads = Heads(count, count, width, float(width) ** -0.5)
         with graph.scope("attention"):
             projected = [
-                self._by_row(parts.linear(x, f"{at}attention.self.{name}"))
-                for name in ("query", "key", "value")
+                self._by_row(parts.linear(x, at + name)) for name in (names.query, names.key, names.value)
             ]
             mixed = self.attention.attend(number, heads, *projected)
             flat = graph.op("Reshape", mixed, graph.constant([-1, self.config["hidden_size"]]))
-            attended = parts.linear(flat, at + "attention.output.dense")
-            x = parts.norm(graph.op("Add", attended, x), at + "attention.output.LayerNorm")
+            attended = parts.linear(flat, at + names.attention_output)
+            x = parts.norm(graph.op("Add", attended, x), at + names.attention_output_norm)
         with graph.scope("mlp"):
-            computed = Plain("intermediate.dense", "output.dense").build(parts, x, at, self.config)
-            return parts.norm(graph.op("Add", computed, x), at + "output.LayerNorm")
+            computed = Plain(names.up, names.down).build(parts, x, at, self.config)
+            return parts.norm(graph.op("Add", computed, x), at + names.mlp_output_norm)
 
     def _by_row(self, x: str, output: str = "") -> str:
         """[tokens, features] -> [batch, sequence, features]."""
@@ -88,31 +90,36 @@ class _Model:
         return graph.op("Reshape", x, graph.once("sizes", sizes), output=output)
 
     def heads(self, x: str) -> None:
-        """Outputs of the class that the weights belong to."""
-        graph, encoder, hidden = self.parts.graph, self.encoder, self.config["hidden_size"]
-        states = self._by_row(x, output="" if encoder.predictions else "last_hidden_state")
-        if not encoder.predictions:
-            graph.output("last_hidden_state", graph.compute, [*BY_TOKEN, hidden])
-        if encoder.pooled:
-            with graph.scope("pooler"):
-                first = graph.op("Gather", states, graph.constant(0), axis=1)
-                dense = self.parts.linear(first, encoder.prefix + "pooler.dense")
-                pooled = graph.op("Tanh", dense, output="" if encoder.next_sentence else encoder.pooled)
-            if encoder.next_sentence:
-                weight, bias = (graph.weight(f"cls.seq_relationship.{kind}") for kind in ("weight", "bias"))
-                graph.op("Gemm", pooled, weight, bias, transB=1, output=encoder.pooled)
-            graph.output(
-                encoder.pooled, graph.compute, ["batch_size", 2 if encoder.next_sentence else hidden]
-            )
-        if encoder.predictions:
+        """Outputs of the class that the weights belong to, as transformers calls them."""
+        graph, config = self.parts.graph, self.config
+        predicts, asks = config["add_lm_head"], config["bert_binary_head"]
+        states = self._by_row(x, output="" if predicts else "last_hidden_state")
+        if not predicts:
+            graph.output("last_hidden_state", graph.compute, [*BY_TOKEN, config["hidden_size"]])
+        if config["add_pooler"]:
+            self._pool(states, asks)
+        if predicts:
+            output = "prediction_logits" if asks else "logits"
             with graph.scope("predictions"):
-                self._predict(x, encoder.predictions)
-            graph.output(encoder.predictions, graph.compute, [*BY_TOKEN, self.config["vocab_size"]])
+                self._predict(x, output)
+            graph.output(output, graph.compute, [*BY_TOKEN, config["vocab_size"]])
+
+    def _pool(self, states: str, asks: bool) -> None:
+        """What the first token says of a row; ``asks``: whether the next sentence follows."""
+        graph, output = self.parts.graph, "seq_relationship_logits" if asks else "pooler_output"
+        with graph.scope("pooler"):
+            first = graph.op("Gather", states, graph.constant(0), axis=1)
+            dense = self.parts.linear(first, self.names.pooler)
+            pooled = graph.op("Tanh", dense, output="" if asks else output)
+        if asks:
+            weight, bias = (graph.weight(f"{self.names.next_sentence}.{kind}") for kind in ("weight", "bias"))
+            graph.op("Gemm", pooled, weight, bias, transB=1, output=output)
+        graph.output(output, graph.compute, ["batch_size", 2 if asks else self.config["hidden_size"]])
 
     def _predict(self, x: str, output: str) -> None:
-        parts, at = self.parts, "cls.predictions."
-        x = parts.activate(parts.linear(x, at + "transform.dense"))
-        x = parts.norm(x, at + "transform.LayerNorm")
-        words = parts.graph.weight(self.encoder.prefix + "embeddings.word_embeddings.weight")
-        logits = parts.graph.op("Gemm", x, words, parts.graph.weight(at + "bias"), transB=1)
-        self._by_row(logits, output=output)
+        parts, names = self.parts, self.names
+        x = parts.activate(parts.linear(x, names.transform))
+        x = parts.norm(x, names.transform_norm)
+        words = parts.graph.weight(names.embedding + ".weight")
+        bias = parts.graph.weight(names.predictions_bias)
+        self._by_row(parts.graph.op("Gemm", x, words, bias, transB=1), output=output)

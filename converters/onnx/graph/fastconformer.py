@@ -16,8 +16,8 @@ from typing import Any, Final
 
 import numpy
 
+from ....mappings.blocks.place import LAYER
 from ....mappings.hf.fields import Value
-from .architectures import LAYER
 from .blocks import Parts, Plain
 from .builder import FLOAT32, INT64, Graph
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from ....mappings.blocks.place import LAYER
 from ....mappings.hf.fields import Value
-from .architectures import LAYER
 from .blocks import Parts, embedding
 from .builder import FLOAT32, INT32, Graph
 

@@ -8,7 +8,6 @@ from ....errors import MappingError, UnsupportedError, some
 from ....mappings.table import Table
 from .dataflow import Dataflow
 from .named import Named, Shape
-from .roles import ROLES
 from .weighted import Weight
 from .weights import Weights
 
@@ -26,7 +25,7 @@ def by_name(flow: Dataflow, weights: Weights, table: Table, shapes: Mapping[str,
         raise MappingError(
             f"{flow.where}: {len(missing)} weights of a {table.architecture!r} are not there under their "
             f"names: {some(missing)}",
-            hint=f"names can be recovered from the graph for {some(sorted(ROLES))} only",
+            hint="their places do not tell them here; docs/onnx.md lists the architectures where they do",
         )
     wrong = _turned(flow)
     tensors = {}

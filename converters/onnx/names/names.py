@@ -22,7 +22,7 @@ from .kept_names import by_name
 from .model_parts import Place
 from .named import MARK, Named, Shape
 from .places import find_places
-from .roles import ROLES
+from .roles import Roles, roles_of
 from .weighted import Rows, Weight
 from .weights import Weights, joined
 
@@ -65,8 +65,8 @@ def recover(
             )
     original = BY_NAME.get(str(config.get("torch_dtype") or config.get("dtype")))
     weights = Weights(flow, approximate=approximate, dtype=dtype, original=original)
-    if table.architecture in ROLES:
-        return _ByPlace(flow, weights, table, config, shapes).named()
+    if roles := roles_of(table):
+        return _ByPlace(flow, weights, table, roles, config, shapes).named()
     return by_name(flow, weights, table, shapes)
 
 
@@ -90,11 +90,12 @@ class _ByPlace:
         flow: Dataflow,
         weights: Weights,
         table: Table,
+        roles: Roles,
         config: Mapping[str, Value],
         shapes: Mapping[str, Shape],
     ) -> None:
         self._flow, self._weights, self._table, self._shapes = flow, weights, table, shapes
-        self._roles = ROLES[table.architecture]
+        self._roles = roles
         self._config, _ = read_config(table.fields, config, tuple(config))
         self._sizes = table.sizes(self._config)
 

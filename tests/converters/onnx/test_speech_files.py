@@ -11,7 +11,7 @@ import pytest
 
 from nemoconv.converters.archive.speech_tokenizer import is_token_list
 from nemoconv.converters.base import Model
-from nemoconv.converters.onnx.graph.architectures import SPEECH
+from nemoconv.converters.onnx.graph.architectures import find
 from nemoconv.converters.onnx.speech_files import token_lists, token_texts
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
@@ -38,7 +38,7 @@ def model(name: str, size: int, texts: list[str], added: dict[int, str] | None =
 
 
 def test_the_blank_is_the_last_line() -> None:
-    speech = SPEECH["parakeet_ctc"]
+    speech = find("parakeet_ctc")
     texts = token_texts(speech, model("parakeet_ctc", 4, ["<unk>", "▁a"], {2: "b", 3: "<pad>"}))
     assert texts == ["<unk>", "▁a", "b"]
     lists = token_lists(speech, texts)
@@ -50,7 +50,7 @@ def test_the_blank_is_the_last_line() -> None:
 
 
 def test_a_padded_vocabulary_without_a_blank() -> None:
-    speech = SPEECH["canary"]
+    speech = find("canary")
     texts = token_texts(speech, model("canary", 8, ["<unk>", "<|en|>", "▁"]))
     assert token_lists(speech, texts)["tokens.txt"] == "<unk> 0\n<|en|> 1\n▁ 2\n".encode()
 
@@ -66,7 +66,7 @@ def test_a_padded_vocabulary_without_a_blank() -> None:
 )
 def test_tokens_that_cannot_be_listed(texts: list[str], size: int, error: str) -> None:
     with pytest.raises(UnsupportedConfig, match=error):
-        token_texts(SPEECH["parakeet_tdt"], model("parakeet_tdt", size, texts))
+        token_texts(find("parakeet_tdt"), model("parakeet_tdt", size, texts))
 
 
 @pytest.fixture(scope="module")

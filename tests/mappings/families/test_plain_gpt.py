@@ -117,7 +117,7 @@ NEMO: dict[str, dict[str, Any]] = {
         ("smollm3", "activation_func", Symbol("torch._C._nn", "gelu")),
         ("stablelm", "layernorm_zero_centered_gamma", True),
         ("stablelm", "add_bias_linear", True),
-        ("seed_oss", "no_rope_freq", [0, 1]),
+        ("seed_oss", "window_size", [8, 0]),
         ("seed_oss", "rotary_percent", 0.5),
         ("seed_oss", "add_bias_linear", True),
         ("ernie4_5", "qk_layernorm", True),

@@ -105,8 +105,9 @@ def test_the_heads_of_a_nemo_config_tell_the_class() -> None:
         ({"add_pooler": False, "bert_binary_head": False}, "bert:BertForMaskedLM"),
     ):
         assert table_for_nemo(symbol, {**SIZES, **heads}, "test").architecture == name
-    with pytest.raises(UnsupportedArchitecture):
-        table_for_nemo(symbol, {**SIZES, "add_lm_head": False}, "test")
+    nobodys = {**SIZES, "add_lm_head": False}
+    with pytest.raises(UnsupportedConfig, match="add_lm_head|bert_binary_head"):
+        table_for_nemo(symbol, nobodys, "test").nemo.read(symbol, nobodys, "test")
 
 
 def test_an_untied_nemo_model_is_refused() -> None:

@@ -140,7 +140,8 @@ def test_the_defaults_of_nemo() -> None:
     assert (hf["n_group"], hf["topk_group"], hf["n_shared_experts"]) == (8, 4, 1)
     assert table_for_nemo(large, {}, "here") is TABLE
     base = Symbol(MODULE, "DeepSeekConfig")  # what NeMo's importer writes for both generations
-    assert table_for_nemo(base, {"moe_router_enable_expert_bias": True}, "here") is TABLE
+    third = {"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"}
+    assert table_for_nemo(base, third, "here") is TABLE
     assert table_for_nemo(base, {}, "here") is load_table("deepseek_v2")
 
 

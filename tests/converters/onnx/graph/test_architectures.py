@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from nemoconv.converters.onnx.graph import architectures
-from nemoconv.converters.onnx.names.roles import ROLES
-from nemoconv.mappings import load_table
+from nemoconv.converters.onnx.graph.architectures import Decoder, known
+from nemoconv.converters.onnx.names.roles import roles_of
+from nemoconv.mappings import architectures, load_table
 
 ROWS = re.findall(
     r"^\| ([a-z].*) \| (.*) \| (.*) \|$", (Path(__file__).parents[4] / "docs" / "onnx.md").read_text(), re.M
@@ -24,16 +24,15 @@ def listed(column: int, *words: str) -> set[str]:
 
 
 def test_the_table_lists_every_graph() -> None:
-    known = {**architectures.DECODERS, **architectures.ENCODERS, **architectures.SPEECH}
-    types = {name.partition(":")[0] for name in known}
+    graphs = known()
+    types = {name.partition(":")[0] for name in graphs}
     assert listed(1, "std", "one", "several") == types
-    generating = {name for name, kind in architectures.DECODERS.items() if kind.generates}
+    generating = {name for name, kind in graphs.items() if kind.generates}
     assert listed(1, "std") == generating
-    chunked = {name for name, kind in architectures.DECODERS.items() if kind.chunked}
+    chunked = {name for name, kind in graphs.items() if isinstance(kind, Decoder) and kind.chunked}
     assert listed(1, "genai") == generating - chunked
 
 
 def test_the_table_lists_what_is_found_by_place() -> None:
-    assert listed(2, "torch") == {name.partition(":")[0] for name in ROLES}
-    for name in ROLES:
-        assert load_table(name).architecture == name
+    found = {name.partition(":")[0] for name in architectures() if roles_of(load_table(name))}
+    assert listed(2, "torch") == found

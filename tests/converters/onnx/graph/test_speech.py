@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.converters.onnx.graph import speech
-from nemoconv.converters.onnx.graph.architectures import SPEECH
+from nemoconv.converters.onnx.graph.architectures import find
 from nemoconv.converters.onnx.graph.builder import Weight
 from nemoconv.converters.onnx.names.names import required_shapes
 from nemoconv.errors import CorruptCheckpoint
@@ -50,7 +50,7 @@ def weights(name: str) -> dict[str, Weight]:
 
 def build(name: str, held: dict[str, Weight], tokens: int | None = None) -> dict[str, bytes]:
     config = read_config(load_table(name).fields, CONFIGS[name])[0]
-    return speech.build(SPEECH[name], config, held, {"key": "value"}, tokens)
+    return speech.build(find(name), config, held, {"key": "value"}, tokens)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -10,14 +10,14 @@ import pytest
 import tiny
 
 from nemoconv.converters.look.verify import verify
-from nemoconv.converters.onnx.names.roles import ROLES
+from nemoconv.converters.onnx.names.roles import roles_of
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     UnsupportedError,
     UsageError,
 )
-from nemoconv.mappings import load_table, samples, table_for
+from nemoconv.mappings import architectures, load_table, samples, table_for
 from nemoconv.mappings.hf.fields import read_config
 
 from ..onnx_samples import assert_equal, refused, sample
@@ -121,6 +121,8 @@ BERT = {
 LLAMA = {**BERT, "num_key_value_heads": 2, "rope_theta": 50000.0}
 WINDOW = {"head_dim": 16, "sliding_window": 20}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+#: architectures whose weights are named by their places
+ROLES = [name for name in architectures() if roles_of(load_table(name))]
 #: configs of architectures that are no plain Llama
 OTHERS = {
     "glm": {**LLAMA, "head_dim": 8},
@@ -153,6 +155,20 @@ OTHERS = {
         "num_experts_per_tok": 2,
         "sliding_window": 20,
     },
+    "baichuan": BERT,
+    "chatglm": {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "ffn_hidden_size": 48,
+        "num_attention_heads": 4,
+        "kv_channels": 8,
+        "padded_vocab_size": 67,
+        "seq_length": 128,
+        "multi_query_attention": True,
+        "multi_query_group_num": 2,
+    },
+    "mimo": {**LLAMA, "num_nextn_predict_layers": 0},
+    "stablelm": {**LLAMA, "use_qkv_bias": True},
     "gpt2": GPT2,
     "gpt_bigcode": GPT2,
     "gpt_neox": {**BERT, "rotary_emb_base": 50000.0, "use_parallel_residual": False},

@@ -1,17 +1,33 @@
-"""Config rules of T5: two stacks of layers, one of which attends to what the other gives."""
+"""T5 1.1, Flan-T5, UL2 and mT5: an encoder, and a decoder that also attends to what the encoder gives, with a
+gated MLP and an output layer of its own.
+
+NeMo's importer leaves the relative positions at megatron-core's 32 buckets up to a distance of 128, whatever
+its fields say. Source: transformers/models/t5, nemo/collections/llm/t5/model/t5.py,
+megatron/core/models/T5/t5_model.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from ...errors import LayoutError, UnsupportedConfig, some
 from ...formats.text.fiddle import Symbol
-from ..hf.fields import Value, check_kind
+from ..architecture import Architecture
+from ..blocks.attention import HEADS
+from ..blocks.names import Names
+from ..blocks.stack import Blocks, Stack
+from ..hf.fields import Field, Fixed, Unread, Value, check_kind
 from ..hf.fields_gpt import TANH_GELUS
+from ..llama_like import standard
 from ..nemo2.configs_dense import GELU, SILU
-from ..nemo2.fields import plain, text
+from ..nemo2.configs_t5 import T5_DEFAULTS
+from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, plain, text, with_rules
+from ..nemo2.fields import Fixed as NemoFixed
+from ..rules import same, vocabulary
+from ..sizes import attention_sizes
+from ..table import Module, Part, Rule
 
 #: feed_forward_proj -> what transformers computes for it, under all its names
 _GATES: Final[Mapping[str, frozenset[str]]] = {
@@ -188,3 +204,136 @@ class PlainLayers:
 
     def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
         """Nothing: the class's default does."""
+
+
+_BUCKETS: Final = 32
+_DISTANCE: Final = 128
+_CROSS: Final = "decoder.layers.{layer}.cross_attention."
+_HF_CROSS: Final = "decoder.block.{layer}.layer.1."
+#: of training, or the same in every model
+_NOT_READ: Final = """rotary_base rotary_percent seq_len_interpolation_factor seq_length seq_length_dec
+    max_position_embeddings relative_attention_num_buckets relative_attention_max_distance""".split()
+
+
+def _sizes(config: Mapping[str, Value]) -> dict[str, int]:
+    own = {"buckets": _BUCKETS, "heads": config["num_attention_heads"], "pair": 2}
+    return attention_sizes(config) | own
+
+
+def _stack(name: str, mlp: int, embedding: str = "") -> Stack:
+    """The encoder or the decoder; ``mlp`` is the number of the MLP among a layer's parts."""
+    dense = f"{mlp}.DenseReluDense."
+    names = Names(
+        layer=f"{name}.block.{{layer}}.layer.",
+        embedding=embedding,
+        final_norm=f"{name}.final_layer_norm",
+        head="",
+        input_norm="0.layer_norm",
+        **{role: f"0.SelfAttention.{role[0]}" for role in ("query", "key", "value")},
+        attention_output="0.SelfAttention.o",
+        mlp_norm=f"{mlp}.layer_norm",
+        gate=dense + "wi_0",
+        up=dense + "wi_1",
+        down=dense + "wo",
+    )
+    return Stack(names, Blocks(activation=None, respelled=False), name + ".")
+
+
+def _cross_attention() -> Iterator[Rule]:
+    """The decoder's attention to what the encoder gives."""
+    attention = _HF_CROSS + "EncDecAttention."
+    norm = "decoder.layers.{layer}.pre_cross_attn_layernorm.weight"
+    yield same(norm, _HF_CROSS + "layer_norm.weight", "hidden")
+    yield same(_CROSS + "linear_q.weight", attention + "q.weight", f"{HEADS} hidden", cut="group")
+    parts = tuple(
+        Part(f"{attention}{name}.weight", "(group head_dim) hidden", (("pair", at, 1),))
+        for at, name in enumerate("kv")
+    )
+    yield Rule(_CROSS + "linear_kv.weight", "(group pair head_dim) hidden", parts, cut="group")
+    yield same(_CROSS + "linear_proj.weight", attention + "o.weight", f"hidden {HEADS}", cut="group")
+
+
+def t5_like(
+    model_type: str,
+    hf_class: str,
+    defaults: Mapping[str, Value],
+    *,
+    layers: int,
+    gate: str,
+    scales: bool,
+    read_as: str = "",
+    **more: Any,
+) -> Architecture:
+    """A T5. ``layers`` and ``gate`` are what transformers takes where config.json does not say them;
+    ``scales``: see :class:`Unscaled`; ``read_as``: an architecture with the same config in NeMo."""
+    config = standard(
+        EqualStacks(layers),
+        AllHeads(),
+        Field("d_kv", "kv_channels", 64),
+        Fixed("relative_attention_num_buckets", _BUCKETS),
+        Fixed("relative_attention_max_distance", _DISTANCE),
+        Gate(gate),
+        Unscaled(scales),
+        Unread(("n_positions", "classifier_dropout", "output_past")),
+        keys={
+            "hidden_size": "d_model",
+            "intermediate_size": "d_ff",
+            "num_attention_heads": "num_heads",
+            "rms_norm_eps": "layer_norm_epsilon",
+            "initializer_range": "initializer_factor",
+            "attention_dropout": "dropout_rate",
+        },
+        defaults={"d_model": 512, "initializer_factor": 1.0, "dropout_rate": 0.1, **defaults},
+        without=("max_position_embeddings", "attention_bias", "mlp_bias", "hidden_act", "rope_theta"),
+    )
+    positions = tuple(
+        same(
+            f"{name}_relative_pos_emb.relative_attention_bias.weight",
+            f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            "buckets heads",
+        )
+        for name in ("encoder", "decoder")
+    )
+    return Architecture(
+        (model_type,),
+        hf_class,
+        (_stack("encoder", 1, "shared"), _stack("decoder", 2)),
+        config,
+        NemoClasses(
+            module="nemo.collections.llm.t5.model.t5",
+            model="T5Model",
+            config="T5Config",
+            defaults=T5_DEFAULTS,
+            rules=with_rules(
+                DECODER,
+                NO_BIASES,
+                NemoFixed("position_embedding_type", "relative", written=True),
+                NemoFixed("normalization", "RMSNorm", written=True),
+                NemoFixed("softmax_scale", 1.0, written=True),
+                NemoFixed("share_embeddings_and_output_weights", False, written=True),
+                EncoderLayers(),
+                GatedActivation(),
+                PlainLayers(),
+                Unused(tuple(_NOT_READ)),
+            ),
+            read_as=read_as,
+        ),
+        before=positions,
+        extra=(*_cross_attention(), vocabulary("lm_head.output_layer.weight", "lm_head.weight")),
+        extra_modules=(
+            Module(_CROSS + "core_attention"),
+            Module("lm_head.output_layer"),
+            Module("output_layer"),
+        ),
+        ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
+        tied=tuple((f"{name}.embed_tokens.weight", "shared.weight") for name in ("encoder", "decoder")),
+        twice=(("output_layer.weight", "lm_head.output_layer.weight"),),
+        sizes=_sizes,
+        proofs=(
+            "bit-equal",
+            "transformers logits",
+            "megatron-core logits, with a stand-in for its attention",
+            "real NeMo import and export",
+        ),
+        **more,
+    )

@@ -1,0 +1,1 @@
+"""What an architecture is made of: stacks, the roles of their tensors, and blocks that give rules."""
