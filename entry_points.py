@@ -12,6 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from .built_in import ARCHITECTURES
 from .errors import NemoconvError, UsageError
 
 #: the origin of what this package itself registers
@@ -45,7 +46,8 @@ def entries(group: str) -> Mapping[str, Entry]:
 
     Raises UsageError when two packages claim one name.
     """
-    found = {name: Entry(name, BUILT_IN, target) for name, target in _BUILT_IN[group].items()}
+    built_in = {"converters": _FORMATS, "mappings": ARCHITECTURES}[group]
+    found = {name: Entry(name, BUILT_IN, target) for name, target in built_in.items()}
     from importlib.metadata import entry_points
 
     for point in entry_points(group=f"nemoconv.{group}"):
@@ -59,70 +61,12 @@ def entries(group: str) -> Mapping[str, Entry]:
     return found
 
 
-_BUILT_IN: Mapping[str, Mapping[str, str]] = {
-    "converters": {
-        "hf": "nemoconv.converters.hf.format:HFFormat",
-        "nemo2": "nemoconv.converters.nemo2.format:NeMo2Format",
-        "nemo": "nemoconv.converters.nemo1.format:NeMo1Format",
-        "megatron": "nemoconv.converters.megatron.format:MegatronFormat",
-        "safetensors": "nemoconv.converters.safetensors:SafetensorsFormat",
-        "onnx": "nemoconv.converters.onnx.format:OnnxFormat",
-        "peft": "nemoconv.converters.adapters.format:PeftFormat",
-    },
-    "mappings": {
-        "llama": "nemoconv.mappings.models.llama:LLAMA",
-        "parakeet_ctc": "nemoconv.mappings.models.parakeet_ctc:PARAKEET_CTC",
-        "parakeet_rnnt": "nemoconv.mappings.models.parakeet_rnnt:PARAKEET_RNNT",
-        "parakeet_tdt": "nemoconv.mappings.models.parakeet_tdt:PARAKEET_TDT",
-        "canary": "nemoconv.mappings.models.canary:CANARY",
-        "mistral": "nemoconv.mappings.models.mistral:MISTRAL",
-        "qwen2": "nemoconv.mappings.models.qwen2:QWEN2",
-        "qwen3": "nemoconv.mappings.models.qwen3:QWEN3",
-        "phi3": "nemoconv.mappings.models.phi3:PHI3",
-        "gpt2": "nemoconv.mappings.models.gpt2:GPT2",
-        "gpt_bigcode": "nemoconv.mappings.models.gpt_bigcode:GPT_BIGCODE",
-        "gpt_neox": "nemoconv.mappings.models.gpt_neox:GPT_NEOX",
-        "chatglm": "nemoconv.mappings.models.chatglm:CHATGLM",
-        "glm": "nemoconv.mappings.models.glm:GLM",
-        "baichuan": "nemoconv.mappings.models.baichuan:BAICHUAN",
-        "nemotron-nas": "nemoconv.mappings.models.nemotron_nas:NEMOTRON_NAS",
-        "bert": "nemoconv.mappings.models.bert:BERT",
-        "megatron-bert": "nemoconv.mappings.models.megatron_bert:MEGATRON_BERT",
-        "megatron-bert:MegatronBertForPreTraining": "nemoconv.mappings.models.megatron_bert:PRETRAINING",
-        "bert:BertForMaskedLM": "nemoconv.mappings.models.bert:MASKED_LM",
-        "bert:BertForPreTraining": "nemoconv.mappings.models.bert:PRETRAINING",
-        "llama_bidirec": "nemoconv.mappings.models.llama_bidirec:LLAMA_BIDIREC",
-        "llama_bidirec:LlamaBidirectionalForSequenceClassification": (
-            "nemoconv.mappings.models.llama_bidirec:RERANKER"
-        ),
-        "starcoder2": "nemoconv.mappings.models.starcoder2:STARCODER2",
-        "smollm3": "nemoconv.mappings.models.smollm3:SMOLLM3",
-        "stablelm": "nemoconv.mappings.models.stablelm:STABLELM",
-        "seed_oss": "nemoconv.mappings.models.seed_oss:SEED_OSS",
-        "ernie4_5": "nemoconv.mappings.models.ernie4_5:ERNIE4_5",
-        "glm4": "nemoconv.mappings.models.glm4:GLM4",
-        "mimo": "nemoconv.mappings.models.mimo:MIMO",
-        "t5": "nemoconv.mappings.models.t5:T5",
-        "mt5": "nemoconv.mappings.models.mt5:MT5",
-        "nemotron": "nemoconv.mappings.models.nemotron:NEMOTRON",
-        "falcon": "nemoconv.mappings.models.falcon:FALCON",
-        "gemma": "nemoconv.mappings.models.gemma:GEMMA",
-        "gemma2": "nemoconv.mappings.models.gemma2:GEMMA2",
-        "gemma3_text": "nemoconv.mappings.models.gemma3_text:GEMMA3_TEXT",
-        "deepseek_v2": "nemoconv.mappings.models.deepseek_v2:DEEPSEEK_V2",
-        "deepseek_v3": "nemoconv.mappings.models.deepseek_v3:DEEPSEEK_V3",
-        "gpt_oss": "nemoconv.mappings.models.gpt_oss:GPT_OSS",
-        "llama4_text": "nemoconv.mappings.models.llama4_text:LLAMA4_TEXT",
-        "glm4_moe": "nemoconv.mappings.models.glm4_moe:GLM4_MOE",
-        "glm4_moe_lite": "nemoconv.mappings.models.glm4_moe_lite:GLM4_MOE_LITE",
-        "kimi_k2": "nemoconv.mappings.models.deepseek_v3:DEEPSEEK_V3",
-        "llava": "nemoconv.mappings.models.llava:LLAVA",
-        "qwen2_vl": "nemoconv.mappings.models.qwen2_vl:QWEN2_VL",
-        "qwen2_5_vl": "nemoconv.mappings.models.qwen2_5_vl:QWEN2_5_VL",
-        "mamba2": "nemoconv.mappings.models.mamba2:MAMBA2",
-        "nemotron_h": "nemoconv.mappings.models.nemotron_h:NEMOTRON_H",
-        "mixtral": "nemoconv.mappings.models.mixtral:MIXTRAL",
-        "qwen3_moe": "nemoconv.mappings.models.qwen3_moe:QWEN3_MOE",
-        "qwen2_moe": "nemoconv.mappings.models.qwen2_moe:QWEN2_MOE",
-    },
+_FORMATS: Mapping[str, str] = {
+    "hf": "nemoconv.converters.hf.format:HFFormat",
+    "nemo2": "nemoconv.converters.nemo2.format:NeMo2Format",
+    "nemo": "nemoconv.converters.nemo1.format:NeMo1Format",
+    "megatron": "nemoconv.converters.megatron.format:MegatronFormat",
+    "safetensors": "nemoconv.converters.safetensors:SafetensorsFormat",
+    "onnx": "nemoconv.converters.onnx.format:OnnxFormat",
+    "peft": "nemoconv.converters.adapters.format:PeftFormat",
 }

@@ -2,9 +2,9 @@
 names here stay where they are, while files inside this package may move.
 
 A format is a :class:`Format` with a :class:`Checkpoint` to read from and a :class:`Sink` to write into,
-registered under the entry point group ``nemoconv.converters``; an architecture is a :class:`Table` under
-``nemoconv.mappings``. What only some checkpoints can do is a protocol of its own, such as
-:class:`HasOptimizer`. ``nemoconv.testing`` has the tests that they inherit.
+registered under the entry point group ``nemoconv.converters``; an architecture is an :class:`Architecture`
+under ``nemoconv.mappings``, most often made by :func:`llama_like`. What only some checkpoints can do is a
+protocol of its own, such as :class:`HasOptimizer`. ``nemoconv.testing`` has the tests that they inherit.
 """
 
 from __future__ import annotations
@@ -38,8 +38,16 @@ from .errors import (
     UsageError,
 )
 from .formats.text.plain_json import loads_object as parse_json
-from .mappings import load_table, table_for
-from .mappings.hf.fields import read_config, write_config
+from .mappings import described, load_table, table_for
+from .mappings.architecture import Architecture
+from .mappings.blocks.attention import Attention
+from .mappings.blocks.mlp import Mixture
+from .mappings.blocks.names import Names
+from .mappings.blocks.stack import Blocks, Stack
+from .mappings.hf.fields import Field, Fixed, read_config, write_config
+from .mappings.llama_like import llama_like
+from .mappings.nemo1.entry import Nemo1
+from .mappings.nemo2.entry import Nemo2
 from .mappings.table import Part, Rule, Table
 from .resharding.plan import Payload
 from .stores.files import SourceDir, SourceFile
@@ -54,12 +62,17 @@ __all__ = [
     "DTYPES",
     "MAX_SHARD_NBYTES",
     "VOCABULARY",
+    "Architecture",
+    "Attention",
     "Binding",
+    "Blocks",
     "Checkpoint",
     "Checksummed",
     "CorruptCheckpoint",
     "DType",
     "Extent",
+    "Field",
+    "Fixed",
     "Format",
     "HasOptimizer",
     "HeldTensors",
@@ -67,7 +80,11 @@ __all__ = [
     "Layout",
     "LayoutError",
     "MappingError",
+    "Mixture",
     "Model",
+    "Names",
+    "Nemo1",
+    "Nemo2",
     "NemoconvError",
     "Option",
     "Options",
@@ -84,6 +101,7 @@ __all__ = [
     "Sink",
     "SourceDir",
     "SourceFile",
+    "Stack",
     "Step",
     "StoredTensor",
     "Table",
@@ -96,7 +114,9 @@ __all__ = [
     "UsageError",
     "Viewed",
     "contiguous_strides",
+    "described",
     "hf_config",
+    "llama_like",
     "load_table",
     "parse_json",
     "read_config",

@@ -25,7 +25,8 @@ from .converters.registry import find_format, open_checkpoint, recognize
 from .converters.run.compare import compare
 from .converters.run.convert import convert
 from .errors import LayoutError, MappingError, NemoconvError, OutputError
-from .mappings import load_table, samples, table_for
+from .formats.text.fiddle import Symbol
+from .mappings import load_table, samples, table_for, table_for_nemo
 from .mappings.hf.fields import read_config, write_config
 from .mappings.table import holes
 
@@ -152,6 +153,13 @@ class MappingTests:
         config, _ = read_config(table.fields, self.config)
         again, _ = read_config(table.fields, write_config(table.fields, config))
         assert config == again
+
+    def test_its_nemo_2_config_is_told_from_those_of_others(self) -> None:
+        table = table_for(self.config, "test")
+        config, _ = read_config(table.fields, self.config)
+        name, fields = table.nemo.write({"tensor_parallel_size": 1, **config})
+        found = table_for_nemo(Symbol(table.nemo.module, name), fields, "test")
+        assert found.architecture in (table.architecture, table.nemo.read_as)
 
     def test_round_trip_through_nemo_2(self, tmp_path: Path) -> None:
         source = tmp_path / "source"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ..built_in import NEMO_1, NEMO_MODULES
 from ..entry_points import BUILT_IN, entries
 from ..errors import NemoconvError, UnsupportedArchitecture
-from .nemo2.modules import NEMO_MODULES
 from .refused import NO_COUNTERPART
 
 if TYPE_CHECKING:
@@ -34,6 +34,20 @@ def described(architecture: str) -> Architecture | None:
     Raises UnsupportedArchitecture.
     """
     return _as_described(_load(architecture))
+
+
+def nemo1_architectures(family: str) -> tuple[str, ...]:
+    """The architectures that NeMo 1's model classes of a family can be told to be, third parties' last."""
+    others = (name for name, entry in entries("mappings").items() if entry.origin != BUILT_IN)
+    found = list(NEMO_1.get(family, ()))
+    for name in others:
+        try:
+            known = described(name)
+        except NemoconvError:  # a broken plug-in stops nobody else
+            continue
+        if known and known.nemo1 and known.nemo1.family == family:
+            found.append(name)
+    return tuple(found)
 
 
 def _as_described(found: Any) -> Architecture | None:

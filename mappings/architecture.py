@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from .blocks.stack import Stack, keeping_state
+from .checks import check
 from .hf.fields import ConfigRule, Value
 from .nemo1.entry import Nemo1
 from .nemo2.entry import Nemo2
@@ -31,9 +32,9 @@ class Architecture:
     which they compute. ``config``: the rules for config.json. ``nemo2``: NeMo 2's classes; all rules of
     theirs where it is a :class:`~nemoconv.mappings.nemo2.fields.NemoClasses`. ``nemo1``: that NeMo 1 has it.
     ``before`` and ``extra``: rules that no block gives, of what comes before the layers, and others.
-    ``extra_modules``: modules that keep an ``_extra_state`` and do not follow from rules. ``samples``: tiny
-    config.json's, which checks and tests try it on, where transformers' defaults do not do. ``proofs``:
-    against whom it was proved.
+    ``extra_modules``: modules that keep an ``_extra_state`` and do not follow from rules. ``samples``: what
+    config.json says, if transformers' defaults alone are no model: checks and tests try it on these.
+    ``proofs``: against whom it was proved.
 
     The other fields are those of :class:`~nemoconv.mappings.table.Table`, where blocks do not give them.
     """
@@ -61,6 +62,10 @@ class Architecture:
     layer_sets: Callable[[Config], Mapping[str, frozenset[int]]] | None = None
     kinds: Callable[[Config], Sequence[str]] | None = None
     varied: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Refuse what could not work. Raises ValueError, naming it."""
+        check(self)
 
     @property
     def name(self) -> str:

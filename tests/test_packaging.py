@@ -33,8 +33,8 @@ def test_every_folder_of_code_is_in_the_package_list() -> None:
 def test_nothing_stray_lies_at_the_root() -> None:
     names = {path.name for path in ROOT.glob("*.py")}
     assert names == {
-        "__init__.py", "__main__.py", "cli.py", "entry_points.py", "errors.py", "extras.py",
-        "plugin.py", "testing.py", "version.py",
+        "__init__.py", "__main__.py", "built_in.py", "cli.py", "entry_points.py", "errors.py",
+        "extras.py", "plugin.py", "testing.py", "version.py",
     }  # fmt: skip
 
 

@@ -17,8 +17,13 @@ from nemoconv.mappings import samples
 HERE = Path(__file__).parent
 
 SUITE = """
-from nemoconv.mappings import samples
-from nemoconv.testing import ConverterTests, MappingTests
+import json
+
+import pytest
+
+from nemoconv import convert
+from nemoconv.mappings import samples, table_for
+from nemoconv.testing import ConverterTests, MappingTests, data_of
 
 
 class TestRaw(ConverterTests):
@@ -27,6 +32,14 @@ class TestRaw(ConverterTests):
 
 class TestPelican(MappingTests):
     config = {**samples.LLAMA, "model_type": "pelican", "architectures": ["PelicanForCausalLM"]}
+
+    @pytest.mark.parametrize("to", ["onnx", "nemo"])
+    def test_it_has_what_a_built_in_one_has(self, tmp_path, to):
+        samples.build(tmp_path / "source", self.config)
+        convert(tmp_path / "source", tmp_path / "target", to=to)
+        convert(tmp_path / "target", tmp_path / "back", to="hf", verify=True)
+        assert data_of(tmp_path / "back") == data_of(tmp_path / "source")
+        assert table_for(json.loads((tmp_path / "back/config.json").read_text()), "back").architecture == "pelican"
 """
 
 
@@ -59,7 +72,7 @@ def test_it_passes_the_inherited_tests(environment: dict[str, str], tmp_path: Pa
         command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
     )
     assert result.returncode == 0, result.stdout
-    assert "16 passed" in result.stdout
+    assert "19 passed" in result.stdout
 
 
 def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:

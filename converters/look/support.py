@@ -6,9 +6,9 @@ from typing import Any
 
 from ...entry_points import entries
 from ...errors import NemoconvError
+from ...mappings import load_table
 from ..options import DTYPE, EXACT, LAYOUT, RUN, Option
 from ..registry import formats
-from ...mappings import load_table
 
 
 def matrix() -> dict[str, list[dict[str, Any]]]:

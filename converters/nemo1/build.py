@@ -40,7 +40,8 @@ def family_for(table: Table) -> Family:
 
 def only_ranks(table: Table) -> bool:
     """Whether only files cut by rank can hold a table's model."""
-    return table.architecture in family_for(table).only_ranks
+    entry = family_for(table).entry(table.architecture)
+    return entry is not None and entry.only_ranks
 
 
 def check_stages(family: Family, layout: Layout) -> None:

@@ -16,10 +16,12 @@ from ...errors import (
 from ...formats import sentencepiece
 from ...formats.text import plain_json
 from ...formats.text.fiddle import Symbol
-from ...mappings import architectures, load_table
+from ...mappings import load_table
+from ...mappings.choosing import complaints
 from ...mappings.hf.fields import Value, write_config
 from ...mappings.nemo1 import families as nemo1_families
-from ...mappings.nemo1.families import Entry, Family
+from ...mappings.nemo1.entry import Nemo1
+from ...mappings.nemo1.families import Family
 from ...mappings.nemo1.fields import defaults, read_fields
 from ...mappings.nemo1.rules import Word
 from ...mappings.rules import padded_vocab_size
@@ -95,12 +97,10 @@ def model_of(
     fields |= {name: tensor in held for name, tensor in family.told.items()}
     fields["vocab_size"] = None if family.pads_vocabulary else yaml.get("override_vocab_size")
     base = defaults(family.rules)
-    reasons: list[tuple[str, Exception]] = []
-    known = set(architectures())
-    for entry in sorted(family.entries, key=lambda entry: entry.architecture != written_as):
-        if entry.architecture not in known:
-            continue
-        table = load_table(entry.architecture)
+    reasons: list[tuple[int, str, Exception]] = []
+    for name in sorted(family.architectures, key=lambda name: name != written_as):
+        table, entry = load_table(name), family.entry(name)
+        assert entry is not None
         try:
             rest = _without_words(family, entry, fields, where)
             plain_norms = entry.plain_norms and not rest[_CENTERED]
@@ -111,11 +111,12 @@ def model_of(
             config["params_dtype"] = None  # what the tensors are; precision is that of a run
             return Described(table, config, plain_norms)
         except (UnsupportedError, CorruptCheckpoint) as error:
-            reasons.append((table.architecture, error))
-    corrupt = next((error for _, error in reasons[:1] if isinstance(error, CorruptCheckpoint)), None)
-    if corrupt is not None:
-        raise corrupt
-    said = "; ".join(_grouped([(name, _short(error, where)) for name, error in reasons]))
+            reasons.append((_complaints(family, table, entry, fields, base), name, error))
+    corrupt = [error for _, _, error in reasons if isinstance(error, CorruptCheckpoint)]
+    if 2 * len(corrupt) > len(reasons):
+        raise corrupt[0]
+    reasons.sort(key=lambda each: each[0])
+    said = "; ".join(_grouped([(name, _short(error, where)) for _, name, error in reasons]))
     raise UnsupportedArchitecture(
         f"{where}: no table describes this model ({said})",
         hint="if a config.json of the model exists, pass --config; a key of which you know that it changes "
@@ -123,9 +124,9 @@ def model_of(
     )
 
 
-def _without_words(family: Family, entry: Entry, fields: Mapping[str, Value], where: str) -> dict[str, Value]:
+def _without_words(family: Family, entry: Nemo1, fields: Mapping[str, Value], where: str) -> dict[str, Value]:
     """``fields`` without those that only say which architecture is meant, if they say ``entry``."""
-    words = {rule.name: rule.values[0] for rule in family.rules if isinstance(rule, Word)}
+    words = _words(family)
     for name, usual in words.items():
         expected = entry.words.get(name, usual)
         if fields[name] != expected:
@@ -133,14 +134,30 @@ def _without_words(family: Family, entry: Entry, fields: Mapping[str, Value], wh
     return {name: value for name, value in fields.items() if name not in words}
 
 
+def _words(family: Family) -> dict[str, Value]:
+    """The fields that only say which architecture is meant, with what they say of most."""
+    return {rule.name: rule.values[0] for rule in family.rules if isinstance(rule, Word)}
+
+
+def _complaints(
+    family: Family, table: Table, entry: Nemo1, fields: Mapping[str, Value], base: Mapping[str, Value]
+) -> int:
+    """How many fields an architecture cannot have written: how far the model is from it."""
+    words = _words(family)
+    wrong = sum(bool(fields[name] != entry.words.get(name, usual)) for name, usual in words.items())
+    rest = {name: value for name, value in fields.items() if name not in words}
+    symbol = Symbol(table.nemo.module, table.nemo.config)
+    return wrong + complaints(table, symbol, _given(table, rest, base))
+
+
 def _grouped(reasons: Sequence[tuple[str, str]]) -> list[str]:
-    """Up to four reasons with the candidates that have them: that of most, then those of few, which tell what
-    the model is nearest to."""
+    """Up to four reasons with the candidates that have them: that of most, then those of the nearest, which
+    come first in ``reasons``."""
     names: dict[str, list[str]] = {}
     for name, reason in reasons:
         names.setdefault(reason, []).append(name)
-    *few, most = sorted(names.items(), key=lambda item: len(item[1]))
-    groups = [most, *few[:3]]
+    most = max(names.items(), key=lambda item: len(item[1]))
+    groups = [most, *[item for item in names.items() if item != most][:3]]
     return [f"as {some(candidates, 3)}: {reason}" for reason, candidates in groups]
 
 
@@ -157,15 +174,19 @@ def _read(
     allow_ignored: Collection[str],
 ) -> dict[str, Value]:
     """The model config, if the table's classes have a word for every field that is not at its default."""
+    symbol = Symbol(table.nemo.module, table.nemo.config)
+    return table.nemo.read(symbol, _given(table, fields, base), where, allow_ignored)
+
+
+def _given(table: Table, fields: Mapping[str, Value], base: Mapping[str, Value]) -> dict[str, Value]:
+    """The fields that a table's config class has, and those that are not at their default."""
     nemo = table.nemo
     owned = frozenset().union(*(rule.names for rule in nemo.rules)) | nemo.defaults[nemo.config].keys()
-    given = {
+    return {
         name: value
         for name, value in fields.items()
         if name in owned or (name not in _NOT_OF_ALL and (name not in base or base[name] != value))
     }
-    symbol = Symbol(nemo.module, nemo.config)
-    return nemo.read(symbol, given, where, allow_ignored)
 
 
 #: says nothing that ``seq_length`` does not, for classes without it

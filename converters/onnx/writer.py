@@ -20,7 +20,7 @@ from ...stores.output import OutputDirectory
 from ..base import Model, Request, TensorSpec
 from ..hf.checkpoint import GENERATION_CONFIG, HFWriter, json_bytes
 from . import speech_files as onnx_speech
-from .graph import architectures, decoder, encoder, genai, speech
+from .graph import accounting, architectures, decoder, encoder, genai, speech
 from .graph.attention import FLAVORS
 from .graph.builder import Weight
 
@@ -76,13 +76,26 @@ class GraphFiles:
         config = self._model.config
         if isinstance(self._kind, architectures.Speech):
             return self._speech(self._kind, weights, properties)
-        if isinstance(self._kind, architectures.Encoder):
-            return {MODEL: encoder.build(self._kind, config, weights, properties)}
-        graph = decoder.build(self._kind, config, weights, self._flavor, properties)
-        if not self._kind.generates:
+        graph = self._graph(self._kind, weights, properties)
+        if isinstance(self._kind, architectures.Encoder) or not self._kind.generates:
             return {MODEL: graph}
         settings = genai.genai_config(self._kind, config, self._flavor, self._model.inert, self._generation())
         return {genai.NAME: json_bytes(settings), MODEL: graph}
+
+    def _graph(
+        self,
+        kind: architectures.Decoder | architectures.Encoder,
+        weights: Mapping[str, Weight],
+        properties: Mapping[str, str],
+    ) -> bytes:
+        """The graph, if it computes all that the config says."""
+        reading = accounting.Reading(self._model.config)
+        if isinstance(kind, architectures.Encoder):
+            graph = encoder.build(kind, reading, weights, properties)
+        else:
+            graph = decoder.build(kind, reading, weights, self._flavor, properties)
+        accounting.check(self._model.table, kind, reading)
+        return graph
 
     def _speech(
         self, kind: architectures.Speech, weights: Mapping[str, Weight], properties: Mapping[str, str]

@@ -48,32 +48,32 @@ class Attention:
         own = at.layer + "self_attention."
         if names.input_norm:
             other = at.layer + "input_layernorm."
-            yield from at.norms(own + "linear_qkv.layer_norm_", names.full("input_norm"), other)
+            yield from at.norms(own + "linear_qkv.layer_norm_", names.the("input_norm"), other)
         yield self._projection(names, at, "weight", ALWAYS)
         if self.bias:
             yield self._projection(names, at, "bias", self.bias)
         for role, letter in (("query_norm", "q"), ("key_norm", "k")) if names.query_norm else ():
-            norm, hf = f"{own}{letter}_layernorm.weight", names.full(role) + ".weight"
+            norm, hf = f"{own}{letter}_layernorm.weight", names.the(role) + ".weight"
             yield same(norm, hf, "head_dim", when=self.head_norms.when)
         if names.sinks:
             offset = own + "core_attention.softmax_offset"
-            yield same(offset, names.full("sinks"), "(group query_head)", cut="group")
-        output = names.full("attention_output")
+            yield same(offset, names.the("sinks"), "(group query_head)", cut="group")
+        output = names.the("attention_output")
         yield from at.linear(own + "linear_proj", output, "hidden", HEADS, "group", self.output_bias)
         if names.attention_output_norm:
-            yield from at.norms(at.layer + self.after, names.full("attention_output_norm"))
+            yield from at.norms(at.layer + self.after, names.the("attention_output_norm"))
 
     def _projection(self, names: Names, at: Place, kind: str, there: There) -> Rule:
         """Weight or bias of what makes queries, keys and values."""
         nemo, bias = f"{at.layer}self_attention.linear_qkv.{kind}", kind == "bias"
-        query = f"{names.full('query')}.{kind}"
+        query = f"{names.the('query')}.{kind}"
         if self.by_group:
             axes = "(group head head_dim)" + ("" if bias else " hidden")
             return same(nemo, query, axes, cut="group", when=there.when)
         if names.packed:
             turned = at.transposed and not bias
             return packed_qkv(nemo, query, bias=bias, transposed=turned, when=there.when)
-        three = (f"{names.full(role)}.{kind}" for role in ("query", "key", "value"))
+        three = (f"{names.the(role)}.{kind}" for role in ("query", "key", "value"))
         return fused_qkv(nemo, *three, bias=bias, when=there.when, hf_when=there.hf_when)
 
     def sizes(self, config: Mapping[str, Value]) -> dict[str, int]:
@@ -102,11 +102,11 @@ class Latent:
     def rules(self, names: Names, at: Place) -> Iterator[Rule]:
         """The norm before it stands alone; those of latents are parts of the layers after them."""
         own = at.layer + "self_attention."
-        yield from at.norms(at.layer + "input_layernorm.", names.full("input_norm"))
+        yield from at.norms(at.layer + "input_layernorm.", names.the("input_norm"))
         for nemo, role, axes, cut, when in _LATENT:
             letters = nemo.split("_")[1]
             also = (f"{own}{letters}_layernorm.weight",) if "norm" in nemo else ()
-            yield same(own + nemo, names.full(role) + ".weight", axes, cut=cut, also=also, when=when)
+            yield same(own + nemo, names.the(role) + ".weight", axes, cut=cut, also=also, when=when)
 
     def sizes(self, config: Mapping[str, Value]) -> dict[str, int]:
         """Of heads and of latents; what is rotated lies behind what is not."""

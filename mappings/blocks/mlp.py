@@ -39,12 +39,12 @@ class Mlp:
             yield replace(rule, layers=self.on)
 
     def _rules(self, names: Names, at: Place) -> Iterator[Rule]:
-        fc1, up = at.layer + "mlp.linear_fc1", names.full("up")
+        fc1, up = at.layer + "mlp.linear_fc1", names.the("up")
         if names.mlp_norm:
             other = at.layer + "pre_mlp_layernorm."
-            yield from at.norms(fc1 + ".layer_norm_", names.full("mlp_norm"), other)
+            yield from at.norms(fc1 + ".layer_norm_", names.the("mlp_norm"), other)
         if names.gate and names.gate != names.up:
-            gate = names.full("gate")
+            gate = names.the("gate")
             yield gated(f"{fc1}.weight", f"{gate}.weight", f"{up}.weight")
             if there := self.bias:
                 both = f"{gate}.bias", f"{up}.bias"
@@ -52,10 +52,10 @@ class Mlp:
         else:
             rows = "(half ffn)" if names.gate else "ffn"
             yield from at.linear(fc1, up, rows, "hidden", "ffn", self.bias)
-        down = names.full("down")
+        down = names.the("down")
         yield from at.linear(at.layer + "mlp.linear_fc2", down, "hidden", "ffn", "ffn", self.bias)
         if names.mlp_output_norm:
-            yield from at.norms(at.layer + self.after, names.full("mlp_output_norm"))
+            yield from at.norms(at.layer + self.after, names.the("mlp_output_norm"))
 
     def sizes(self, config: Mapping[str, Value]) -> dict[str, int]:
         """Of the inner width."""
@@ -94,22 +94,22 @@ class Mixture:
             yield replace(rule, layers=layers)
 
     def _rules(self, names: Names, at: Place) -> Iterator[Rule]:
-        full, mlp = names.full, at.layer + "mlp."
+        the, mlp = names.the, at.layer + "mlp."
         # megatron-core's layers without TransformerEngine call it what they call the norm of a dense layer
         also = () if self.layer_sets else (mlp + "linear_fc1.layer_norm_weight",)
-        yield same(at.layer + "pre_mlp_layernorm.weight", full("mlp_norm") + ".weight", "hidden", also=also)
-        yield same(mlp + "router.weight", full("router") + ".weight", "experts hidden")
+        yield same(at.layer + "pre_mlp_layernorm.weight", the("mlp_norm") + ".weight", "hidden", also=also)
+        yield same(mlp + "router.weight", the("router") + ".weight", "experts hidden")
         if self.biases:
-            yield same(mlp + "router.bias", full("router") + ".bias", "experts")
+            yield same(mlp + "router.bias", the("router") + ".bias", "experts")
         if names.correction:
-            rule = same(mlp + "router.expert_bias", full("correction"), "experts")
+            rule = same(mlp + "router.expert_bias", the("correction"), "experts")
             yield replace(rule, keeps_dtype=True)
         one = mlp + "experts.local_experts.{expert}."
         yield from self._stacked(names, one) if self.stacked else _gated(names, "expert", one, "moe_ffn")
         if names.shared_up:
             yield from _gated(names, "shared", mlp + "shared_experts.", "shared_ffn")
         if names.shared_scale:
-            scale = full("shared_scale") + ".weight"
+            scale = the("shared_scale") + ".weight"
             yield same(mlp + "shared_experts.gate_weight", scale, "one hidden")
 
     def _stacked(self, names: Names, one: str) -> Iterator[Rule]:
@@ -118,7 +118,7 @@ class Mixture:
             ("fc1", "expert_up", "(one half moe_ffn)", "hidden", f"({self.stacked})"),
             ("fc2", "expert_down", "(one hidden)", "moe_ffn", "hidden"),
         ):
-            hf, nemo = names.full(role), f"{one}linear_{fc}"
+            hf, nemo = names.the(role), f"{one}linear_{fc}"
             part = Part(hf, f"one {columns} {stored}", window=window)
             yield Rule(nemo + ".weight", f"{rows} {columns}", (part,), cut="moe_ffn")
             if self.biases:
@@ -138,7 +138,7 @@ class Mixture:
 
 def _gated(names: Names, kind: str, nemo: str, ffn: str) -> Iterator[Rule]:
     """A gated MLP whose roles begin with ``kind``."""
-    gate, up, down = (names.full(f"{kind}_{role}") + ".weight" for role in ("gate", "up", "down"))
+    gate, up, down = (names.the(f"{kind}_{role}") + ".weight" for role in ("gate", "up", "down"))
     parts = tuple(Part(name, f"{ffn} hidden", (("half", i, 1),)) for i, name in enumerate((gate, up)))
     yield Rule(nemo + "linear_fc1.weight", f"(half {ffn}) hidden", parts, cut=ffn)
     yield same(nemo + "linear_fc2.weight", down, f"hidden {ffn}", cut=ffn)

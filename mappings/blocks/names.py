@@ -74,6 +74,12 @@ class Names:
         name: str = getattr(self, role)
         return name if role in TOP or not name else self.layer + name
 
+    def the(self, role: str) -> str:
+        """The whole template of a role that a block needs. Raises ValueError for one that the model lacks."""
+        if not getattr(self, role):
+            raise ValueError(f"a block asks for the {role}, for which there is no name")
+        return self.full(role)
+
     @property
     def packed(self) -> bool:
         """Whether query, key and value are one tensor."""

@@ -70,8 +70,8 @@ class Mixer:
             yield replace(rule, layers=self.on)
 
     def _rules(self, names: Names, at: Place) -> Iterator[Rule]:
-        nemo, hf = at.layer + "mixer.", names.full("mixer") + "."
-        yield same(nemo + "in_proj.layer_norm_weight", names.full("mixer_norm") + ".weight", "hidden")
+        nemo, hf = at.layer + "mixer.", names.the("mixer") + "."
+        yield same(nemo + "in_proj.layer_norm_weight", names.the("mixer_norm") + ".weight", "hidden")
         for name in ("A_log", "D", "dt_bias"):
             rule = same(nemo + name, hf + name, "mamba_heads", cut="mamba_heads")
             yield replace(rule, keeps_dtype=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Final
 
 from ...errors import UnsupportedConfig
@@ -226,6 +227,24 @@ _AS_IT_IS: Final = tuple(
 # the whole
 
 
+#: of a decoder that takes what the tower gives
+_WIDTHS: Final = {"hidden_size": 3584, "num_attention_heads": 28, "num_key_value_heads": 4}
+PATCHES: Final = tower_rules(
+    same(
+        "vision_model.conv1.weight",
+        "visual.patch_embed.proj.weight",
+        "hidden channels frames patch patch_too",
+    )
+)
+PROJECTOR: Final = projector_rules(
+    (
+        ("vision_projection.encoder.linear_fc1", ("vision_projection.0",), "visual.merger.mlp.0"),
+        ("vision_projection.encoder.linear_fc2", ("vision_projection.2",), "visual.merger.mlp.2"),
+    ),
+    cut=True,
+)
+
+
 def qwen_vl(
     model_type: str,
     hf_class: str,
@@ -234,9 +253,11 @@ def qwen_vl(
     norm: Norm,
     mlp: Mapping[str, str],
     nemo2: NemoClasses,
+    sample: Mapping[str, Value] = MappingProxyType({}),
     **more: Any,
 ) -> Architecture:
-    """A tower with these config rules, norms and names of its MLP, and a Qwen 2."""
+    """A tower with these config rules, norms and names of its MLP, and a Qwen 2. ``sample``: what config.json
+    must say, as transformers' defaults are no model."""
     names = Names(
         layer="visual.blocks.{block}.",
         embedding="",
@@ -267,22 +288,7 @@ def qwen_vl(
         spellings=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
         files=PROCESSOR_FILES,
         carried=(*TOKENS, (INNER_INERT, {})),
+        samples=({**_WIDTHS, **sample},),
         proofs=("bit-equal", "transformers logits", "real NeMo logits", "real NeMo import and export"),
         **more,
     )
-
-
-PATCHES: Final = tower_rules(
-    same(
-        "vision_model.conv1.weight",
-        "visual.patch_embed.proj.weight",
-        "hidden channels frames patch patch_too",
-    )
-)
-PROJECTOR: Final = projector_rules(
-    (
-        ("vision_projection.encoder.linear_fc1", ("vision_projection.0",), "visual.merger.mlp.0"),
-        ("vision_projection.encoder.linear_fc2", ("vision_projection.2",), "visual.merger.mlp.2"),
-    ),
-    cut=True,
-)

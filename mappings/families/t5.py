@@ -21,6 +21,7 @@ from ..blocks.stack import Blocks, Stack
 from ..hf.fields import Field, Fixed, Unread, Value, check_kind
 from ..hf.fields_gpt import TANH_GELUS
 from ..llama_like import standard
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import GELU, SILU
 from ..nemo2.configs_t5 import T5_DEFAULTS
 from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, plain, text, with_rules
@@ -329,6 +330,8 @@ def t5_like(
         tied=tuple((f"{name}.embed_tokens.weight", "shared.weight") for name in ("encoder", "decoder")),
         twice=(("output_layer.weight", "lm_head.output_layer.weight"),),
         sizes=_sizes,
+        nemo1=Nemo1("t5", read_as=read_as, only_ranks=True),
+        samples=({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},),
         proofs=(
             "bit-equal",
             "transformers logits",

@@ -93,6 +93,7 @@ BAICHUAN = llama_like(
         (NemoFixed("position_embedding_type", "rope", written=True), PlainOutput()),
     ),
     unit_rows=("lm_head.weight",),
+    samples=({"max_position_embeddings": 4096},),
     proofs=(
         "bit-equal",
         "logits of transformers' Llama",

@@ -15,6 +15,8 @@ from ..blocks.mlp import Mlp
 from ..blocks.place import ALWAYS, LAYER
 from ..blocks.stack import Blocks, Stack
 from ..families.bert import BertHeads, config, names, nemo_rules
+from ..nemo1.entry import Nemo1
+from ..nemo1.fields_bert import IMPLIED
 from ..nemo2.configs_bert import BERT_DEFAULTS
 from ..nemo2.fields import NemoClasses
 from ..table import Module
@@ -68,6 +70,7 @@ def bert(name: str, hf_class: str, prefix: str, *heads: bool, **more: Any) -> Ar
             ("cls.predictions.decoder.bias", "cls.predictions.bias"),
             ("output_layer.weight", "embedding.word_embeddings.weight"),
         ),
+        nemo1=Nemo1("bert", implied=IMPLIED, only_ranks=name == "bert:BertForPreTraining"),
         proofs=(
             "bit-equal",
             "transformers logits",

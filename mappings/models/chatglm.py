@@ -13,6 +13,7 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed, Unread
 from ..hf.fields_gpt import AutoMap, MultiQueryGroups, RopeRatio
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_gpt import CHATGLM_DEFAULTS
 from ..nemo2.entry import Nemo2
 
@@ -71,6 +72,7 @@ CHATGLM = llama_like(
     ),
     nemo2=NEMO2,
     ignored=("transformer.rotary_pos_emb.inv_freq",),
+    nemo1=Nemo1(read_as="glm"),
     proofs=(
         "bit-equal",
         "logits of transformers' Glm",

@@ -38,5 +38,6 @@ DEEPSEEK_V2 = deepseek_like(
             NemoFixed("moe_router_enable_expert_bias", False, written=True),
         ),
     ),
+    samples=({"num_experts_per_tok": 6},),
     proofs=("bit-equal", "transformers logits", "megatron-core logits"),
 )

@@ -21,6 +21,7 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Fixed, Unread, Value, check_kind
 from ..hf.fields_gpt import Gelu, Only
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import GELU, GPT, TANH_GELU, family
 from ..nemo2.fields import DECODER, ArchivesOnly, FusedGelu, Same, with_rules
 from ..nemo2.fields import Fixed as NemoFixed
@@ -200,6 +201,9 @@ FALCON = llama_like(
         for kind in ("weight", "bias")
     ),
     ignored=tuple(HF + f"self_attention.{name}" for name in ("rotary_emb.inv_freq", "maybe_rotary.inv_freq")),
+    nemo1=Nemo1(
+        words={"name": "megatron_falcon_gpt"}, customized=("new_decoder_architecture", "parallel_attention")
+    ),
     proofs=(
         "bit-equal",
         "transformers logits",

@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..blocks.attention import Attention
 from ..hf.fields import AlternatingWindow, Field, Fixed, Nullable, OneOf, Unread
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
@@ -61,6 +62,11 @@ GEMMA2 = llama_like(
             Same("attn_logit_softcapping"),
             Same("final_logit_softcapping"),
         ),
+    ),
+    nemo1=Nemo1(
+        words={"apply_embedding_scaling": True, "name": "megatron_gemma2"},
+        implied={"transformer_layer_spec": GEMMA2_SPEC},
+        customized=("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
     ),
     proofs=(
         "bit-equal",

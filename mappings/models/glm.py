@@ -8,6 +8,7 @@ from dataclasses import replace
 from ..hf.fields import Field
 from ..hf.rope import PartialRope
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from .chatglm import BLOCKS, NEMO2
 
 NAMES = dict.fromkeys(("gate", "up"), "mlp.gate_up_proj")
@@ -30,6 +31,7 @@ GLM = llama_like(
     defaults=DEFAULTS,
     config=CONFIG,
     nemo2=replace(NEMO2, read_as="chatglm"),
+    nemo1=Nemo1(),
     proofs=(
         "bit-equal",
         "transformers logits",

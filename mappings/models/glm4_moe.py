@@ -86,6 +86,7 @@ GLM4_MOE = llama_like(
             SetTo("moe_router_dtype", "fp32"),
         ),
     ),
+    samples=({"head_dim": 128},),
     proofs=(
         "bit-equal",
         "transformers logits",

@@ -9,6 +9,7 @@ from ..blocks.place import There
 from ..blocks.stack import Blocks
 from ..hf.fields import Biases, Fixed
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs import LLAMA_DEFAULTS
 from ..nemo2.configs_llama import NANO_DEFAULTS
 from ..nemo2.entry import Nemo2
@@ -30,5 +31,6 @@ LLAMA = llama_like(
         scaled_config="Llama31Config",
         modules=("nemo.collections.llm.gpt.model.llama_nemotron",),
     ),
+    nemo1=Nemo1(),
     proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
 )

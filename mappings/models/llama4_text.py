@@ -259,6 +259,7 @@ LLAMA4_TEXT = llama_like(
             UnscaledRope(),
         ),
     ),
+    samples=({"attn_temperature_tuning": False},),
     proofs=(
         "bit-equal",
         "transformers logits",

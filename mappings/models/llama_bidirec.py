@@ -53,6 +53,7 @@ def bidirectional(
         names={"head": "", **names},
         blocks=Blocks(generates=False),
         config=(tied, *config, code),
+        samples=({"tie_word_embeddings": True},),
         nemo2=Nemo2(*nemo2, rules=(*own, *rules), scaled_config=nemo2[2]),
         **more,
     )

@@ -77,6 +77,7 @@ MAMBA2 = llama_like(
     layer_sets=layer_sets,
     ignored=(),
     spellings=SPELLINGS,
+    samples=({"n_groups": 1},),
     proofs=(
         "bit-equal",
         "transformers logits",

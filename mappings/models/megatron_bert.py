@@ -17,6 +17,8 @@ from ..blocks.mlp import Mlp
 from ..blocks.place import ALWAYS, LAYER
 from ..blocks.stack import Blocks, Stack
 from ..families.bert import BertHeads, config, names, nemo_rules
+from ..nemo1.entry import Nemo1
+from ..nemo1.fields_bert import IMPLIED
 from ..nemo2.configs_bert import BERT_DEFAULTS
 from ..nemo2.fields import ArchivesOnly
 
@@ -66,6 +68,8 @@ def megatron_bert(name: str, hf_class: str, prefix: str, *heads: bool, **more: A
             ("cls.predictions.decoder.bias", "cls.predictions.bias"),
             ("output_layer.weight", "embedding.word_embeddings.weight"),
         ),
+        # its distributed checkpoint would need the output layer, which an encoder has not
+        nemo1=Nemo1("megatron-bert", implied=IMPLIED, only_ranks=True),
         proofs=(
             "bit-equal",
             "transformers logits",

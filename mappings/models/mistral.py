@@ -7,6 +7,7 @@ own importer writes w, one too many; such a checkpoint is read as the w + 1 that
 
 from ..hf.fields import Nullable
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import MISTRAL_DEFAULTS
 from ..nemo2.entry import Nemo2
 
@@ -18,5 +19,6 @@ MISTRAL = llama_like(
     nemo2=Nemo2(
         "nemo.collections.llm.gpt.model.mistral", "MistralModel", "MistralConfig7B", MISTRAL_DEFAULTS
     ),
+    nemo1=Nemo1(read_as="llama"),
     proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
 )

@@ -7,6 +7,7 @@ from ..blocks.mlp import Mixture
 from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_moe import MIXTRAL_DEFAULTS
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
@@ -45,6 +46,7 @@ MIXTRAL = llama_like(
             NemoFixed("moe_router_pre_softmax", False, written=True),
         ),
     ),
+    nemo1=Nemo1(),
     proofs=(
         "bit-equal",
         "transformers logits",

@@ -9,6 +9,7 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Unread
 from ..hf.rope import PartialRope
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import NEMOTRON_DEFAULTS
 from ..nemo2.entry import Nemo2
 
@@ -34,6 +35,7 @@ NEMOTRON = llama_like(
     nemo2=Nemo2(
         "nemo.collections.llm.gpt.model.nemotron", "NemotronModel", "NemotronConfig", NEMOTRON_DEFAULTS
     ),
+    nemo1=Nemo1(),
     proofs=(
         "bit-equal",
         "transformers logits",

@@ -115,6 +115,7 @@ NEMOTRON_H = llama_like(
     layer_sets=layer_sets,
     ignored=(),
     spellings=SPELLINGS,
+    samples=({"hybrid_override_pattern": "M-*-"},),
     proofs=(
         "bit-equal",
         "transformers logits",

@@ -202,6 +202,13 @@ def linear(part: str, layers: str, hf: str, norm: str, also: str) -> tuple[Rule,
     return replace(before, layers=layers), replace(itself, layers=layers)
 
 
+#: a layer of each kind
+SAMPLE: Final = [
+    {"attention": {"n_heads_in_group": 8}, "ffn": {"ffn_mult": 2.5}},
+    {"attention": {"replace_with_linear": True}, "ffn": {"replace_with_linear": True}},
+    {"attention": {"no_op": True}, "ffn": {"no_op": True}},
+]
+
 NEMOTRON_NAS = llama_like(
     "nemotron-nas",
     "DeciLMForCausalLM",
@@ -224,6 +231,7 @@ NEMOTRON_NAS = llama_like(
     layer_sets=layer_sets,
     kinds=kinds,
     varied=VARIED,
+    samples=({"num_hidden_layers": len(SAMPLE), "block_configs": SAMPLE},),
     proofs=(
         "bit-equal",
         "logits of transformers' Llama layers",

@@ -8,6 +8,7 @@ the 128k models has no counterpart in NeMo and is refused.
 from ..hf.fields import Nullable, Unread
 from ..hf.rope import PartialRope
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import PHI3_DEFAULTS
 from ..nemo2.entry import Nemo2
 
@@ -31,6 +32,7 @@ PHI3 = llama_like(
         PartialRope(),
     ),
     nemo2=Nemo2("nemo.collections.llm.gpt.model.phi3mini", "Phi3Model", "Phi3Config", PHI3_DEFAULTS),
+    nemo1=Nemo1(read_as="llama"),
     proofs=(
         "bit-equal",
         "transformers logits",

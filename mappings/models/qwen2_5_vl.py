@@ -21,6 +21,7 @@ QWEN2_5_VL = qwen_vl(
         Must("tokens_per_second", 2, 4),
     ),
     norm=RMS,
+    sample={"vision_config": {"tokens_per_second": 2}},
     mlp={},
     nemo2=nemo_parts(
         tower_classes("Qwen25VLVisionConfig", QWEN2_5_VL_TOWER, Same("fullatt_block_indexes")),

@@ -5,6 +5,7 @@ Source: transformers/models/qwen3, nemo/collections/llm/gpt/model/qwen3.py.
 
 from ..hf.fields import FullAttention
 from ..llama_like import llama_like
+from ..nemo1.entry import BLOCK_SPEC, Nemo1
 from ..nemo2.configs_dense import QWEN3_DEFAULTS
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Length
@@ -21,5 +22,6 @@ QWEN3 = llama_like(
     nemo2=Nemo2(
         "nemo.collections.llm.gpt.model.qwen3", "Qwen3Model", "Qwen3Config", QWEN3_DEFAULTS, (Length(),)
     ),
+    nemo1=Nemo1(written=BLOCK_SPEC),
     proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
 )

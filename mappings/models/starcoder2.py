@@ -9,6 +9,7 @@ from ..blocks.place import ALWAYS, LAYER
 from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed, Nullable, Unread
 from ..llama_like import llama_like
+from ..nemo1.entry import Nemo1
 from ..nemo2.configs_dense import STARCODER2_DEFAULTS
 from ..nemo2.entry import Nemo2
 
@@ -48,6 +49,7 @@ STARCODER2 = llama_like(
         "Starcoder2Config",
         STARCODER2_DEFAULTS,
     ),
+    nemo1=Nemo1(),
     proofs=(
         "bit-equal",
         "transformers logits",

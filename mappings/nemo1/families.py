@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from .. import described, nemo1_architectures
 from ..hf.fields import Value
-from ..nemo2.configs_dense import GEMMA2_SPEC
 from . import dialects as nemo1_dialects
 from . import fields as nemo1_fields
 from . import fields_bert as nemo1_fields_bert
 from . import fields_t5 as nemo1_fields_t5
 from .dialects import Dialect
+from .entry import Nemo1
 from .rules import YamlRule
 
 #: names of the weights of norms
@@ -22,34 +23,18 @@ _MODELS: Final = "nemo.collections.nlp.models."
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """An architecture that a class can be told to be. ``words`` are what model_config.yaml says of it
-    besides the fields of its table, and of no other architecture; ``implied`` fields that these words or the
-    class itself say; ``customized`` fields that lie in mcore_customization_config. ``plain_norms``: it is
-    also found with norms that hold 1 + weight, for layers that do not add the 1 themselves."""
-
-    architecture: str
-    words: Mapping[str, Value] = field(default_factory=dict, hash=False)
-    #: words without which NeMo builds other layers than the fields say: written, but not asked for
-    written: Mapping[str, Value] = field(default_factory=dict, hash=False)
-    implied: Mapping[str, Value] = field(default_factory=dict, hash=False)
-    customized: tuple[str, ...] = ()
-    plain_norms: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Family:
     """One of NeMo 1's model classes and those derived from it.
 
-    ``classes``: a pattern of their names. ``target`` is the class that is written, ``rank_target`` that of
-    files cut by rank, which hold the names of NeMo's own implementation where ``own_ranks``. ``entries``:
-    where several fit, the first is meant. ``told`` are fields that the presence of a tensor tells,
-    ``foreign`` tensors that no table describes, and why.
+    ``name`` is what architectures call it that it can be told to be (:class:`.Nemo1`); ``classes`` a pattern
+    of its classes' names. ``target`` is the class that is written, ``rank_target`` that of files cut by rank,
+    which hold the names of NeMo's own implementation where ``own_ranks``. ``told`` are fields that the
+    presence of a tensor tells, ``foreign`` tensors that no table describes, and why.
     """
 
+    name: str
     classes: str
     target: str
-    entries: tuple[Entry, ...]
     rules: tuple[YamlRule, ...]
     dialect: Dialect
     #: the key that says whether megatron-core's layers are used
@@ -58,8 +43,6 @@ class Family:
     block: str = ""
     rank_target: str = ""
     own_ranks: bool = False
-    #: architectures that only files cut by rank can hold
-    only_ranks: tuple[str, ...] = ()
     inert: frozenset[str] = frozenset()
     told: Mapping[str, str] = field(default_factory=dict, hash=False)
     foreign: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -76,58 +59,32 @@ class Family:
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        return tuple(entry.architecture for entry in self.entries)
+        """The architectures that it can be told to be; where several fit, the first is meant."""
+        return nemo1_architectures(self.name)
 
-    def entry(self, architecture: str) -> Entry | None:
-        return next((entry for entry in self.entries if entry.architecture == architecture), None)
+    def entry(self, architecture: str) -> Nemo1 | None:
+        """What its words say of an architecture; None for one that it can not be told to be."""
+        known = described(architecture) if architecture in self.architectures else None
+        return known.nemo1 if known else None
 
 
-def _plain(*architectures: str) -> tuple[Entry, ...]:
-    return tuple(map(Entry, architectures))
-
-
-#: the one layer spec of NeMo's that heeds ``qk_layernorm``
-_BLOCK: Final[Mapping[str, Value]] = {"name": "decoder_block_gpt"}
-#: no "qwen2_moe": the layers of NeMo 1 have shared experts without the gate
+#: "qwen2_moe" can be said in its words, but is none of these: its layers have shared experts without the gate
 GPT: Final = Family(
+    name="gpt",
     # NeMo-Aligner's reward models and critics rate texts instead of writing them
     classes=r"(?!.*(?:Reward|Critic)).*GPT.*",
     target=_MODELS + "language_modeling.megatron_gpt_model.MegatronGPTModel",
-    entries=(
-        *_plain("llama", "mistral", "qwen2"),
-        Entry("qwen3", written=_BLOCK),
-        *_plain("nemotron", "starcoder2", "gpt2", "gpt_bigcode", "gpt_neox", "mixtral"),
-        Entry("qwen3_moe", written=_BLOCK),
-        *_plain("phi3", "glm", "chatglm"),
-        # NVIDIA's script adds the 1 (convert_gemma_hf_to_nemo.py); that for Gemma 2 does not
-        Entry("gemma", {"apply_embedding_scaling": True}, plain_norms=True),
-        Entry(
-            "gemma2",
-            {"apply_embedding_scaling": True, "name": "megatron_gemma2"},
-            implied={"transformer_layer_spec": GEMMA2_SPEC},
-            customized=("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
-        ),
-        Entry(
-            "falcon",
-            {"name": "megatron_falcon_gpt"},
-            customized=("new_decoder_architecture", "parallel_attention"),
-        ),
-    ),
     rules=nemo1_fields.RULES,
     dialect=nemo1_dialects.GPT,
     mcore="mcore_gpt",
 )
 BERT: Final = Family(
+    name="bert",
     classes="MegatronBert(?:Embedding|TextEmbedding)?Model",
     # the one class that restores an encoder of megatron-core's layers without heads
     target=_MODELS + "information_retrieval.megatron_bert_embedding_model.MegatronBertEmbeddingModel",
     rank_target=_MODELS + "language_modeling.megatron_bert_model.MegatronBertModel",
     own_ranks=True,
-    only_ranks=("bert:BertForPreTraining",),
-    entries=tuple(
-        Entry(name, implied=nemo1_fields_bert.IMPLIED)
-        for name in ("bert", "bert:BertForPreTraining", "bert:BertForMaskedLM")
-    ),
     rules=nemo1_fields_bert.RULES,
     dialect=nemo1_dialects.BERT,
     mcore=nemo1_fields_bert.MCORE,
@@ -144,25 +101,19 @@ BERT: Final = Family(
 )
 MEGATRON_BERT: Final = replace(
     BERT,
+    name="megatron-bert",
     block="pre_ln",
     target=BERT.rank_target,
-    # its distributed checkpoint would need the output layer, which an encoder has not
-    only_ranks=("megatron-bert", "megatron-bert:MegatronBertForPreTraining"),
-    entries=tuple(
-        Entry(name, implied=nemo1_fields_bert.IMPLIED)
-        for name in ("megatron-bert", "megatron-bert:MegatronBertForPreTraining")
-    ),
     rules=nemo1_fields_bert.PRE_LN_RULES,
     dialect=nemo1_dialects.MEGATRON_BERT,
     foreign={},
 )
 #: T5 1.1 and what has its form; SFT and T0 models are the same, trained further
 T5: Final = Family(
+    name="t5",
     classes="Megatron(?:T5(?:SFT|Finetune)?|T0)Model",
     target=_MODELS + "language_modeling.megatron_t5_model.MegatronT5Model",
     own_ranks=True,
-    only_ranks=("t5", "mt5"),
-    entries=_plain("t5", "mt5"),
     rules=nemo1_fields_t5.RULES,
     dialect=nemo1_dialects.T5,
     mcore=nemo1_fields_t5.MCORE,

@@ -381,7 +381,6 @@ class NemoClasses:
     defaults: Mapping[str, Mapping[str, Value]] = field(hash=False)
     rules: tuple[NemoRule, ...] = DECODER
     scaled_config: str | None = None
-    marks: tuple[tuple[str, Value], ...] = ()
     #: further modules whose config classes ``defaults`` holds
     modules: tuple[str, ...] = ()
     #: what the model class takes besides its config

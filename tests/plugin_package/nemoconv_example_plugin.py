@@ -16,6 +16,7 @@ from nemoconv.plugin import (
     HeldTensors,
     Layout,
     Model,
+    Nemo1,
     Option,
     Options,
     OutputDirectory,
@@ -26,19 +27,21 @@ from nemoconv.plugin import (
     StoredTensor,
     TensorSpec,
     contiguous_strides,
+    described,
     hf_config,
-    load_table,
     parse_json,
     read_config,
     table_for,
 )
 
-LLAMA = load_table("llama")
+LLAMA = described("llama")
+assert LLAMA is not None
 PELICAN = replace(
     LLAMA,
     model_types=("pelican",),
     hf_class="PelicanForCausalLM",
     nemo2=replace(LLAMA.nemo2, module="pelican.nemo", model="PelicanModel"),
+    nemo1=Nemo1(read_as="llama"),
 )
 
 

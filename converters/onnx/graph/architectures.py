@@ -129,7 +129,8 @@ def decoder(name: str, stack: Stack) -> Decoder:
 
 def _projections(names: Names, attention: Attention | Latent) -> Projections:
     if isinstance(attention, Latent):
-        return projections.Latent()
+        low = (names.query_down, names.query_down_norm, names.query_up)
+        return projections.Latent(names.query, *low, names.latent_down, names.latent_norm, names.latent_up)
     if names.packed:
         return Packed(names.query, attention.by_group)
     return Separate(names.query, names.key, names.value)

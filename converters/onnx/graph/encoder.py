@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ....mappings.hf.fields import Value
-from ....version import __version__
 from ....mappings.blocks.names import Names
 from ....mappings.blocks.place import LAYER
 from ....mappings.hf.fields import Value
+from ....version import __version__
 from .architectures import Encoder
 from .attention import BothWays, Heads
 from .blocks import Parts, Plain, embedding

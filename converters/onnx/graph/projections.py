@@ -69,6 +69,14 @@ class Latent:
     extended with zeros to the width of keys, since onnxruntime's caches have one width.
     """
 
+    query: str = "self_attn.q_proj"
+    query_down: str = "self_attn.q_a_proj"
+    query_norm: str = "self_attn.q_a_layernorm"
+    query_up: str = "self_attn.q_b_proj"
+    down: str = "self_attn.kv_a_proj_with_mqa"
+    norm: str = "self_attn.kv_a_layernorm"
+    up: str = "self_attn.kv_b_proj"
+
     def heads(self, config: Mapping[str, Value]) -> Heads:
         count = config["num_attention_heads"]
         width = config["qk_head_dim"] + config["qk_pos_emb_head_dim"]
@@ -77,24 +85,25 @@ class Latent:
         return Heads(count, count, width, scale, turned=turned, value_dim=value)
 
     def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> list[str]:
-        graph, heads, at = parts.graph, self.heads(config), layer + "self_attn."
+        graph, heads = parts.graph, self.heads(config)
         plain, turned, value = config["qk_head_dim"], config["qk_pos_emb_head_dim"], config["v_head_dim"]
         if config["q_lora_rank"]:
-            latent = parts.norm(parts.linear(x, at + "q_a_proj"), at + "q_a_layernorm", _LATENT_EPSILON)
-            query = parts.linear(latent, at + "q_b_proj")
+            low = parts.linear(x, layer + self.query_down)
+            latent = parts.norm(low, layer + self.query_norm, _LATENT_EPSILON)
+            query = parts.linear(latent, layer + self.query_up)
         else:
-            query = parts.linear(x, at + "q_proj")
+            query = parts.linear(x, layer + self.query)
         query = graph.op("Reshape", query, graph.constant([-1, heads.queries, plain + turned]))
         query_plain, query_turned = graph.ops(
             "Split", query, graph.constant([plain, turned]), outputs=2, axis=-1
         )
-        both = parts.linear(x, at + "kv_a_proj_with_mqa")
+        both = parts.linear(x, layer + self.down)
         rank = graph.constant([config["kv_lora_rank"], turned])
         latent, key_turned = graph.ops("Split", both, rank, outputs=2, axis=-1)
-        latent = parts.norm(latent, at + "kv_a_layernorm", _LATENT_EPSILON)
+        latent = parts.norm(latent, layer + self.norm, _LATENT_EPSILON)
         wide = graph.op(
             "Reshape",
-            parts.linear(latent, at + "kv_b_proj"),
+            parts.linear(latent, layer + self.up),
             graph.constant([-1, heads.groups, plain + value]),
         )
         key_plain, values = graph.ops("Split", wide, graph.constant([plain, value]), outputs=2, axis=-1)

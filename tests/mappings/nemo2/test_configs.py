@@ -5,10 +5,8 @@ import dataclasses
 import pytest
 
 from nemoconv.entry_points import BUILT_IN, entries
-from nemoconv.mappings import architectures, load_table
+from nemoconv.mappings import load_table
 from nemoconv.mappings.nemo2.configs import INERT, LLAMA_DEFAULTS, MAPPED, OFF, ONLY_WITH
-from nemoconv.mappings.nemo2.fields import ArchivesOnly
-from nemoconv.mappings.nemo2.modules import NEMO_MODULES
 
 # nemo-toolkit has no wheel that installs beside the rest of the tests: read off GPTConfig of 2.7.3.
 _GPT_CONFIG = """
@@ -82,18 +80,6 @@ def test_llama_defaults_are_whole_and_only_of_mapped_fields() -> None:
 def test_llama_defaults_known_by_heart(name: str, expected: dict[str, object]) -> None:
     defaults = LLAMA_DEFAULTS[name]
     assert {key: defaults[key] for key in expected} == expected
-
-
-def test_the_index_of_nemos_modules_says_what_the_tables_say() -> None:
-    expected: dict[str, set[str]] = {}
-    for name in architectures():
-        if entries("mappings")[name].origin == BUILT_IN:
-            nemo = load_table(name).nemo
-            if isinstance(nemo, ArchivesOnly):
-                continue
-            for module in {nemo.module, *nemo.modules} - {""}:
-                expected.setdefault(module, set()).add(name)
-    assert {module: set(names) for module, names in NEMO_MODULES.items()} == expected
 
 
 def test_an_architecture_lies_in_a_file_of_its_name() -> None:
