@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from nemoconv.mappings import architectures, described, index, indexing, load_table
+from nemoconv import built_in
+from nemoconv.mappings import architectures, described, indexing, load_table
 from nemoconv.mappings.architecture import Architecture
 from nemoconv.mappings.blocks.attention import Attention
 from nemoconv.mappings.blocks.mlp import Mixture
@@ -142,9 +143,9 @@ def test_the_index_is_fresh() -> None:
 
 def test_a_model_type_may_be_the_same_as_another() -> None:
     assert load_table("kimi_k2") is load_table("deepseek_v3")
-    assert index.ARCHITECTURES["kimi_k2"] == index.ARCHITECTURES["deepseek_v3"]
+    assert built_in.ARCHITECTURES["kimi_k2"] == built_in.ARCHITECTURES["deepseek_v3"]
 
 
 def test_reading_a_config_imports_the_few_that_may_fit() -> None:
-    assert index.NEMO_MODULES["nemo.collections.llm.gpt.model.chatglm"] == ("chatglm", "glm")
-    assert index.NEMO_1["gpt"].index("llama") < index.NEMO_1["gpt"].index("mistral")
+    assert built_in.NEMO_MODULES["nemo.collections.llm.gpt.model.chatglm"] == ("chatglm", "glm")
+    assert built_in.NEMO_1["gpt"].index("llama") < built_in.NEMO_1["gpt"].index("mistral")
