@@ -16,7 +16,7 @@ from itertools import product
 from math import prod
 
 from ..tensors.boxes import Shape, View, view
-from ..tensors.layout import Layout
+from ..tensors.layout import Layout, divisors
 from .hf.fields import ConfigRule, Value
 from .nemo2.fields import NemoClasses
 from .sizes import attention_sizes
@@ -154,8 +154,13 @@ class Rule:
                 yield rank, tuple(start), tuple(box)
             return
         anywhere = self.nemo.format(**dict.fromkeys(self.holes, "*"))
+        shared = divisors(heads["heads_per_group"])[1:] if plain == GROUP else ()
         pieces = layout.pieces(
-            size, FIELD_NAMES.get(plain, plain), anywhere, of_experts="expert" in self.holes
+            size,
+            FIELD_NAMES.get(plain, plain),
+            anywhere,
+            of_experts="expert" in self.holes,
+            also=[size * count for count in shared if shape[axis] % (size * count) == 0],
         )
         for rank, (first, length) in enumerate(pieces):
             for position in range(outer):

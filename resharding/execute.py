@@ -94,10 +94,15 @@ class Limits:
         if room < 3 * smallest:
             needed = plan_nbytes + BASE_NBYTES + 3 * smallest
             raise UsageError(
-                f"--max-memory {max_memory >> 20} MiB is too little for this conversion",
+                f"--max-memory {_text(max_memory)} is too little for this conversion",
                 hint=f"it needs at least {(needed >> 20) + 1} MiB",
             )
         return cls(workers, min(TILE_NBYTES, room // (3 * workers)))
+
+
+def _text(nbytes: int) -> str:
+    """A number of bytes as it was probably meant."""
+    return f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes:,} bytes"
 
 
 class _Tasks:

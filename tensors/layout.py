@@ -7,7 +7,7 @@ parallel, then pipeline stages (megatron/core/parallel_state.py). Which layers a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -110,6 +110,11 @@ class Layout:
 
     def check_experts(self, num_experts: int) -> None:
         """Raise LayoutError unless ``expert_parallel_size`` divides ``num_experts``."""
+        if num_experts <= 1 < self.expert_parallel_size:
+            raise LayoutError(
+                f"expert_parallel_size={self.expert_parallel_size}, but the model has no experts",
+                hint="leave out --ep",
+            )
         if num_experts % self.expert_parallel_size:
             possible = ", ".join(map(str, divisors(num_experts)))
             raise LayoutError(
@@ -182,9 +187,12 @@ class Layout:
         return self
 
     def pieces(
-        self, size: int, name: str, what: str, *, of_experts: bool = False
+        self, size: int, name: str, what: str, *, of_experts: bool = False, also: Sequence[int] = ()
     ) -> Iterator[tuple[int, int]]:
-        """(first, length) on the axis ``name`` of each tensor-parallel rank."""
+        """(first, length) on the axis ``name`` of each tensor-parallel rank.
+
+        Raises LayoutError with the sizes that would do; ``also`` are some that are no cut of this axis.
+        """
         count = self.tensor_parallel_size_of_experts if of_experts else self.tensor_parallel_size
         if size % count:
             own = of_experts and self.expert_tensor_parallel_size is not None
@@ -192,7 +200,8 @@ class Layout:
             possible = ", ".join(map(str, divisors(size)[:32]))
             raise LayoutError(
                 f"cannot cut {what} into {kind}={count}: {name}={size}",
-                hint=f"tensor parallel sizes that divide it: {possible}",
+                hint=f"tensor parallel sizes that divide it: {possible}"
+                + (f"; that share its heads: {', '.join(map(str, also))}" if also else ""),
             )
         for rank in range(count):
             yield rank * (size // count), size // count

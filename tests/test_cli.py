@@ -90,6 +90,10 @@ def test_dry_run_and_plan_write_nothing(llama: Path, tmp_path: Path) -> None:
         assert "peak memory about" in result.stdout
         assert not (tmp_path / "out").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["llama"]
+    (tmp_path / "out").mkdir()
+    result = nemoconv("plan", llama, tmp_path / "out", "--to", "nemo2")
+    assert result.returncode == 0
+    assert f"note: {tmp_path / 'out'} exists already: pass --overwrite to replace it" in result.stdout
 
 
 def test_inspect_lists_tensors(llama: Path) -> None:
@@ -113,6 +117,7 @@ def test_inspect_lists_tensors(llama: Path) -> None:
         (["hf2nemo2", "{llama}", "{tmp}/o", "--tp", "3"], 5, "error: cannot cut decoder.layers.*.self_"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--pp", "5"], 5, "error: cannot cut 4 layers into pipeline_parallel_"),
         (["hf2nemo", "{llama}", "{tmp}/o", "--pp", "3"], 5, "error: cannot cut 4 layers into pipeline_parallel_"),
+        (["hf2nemo2", "{llama}", "{tmp}/o", "--ep", "2"], 5, "error: expert_parallel_size=2, but the model has no exp"),
         (["nemo2hf", "{llama}", "{tmp}/o", "--tp", "2"], 5, "error: the format hf has no parallel layout; leave "),
         (
             ["hf2nemo2", "{llama}", "{tmp}/o", "--flavor", "genai"], 2,
@@ -124,7 +129,7 @@ def test_inspect_lists_tensors(llama: Path) -> None:
         ),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--exact"], 2, "error: exact is of no use without a dtype; leave it"),
         (["hf2nemo2", "{llama}", "{tmp}/o", "--dtype", "int8"], 2, "error: unknown dtype 'int8'; one of float64"),
-        (["hf2nemo2", "{llama}", "{tmp}/o", "--max-memory", "1MB"], 2, "error: --max-memory 0 MiB is too little"),
+        (["hf2nemo2", "{llama}", "{tmp}/o", "--max-memory", "1MB"], 2, "error: --max-memory 1,000,000 bytes is too"),
         (["hf2nemo2", "{llama}", "/proc/o"], 6, "error: /proc/"),
         (["hf2nemo2", "{llama}", "/dev/null/o"], 6, "error: /dev/null: is not a directory; choose another "),
         (["inspect", "nobody/nothing@v2"], 7, "error: nobody/nothing@v2: not a local path, and not in the hub "),

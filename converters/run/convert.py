@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from ...errors import CorruptCheckpoint, OutputError, UnsupportedError, UsageError, some
 from ...resharding.devices import check_device
+from ...stores.output import OutputDirectory
 from ...tensors.dtypes import BY_NAME
 from ...tensors.layout import Layout
 from .. import manifest
@@ -48,7 +50,10 @@ def carry_out(
         write_picture(settings.picture, conversion)
     report, shortage = conversion.report, disk_shortage(conversion.report)
     if dry_run:
+        output = conversion.output
         notes = [f"not enough disk: {shortage}"] if shortage else []
+        if os.path.lexists(output.target) and not output.overwrite:
+            notes.append(f"{output.target} exists already: pass --overwrite to replace it")
         return replace(report, notes=[*report.notes, *notes])
     if shortage and not settings.resume:  # what is resumed has its place already
         raise OutputError(shortage, hint="free space or choose another file system")
@@ -60,6 +65,19 @@ def carry_out(
         resume=settings.resume,
         progress=progress,
     )
+
+
+def place(
+    make: Callable[..., OutputDirectory],
+    target: str | Path,
+    source: Path,
+    *,
+    overwrite: bool,
+    dry_run: bool,
+) -> OutputDirectory:
+    """Where the output is staged. Raises OutputError where it cannot be; for a dry run one may be there."""
+    make(target, overwrite=overwrite or dry_run).check((source,))
+    return make(target, overwrite=overwrite)
 
 
 def run(
@@ -213,8 +231,7 @@ def convert(
     check_device(settings.device)
     written = target_format(to)
     wanted = settle_layout(Layout(), asked_sizes(given), layout)
-    output = written.output(target, overwrite=overwrite)
-    output.check((Path(source),))
+    output = place(written.output, target, Path(source), overwrite=overwrite, dry_run=dry_run)
     found = recognize(Path(source))
     own = {name: value for name, value in given.items() if name not in {option.name for option in COMMON}}
     reading, writing = split_options(own, found, written)

@@ -17,7 +17,7 @@ from ..layers import parse_layers
 from ..layouts import asked_sizes, default_target, settle_layout
 from ..options import COMMON, EXACT, Common, Settings, said
 from ..registry import check_known, recognize, split_options
-from .convert import Progress, carry_out
+from .convert import Progress, carry_out, place
 from .plan import Report, Wish, prepare
 
 
@@ -69,8 +69,7 @@ def reshard(
         target = target or default_target(source, wanted, layers, stage)
         # an unpacked archive stays unpacked
         make = OutputDirectory if Path(source).is_dir() else found.output
-        output = make(target, overwrite=overwrite)
-        output.check((Path(source),))
+        output = place(make, target, Path(source), overwrite=overwrite, dry_run=dry_run)
         writing["drop_optimizer"] = drop_optimizer
         wish = Wish(wanted, None, writing, settings.allow_ignored, settings.max_memory, rewrite=True)
         conversion = prepare(opened, output, found, wish)

@@ -180,6 +180,13 @@ def config(**changes):
             "tensor parallel sizes that divide it: 1, 2, 4",
         ),
         (
+            Layout(3),
+            {"num_attention_heads": 8, "num_key_value_heads": 2},
+            "cannot cut decoder.layers.*.self_attention.linear_qkv.weight into "
+            "tensor_parallel_size=3: num_query_groups=2",
+            "tensor parallel sizes that divide it: 1, 2; that share its heads: 4",
+        ),
+        (
             Layout(4),
             {"intermediate_size": 42},
             "cannot cut decoder.layers.*.mlp.linear_fc1.weight into "
