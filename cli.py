@@ -188,6 +188,9 @@ def _run(
     planned = bool(said.get("dry_run"))
     with terminal.progress(show and not planned) as progress:
         report = work(*places, progress=progress, **said)
+    reads = getattr(click.get_current_context().command, "reads", None)
+    if reads is not None and report.source_format not in reads:
+        report.notes.append(f"SRC is a checkpoint of format {report.source_format}, not {' or '.join(reads)}")
     _show(report, planned=planned, as_json=as_json, quiet=quiet, verbose=verbose)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..entry_points import entries
 from ..errors import CorruptCheckpoint, NemoconvError, UnsupportedFormat, UsageError, some
 from ..stores.files import is_there
-from .options import COMMON, Option, When, nearest
+from .options import COMMON, Option, When, nearest, said
 
 if TYPE_CHECKING:
     from .base import Checkpoint
@@ -39,12 +39,12 @@ def target_format(name: str) -> Format:
     """The same of a format to be written. Raises UsageError for one that is only read, too."""
     try:
         found = find_format(name)
-        said = "" if found.writes else f"{found.name} is read, and cannot be written"
+        problem = "" if found.writes else f"{found.name} is read, and cannot be written"
     except UsageError as error:
-        said = error.message
-    if said:
+        problem = error.message
+    if problem:
         names = writable()
-        raise UsageError(said, hint=f"{nearest(name, names)}one of: {', '.join(names)}")
+        raise UsageError(problem, hint=f"{nearest(name, names)}one of: {', '.join(names)}")
     return found
 
 
@@ -104,15 +104,21 @@ def near(path: Path) -> str:
 def open_checkpoint(path: str | Path, **options: Any) -> Checkpoint:
     """Open a checkpoint of any format for reading; only headers are read. ``options`` are those of its
     format, such as ``config``, a config.json to use instead of its own."""
-    place = Path(path)
-    found = recognize(place)
-    given = {name: value for name, value in options.items() if value is not None}
+    found = recognize(Path(path))
+    given = said(options)
     known = {option.name for option in found.options_for("read")}
     for name in given:
         if name not in known:
             check_known(given, ())
             raise _means_nothing(name, f"reading {found.name}", found.name, found.name)
-    return found.open(place, given)
+    return found.open(Path(path), given)
+
+
+def open_alike(path: str | Path, **options: Any) -> Checkpoint:
+    """The same for one of several checkpoints: options that its format has not are those of another."""
+    found = recognize(Path(path))
+    known = {option.name for option in found.options_for("read")}
+    return found.open(Path(path), {name: value for name, value in said(options).items() if name in known})
 
 
 def split_options(
@@ -151,6 +157,6 @@ def _means_nothing(name: str, what: str, source: str, target: str) -> UsageError
         (each.name, option.when) for each in formats() for option in each.options if option.name == name
     ]
     ways = {"read": "source", "write": "target"}
-    said = [f"{owner} as the {ways[when]}" if owner in (source, target) else owner for owner, when in owners]
-    listed = " and ".join(filter(None, (", ".join(said[:-1]), said[-1])))
+    told = [f"{owner} as the {ways[when]}" if owner in (source, target) else owner for owner, when in owners]
+    listed = " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
     return UsageError(f"{name} means nothing for {what}", hint=f"it is an option of {listed}")

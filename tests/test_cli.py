@@ -96,6 +96,13 @@ def test_dry_run_and_plan_write_nothing(llama: Path, tmp_path: Path) -> None:
     assert f"note: {tmp_path / 'out'} exists already: pass --overwrite to replace it" in result.stdout
 
 
+def test_a_source_of_another_format_than_the_command_says_is_noted(llama: Path, tmp_path: Path) -> None:
+    result = nemoconv("nemo2hf", llama, tmp_path / "out", "--no-progress")
+    assert result.returncode == 0
+    assert "note: SRC is a checkpoint of format hf, not nemo2 or nemo or megatron" in result.stdout
+    assert "SRC is" not in nemoconv("hf2nemo2", llama, tmp_path / "nemo").stdout
+
+
 def test_inspect_lists_tensors(llama: Path) -> None:
     lines = nemoconv("inspect", llama, "--tensors").stdout.splitlines()
     assert "architecture: llama" in lines

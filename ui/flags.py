@@ -105,7 +105,9 @@ class Converting(Command):
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
-        self._reads, self._writes, self._idle = reads, writes, idle
+        #: formats of sources that the command is named after
+        self.reads = reads
+        self._writes, self._idle = writes, idle
         self._flags: list[click.Parameter] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -124,7 +126,7 @@ class Converting(Command):
             yield Flag(["--to"], required=True, metavar="FORMAT", help=said, group="Target")
         yield from (flag(option, "Layout") for option in options.LAYOUT)
         yield from (flag(option, "Weights") for option in (options.DTYPE, options.EXACT))
-        yield from format_flags(self._reads, self._writes)
+        yield from format_flags(self.reads, self._writes)
         if self._writes is None or "onnx" in self._writes:
             said = "Add the graph to SRC, a Hugging Face directory; no OUT."
             yield Flag(["--in-place"], is_flag=True, help=said, group="Writing onnx")

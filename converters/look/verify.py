@@ -14,7 +14,7 @@ from .. import manifest
 from ..abilities import Checksummed, folder_of
 from ..base import Checkpoint, holdings
 from ..bind import Bound
-from ..registry import open_checkpoint
+from ..registry import open_alike, open_checkpoint
 from ..run.compare import Comparison, check_repeated, compare
 
 Progress = Callable[[str, int, int], None]
@@ -63,11 +63,11 @@ def verify(
     MappingError and the like for what is wrong. With ``b``: see
     :func:`nemoconv.converters.run.compare.compare`.
     """
-    with open_checkpoint(a, config=config) as first:
-        if b is None:
-            return check(first, progress)
-        with open_checkpoint(b, config=config) as second:
-            return compare(first, second, progress)
+    if b is None:
+        with open_checkpoint(a, config=config) as only:
+            return check(only, progress)
+    with open_alike(a, config=config) as first, open_alike(b, config=config) as second:
+        return compare(first, second, progress)
 
 
 def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:

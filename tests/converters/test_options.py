@@ -123,6 +123,12 @@ def test_options_of_a_reader(hf: Path) -> None:
     )
 
 
+def test_a_comparison_gives_options_to_those_that_have_them(hf: Path, tmp_path: Path) -> None:
+    nemoconv.convert(hf, tmp_path / "plain", to="safetensors")
+    assert nemoconv.verify(hf, tmp_path / "plain", config=hf).equal
+    assert refused(lambda: nemoconv.verify(tmp_path / "plain", config=hf)).startswith("config means nothing")
+
+
 def test_change_of_layout(hf: Path, tmp_path: Path) -> None:
     nemoconv.convert(hf, tmp_path / "nemo", to="nemo2")
     for given in ({"flavor": "std"}, {"experts": "singleton", "exact": True}):
