@@ -63,8 +63,17 @@ def writable() -> list[str]:
 
 
 def _load(name: str) -> Format:
-    loaded: Format = entries("converters")[name].load()()
-    return loaded
+    from .format import Format
+
+    entry = entries("converters")[name]
+    loaded = entry.load()
+    if not (isinstance(loaded, type) and issubclass(loaded, Format)):
+        raise NemoconvError(
+            f"the plug-in {name!r} of package {entry.origin!r} is no nemoconv.plugin.Format",
+            hint=f"it may be made for another version of nemoconv: update or uninstall {entry.origin}",
+        )
+    made: Format = loaded()
+    return made
 
 
 def _plain(name: str) -> str:
@@ -85,7 +94,11 @@ def recognize(path: Path) -> Format:
         raise CorruptCheckpoint(f"{path}: cannot be read (Permission denied)")
     tried = []
     for name in entries("converters"):
-        candidate = _load(name)
+        try:
+            candidate = _load(name)
+        except NemoconvError as error:  # a broken plug-in stops nobody else
+            tried.append(f"{name} ({error.message})")
+            continue
         if candidate.recognizes(path):
             return candidate
         tried.append(f"{name} ({candidate.looks_for})")

@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from nemoconv import entry_points as plugins
-from nemoconv.converters.registry import find_format
+from nemoconv.converters.registry import find_format, formats
 from nemoconv.errors import NemoconvError, UsageError
 from nemoconv.mappings import architectures, load_table
 
@@ -87,6 +87,18 @@ def test_a_broken_plug_in_is_named(install, monkeypatch, tmp_path, value, becaus
     assert caught.value.hint == "repair or uninstall toy-package"
     assert caught.value.__cause__ is not None
     assert caught.value.exit_code == 70
+
+
+def test_a_plug_in_of_another_version_is_named(install, monkeypatch):
+    """Such as a Converter of 0.1.0; it stops nobody else."""
+    module = types.ModuleType("toy_plugin")
+    module.Toy = type("Toy", (), {"name": "toy", "options": frozenset({"frob"})})
+    monkeypatch.setitem(sys.modules, "toy_plugin", module)
+    install(point("converters", "toy", "toy_plugin:Toy", "toy-package"))
+    with pytest.raises(NemoconvError) as caught:
+        find_format("toy")
+    assert caught.value.message == "the plug-in 'toy' of package 'toy-package' is no nemoconv.plugin.Format"
+    assert "toy" not in [each.name for each in formats()]
 
 
 def test_a_name_that_two_claim(install):
