@@ -7,6 +7,7 @@ from typing import Final
 
 #: by model_type: module and attribute
 ARCHITECTURES: Final[Mapping[str, str]] = {
+    "arcee": "nemoconv.mappings.models.arcee:ARCEE",
     "baichuan": "nemoconv.mappings.models.baichuan:BAICHUAN",
     "bert": "nemoconv.mappings.models.bert:BERT",
     "bert:BertForMaskedLM": "nemoconv.mappings.models.bert:MASKED_LM",
@@ -77,6 +78,7 @@ NEMO_MODULES: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "nemo.collections.llm.gpt.model.baichuan": ("baichuan",),
     "nemo.collections.llm.gpt.model.base": (
+        "arcee",
         "ernie4_5",
         "glm4_moe",
         "gpt2",
@@ -153,6 +155,7 @@ NEMO_1: Final[Mapping[str, tuple[str, ...]]] = {
         "bert:BertForPreTraining",
     ),
     "gpt": (
+        "arcee",
         "falcon",
         "gemma",
         "gemma2",

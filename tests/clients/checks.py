@@ -57,3 +57,15 @@ def _compare(world: World, nemo: Path, expected: Any, tp: int) -> list[dict[str,
     reference = nemo.with_suffix(".pt")
     torch.save({"ids": models.ids(130, 32), "logits": expected}, reference)
     return world.run("compare", directory=str(nemo), reference=str(reference), tp=tp, pp=1)
+
+
+def assert_onnx_agrees(folder: Path, expected: Any) -> None:
+    """The graph's logits for the same text, all at once and token by token, are those of transformers."""
+    import numpy
+
+    from .onnx_runs import Run
+
+    ids = models.ids(130, 32).numpy()
+    for steps in ((32,), (20, *[1] * 12)):
+        found = Run(folder).logits(ids, numpy.ones_like(ids), steps)
+        assert numpy.abs(found - expected.numpy()).max() <= 1e-4

@@ -11,6 +11,8 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
+from nemoconv.mappings import architectures, described
+from nemoconv.mappings.architecture import Architecture
 from nemoconv.mappings.table import Table
 
 BITS, LOGITS, MEGATRON, FURTHER, DECODING = "bits", "logits", "megatron-core", "further tokens", "decoding"
@@ -29,6 +31,13 @@ DEEDS: Final = ("import", "export", "load", "save", "restore", "logits")
 BY_HAND: Final = ", by hand"
 
 Proofs = Mapping[str, Collection[str]]
+
+
+def is_plain_decoder(architecture: Architecture | None) -> bool:
+    """Whether NeMo's plain config class builds it, of dense layers: then test_plain_decoders proves it."""
+    if architecture is None or not architecture.follows or architecture.main.blocks.mixture:
+        return False
+    return architecture.table.nemo.config == "GPTConfig" and ":" not in architecture.name
 
 
 def claims(word: str) -> set[str]:
@@ -175,7 +184,7 @@ _DESCRIBED: Final = {
     "llama_bidirec": "embedding",
     "llama_bidirec:LlamaBidirectionalForSequenceClassification": "reranker",
 }
-PROOFS: Final[Mapping[str, Proofs]] = {
+_BY_HAND: Final[Mapping[str, Proofs]] = {
     "llama": {
         BITS: _named("roundtrip", *_LLAMA_WAY),
         LOGITS: _named("roundtrip", *_LLAMA_WAY),
@@ -224,4 +233,22 @@ PROOFS: Final[Mapping[str, Proofs]] = {
     "megatron-bert:MegatronBertForPreTraining": _archive(
         "bert", ("MegatronBertForPreTraining",), ("megatron-bert heads",)
     ),
+}
+
+
+def _plain_decoder(name: str) -> Proofs:
+    """Of decoders that are proved by being there."""
+    file = "plain_decoders"
+    way = _named(file, f"there_and_back_is_the_same_model[{name}]")
+    megatron = [f"megatron_core_computes_the_same[{name}-{tp}]" for tp in (1, 2)]
+    return {BITS: way, LOGITS: way, MEGATRON: _named(file, *megatron)}
+
+
+PROOFS: Final[Mapping[str, Proofs]] = {
+    **_BY_HAND,
+    **{
+        name: _plain_decoder(name)
+        for name in architectures()
+        if name not in _BY_HAND and is_plain_decoder(described(name))
+    },
 }

@@ -14,7 +14,7 @@ from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
 
 from . import models
-from .checks import assert_megatron_agrees, megatron_difference
+from .checks import assert_megatron_agrees, assert_onnx_agrees, megatron_difference
 from .worlds import World
 
 pytest.importorskip("transformers")
@@ -352,3 +352,11 @@ def test_a_config_that_is_a_little_wrong_is_felt(
     found = megatron_difference(gpt_world, tmp_path / "nemo", expected)
     print(f"{case} {wrong}: {found:.2e}")
     assert found > 2e-4
+
+
+@pytest.mark.parametrize("flavor", ["std", "genai"])
+@pytest.mark.parametrize("case", ["baichuan", "chatglm", "chatglm-unbiased"])
+def test_an_onnx_graph_computes_the_same(built: Any, tmp_path: Path, case: str, flavor: str) -> None:
+    source, expected = built(case)
+    convert(source, tmp_path / "onnx", to="onnx", dtype="float32", flavor=flavor)
+    assert_onnx_agrees(tmp_path / "onnx", expected)

@@ -12,7 +12,7 @@ import pytest
 from nemoconv.converters.run.convert import convert
 
 from . import models
-from .checks import assert_megatron_agrees, megatron_difference
+from .checks import assert_megatron_agrees, assert_onnx_agrees, megatron_difference
 from .worlds import World
 
 pytest.importorskip("transformers")
@@ -122,6 +122,8 @@ def test_without_the_further_layer_it_is_a_qwen2(
     report = convert(source, tmp_path / "nemo", to="nemo2", allow_ignored=ignored)
     assert any("predict further tokens are left out" in note for note in report.notes)
     assert_megatron_agrees(gpt_world, tmp_path / "nemo", expected[:, :32], 1, "mimo without")
+    convert(source, tmp_path / "onnx", to="onnx", dtype="float32", allow_ignored=ignored)
+    assert_onnx_agrees(tmp_path / "onnx", expected[:, :32])
     convert(tmp_path / "nemo", tmp_path / "back", to="hf")
     assert json.loads((tmp_path / "back/config.json").read_text())["num_nextn_predict_layers"] == 0
     whole, back = models.tensors(source), models.tensors(tmp_path / "back")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nemoconv.mappings import architectures, described
+
 Config = Mapping[str, Any]
 
 DENSE: Config = {
@@ -374,6 +376,12 @@ MODELS: dict[str, tuple[str, Config]] = {
     "stablelm": ("StableLmForCausalLM", DENSE),
     "starcoder2": ("Starcoder2ForCausalLM", {**DENSE, "sliding_window": 20}),
     "t5": ("T5ForConditionalGeneration", T5),
+}
+#: what has no config here is a Llama by its own name
+MODELS |= {
+    name: (known.hf_class, DENSE)
+    for name in architectures()
+    if name not in MODELS and (known := described(name)) is not None and known.follows
 }
 #: the same architectures on other paths
 VARIANTS: dict[str, tuple[str, Config]] = {
