@@ -9,11 +9,17 @@ import pytest
 
 from . import models
 from .models import Variant
-from .worlds import World
+from .worlds import Nursery, World
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ranks_have_an_end() -> Iterator[None]:
+    yield
+    Nursery.close()
 
 
 @pytest.fixture(scope="session")
