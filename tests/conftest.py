@@ -22,6 +22,7 @@ HEAVY = frozenset(
     """torch accelerate transformers tokenizers sentencepiece psutil megatron peft einops gguf onnxruntime
     onnxruntime_genai onnx_asr sherpa_onnx kaldi_native_fbank""".split()
 )
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch and numpy are imported: tests are many and small
 Report = Any  # pytest.TestReport or pytest.CollectReport, with what the hooks below add
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of linux/prctl.h
 
@@ -32,6 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run what needs neither torch and its like nor a GPU nor much time; other skips are failures",
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A process for each core for all tests; none beside this where paths are given."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return 0
+    return min(len(os.sched_getaffinity(0)), 8)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -135,9 +144,12 @@ def _nothing_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
 
 
 def _files() -> set[Path]:
-    """All files of the source tree but those of git and what tools keep for their next run."""
+    """All files of the source tree but those of git and what tools keep for their next run.
+
+    None unless ``CI`` is set: elsewhere somebody may be working in it.
+    """
     found = set()
-    for folder, folders, files in os.walk(ROOT):
+    for folder, folders, files in os.walk(ROOT) if os.environ.get("CI") else ():
         folders[:] = [name for name in folders if not name.startswith((".", "__pycache__"))]
         found |= {Path(folder, name) for name in files}
     return found
