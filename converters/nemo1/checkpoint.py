@@ -161,7 +161,7 @@ class NeMo1Checkpoint(Checkpoint):
             tensor = self._weights.stored(name, rule, sizes, in_blocks=self._in_blocks)
         if not self._shifted or name not in self._shifted:
             return tensor
-        from ...resharding.decode.shifted import less_one
+        from ...resharding.decode.offset_norms import less_one
 
         return less_one(tensor)
 

@@ -1,24 +1,26 @@
-"""An ONNX model as a checkpoint: Hugging Face names where they can be proved, else the graph's own."""
+"""An ONNX model as a checkpoint: Hugging Face names where they can be proved, else the graph's own.
+
+A speech model that nemoconv wrote is several graphs, which are read as one with the initializers of all.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedError, UnsupportedFormat, some
-from ...formats.onnx.file import OnnxFile, read_onnx
+from ...formats.onnx.file import Initializer, OnnxFile, read_onnx
 from ...formats.text import plain_json
 from ...mappings import table_for
 from ...mappings.hf.fields import INERT, Value, read_config
-from ...stores.files import SourceDir, SourceFile
+from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
 from ..base import HeldTensors, Model
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, read_hf_config
-from . import parts as onnx_parts
-from .names import names as onnx_names
-from .names.named import Named
+from .names.recover import RecoveredTensors, recover
 
 SUFFIX: Final = ".onnx"
 MODEL: Final = "model.onnx"
@@ -27,6 +29,11 @@ CONFIG: Final = "nemoconv.config"
 _CONFIG_FILE: Final = "config.json"
 #: where exporters put the model in a directory
 PLACES: Final = (MODEL, "onnx/" + MODEL)
+
+#: the key of metadata_props that lists the files of all graphs
+FILES: Final = "nemoconv.files"
+_FIRST_GRAPH: Final = "encoder-model.onnx"
+_MOST_GRAPHS: Final = 16
 
 
 def recognizes(path: Path) -> bool:
@@ -52,7 +59,7 @@ def locate(path: Path) -> tuple[SourceDir, str, str]:
         root, inner = path, next((name for name in PLACES if (path / name).exists()), "")
         if not inner:
             found = sorted(file.name for file in path.glob("*" + SUFFIX))
-            first = found[0] if len(found) == 1 else onnx_parts.first_of(root, found)
+            first = found[0] if len(found) == 1 else _first_of(root, found)
             if first is None:
                 raise UnsupportedFormat(
                     f"{path}: has {len(found)} ONNX models: {some(found)}",
@@ -82,7 +89,7 @@ class OnnxCheckpoint(HeldTensors):
         self.path = path
         self._folder, name, self._beside = locate(path)
         found = read_onnx(self._folder, name, self._beside)
-        self.onnx: OnnxFile = onnx_parts.whole(self._folder, found, self._beside)
+        self.onnx: OnnxFile = _whole(self._folder, found, self._beside)
         self._config = read_hf_config(config) if config is not None else self._own_config()
         self._approximate = approximate
         self._dtype: DType | None = None
@@ -116,7 +123,7 @@ class OnnxCheckpoint(HeldTensors):
             for name, held in self.onnx.initializers.items()
             if held.type.dtype is not None
         }
-        self._named: Named | None = None
+        self._named: RecoveredTensors | None = None
         self._problem: UnsupportedError | None = None
         try:
             if self._config is None:
@@ -125,7 +132,7 @@ class OnnxCheckpoint(HeldTensors):
                     hint="pass --config with the model's config.json; --to safetensors needs none",
                 )
             table = table_for(self._config, str(self.path))
-            self._named = onnx_names.recover(
+            self._named = recover(
                 self.onnx, table, self._config, approximate=self._approximate, dtype=self._dtype
             )
         except UnsupportedError as error:
@@ -237,3 +244,70 @@ class OnnxCheckpoint(HeldTensors):
 
     def close(self) -> None:
         self._folder.close()
+
+
+def _first_of(root: Path, names: list[str]) -> str | None:
+    """The graph to begin with, of ``names`` in a directory, if they are one model that nemoconv wrote."""
+    if _FIRST_GRAPH not in names:
+        return None
+    folder = SourceDir(root)
+    try:
+        return _FIRST_GRAPH if FILES in read_onnx(folder, _FIRST_GRAPH).metadata else None
+    finally:
+        folder.close()
+
+
+def _whole(folder: Folder, onnx: OnnxFile, beside: str) -> OnnxFile:
+    """``onnx`` with what the other graphs of its model hold; itself, where it is the only one.
+
+    Raises CorruptCheckpoint for graphs that do not belong together.
+    """
+    names = onnx.metadata.get(FILES, "").split()
+    own = onnx.file.name.rpartition("/")[2]
+    if not names:
+        return onnx
+    if own not in names or len(names) > _MOST_GRAPHS or len(set(names)) != len(names):
+        raise CorruptCheckpoint(
+            f"{onnx.file.path}: {FILES} is {' '.join(names)!r}, which does not name this file"
+        )
+    for name in names:
+        if name == own:
+            continue
+        other = read_onnx(folder, f"{beside}/{name}" if beside else name, beside)
+        if any(
+            other.metadata.get(key) != onnx.metadata.get(key) for key in {*other.metadata, *onnx.metadata}
+        ):
+            raise CorruptCheckpoint(
+                f"{other.file.path}: says of itself what {own} does not",
+                hint="graphs of two models seem to be mixed",
+            )
+        onnx = _joined(onnx, other)
+    return onnx
+
+
+def _joined(onnx: OnnxFile, other: OnnxFile) -> OnnxFile:
+    initializers = dict(onnx.initializers)
+    for name, held in other.initializers.items():
+        if not held.external:
+            continue  # constants of a graph, whose names each graph counts for itself
+        known = initializers.setdefault(name, held)
+        if _place(known) != _place(held):
+            raise CorruptCheckpoint(f"{other.file.path}: {name!r} lies elsewhere than {onnx.file.name} says")
+    return replace(
+        onnx,
+        inputs=(*onnx.inputs, *other.inputs),
+        outputs=(*onnx.outputs, *other.outputs),
+        nodes=(*onnx.nodes, *other.nodes),
+        initializers=initializers,
+    )
+
+
+def _place(held: Initializer) -> tuple[object, ...]:
+    return (
+        held.file.name if held.file else None,
+        held.offset,
+        held.nbytes,
+        held.shape,
+        held.type,
+        held.external,
+    )

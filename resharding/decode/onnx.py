@@ -13,11 +13,11 @@ import numpy
 from ...errors import CorruptCheckpoint
 from ...tensors.stored import StoredTensor
 from .arithmetic import Array
-from .quantized import Encoding
+from .quantized import Encoding, read_run
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedIntegers:
     """Rows of integers of ``bits`` bits in the bytes of ``stored``, ``stride`` of them a row."""
 
     stored: StoredTensor
@@ -37,7 +37,7 @@ class Packed:
         """``count`` integers of a row, as int32."""
         first, per_byte = row * self.stride + column, 8 // self.bits
         low, high = first // per_byte, -(-(first + count) // per_byte)
-        held = _bytes(self.stored, low, high - low)
+        held = read_run(self.stored, low, high - low)
         if self.bits == 8:
             return held.view(numpy.int8 if self.signed else numpy.uint8).astype(numpy.int32)
         shifts = numpy.arange(per_byte, dtype=numpy.uint8) * self.bits
@@ -57,12 +57,12 @@ class Affine(Encoding):
 
     def __init__(
         self,
-        packed: Packed,
+        packed: PackedIntegers,
         scales: StoredTensor,
         shape: tuple[int, int],
         *,
         block: tuple[int, int],
-        zeros: Packed | int,
+        zeros: PackedIntegers | int,
     ) -> None:
         self.codes, self.scales, self.shape = packed.stored, scales, shape
         self.packed, self.block, self.zeros = packed, block, zeros
@@ -98,38 +98,12 @@ class Affine(Encoding):
         """The scale and zero point of each of some columns of a row of blocks, or of all together."""
         width = self.block[1]
         low, high = column // width, (column + count - 1) // width
-        number, size = high - low + 1, self.scales.dtype.itemsize
+        number = high - low + 1
         at = row * -(-self.shape[1] // width) + low
-        scales = _bytes(self.scales, at * size, number * size).view(self.scales.dtype.numpy())
+        scales = read_run(self.scales, at, number).view(self.scales.dtype.numpy())
         zeros = self.zeros if isinstance(self.zeros, int) else self.zeros.take(row, low, number)
         if number == 1:
             return scales, zeros
         inside = slice(column - low * width, column - low * width + count)
         spread = zeros if isinstance(zeros, int) else numpy.repeat(zeros, width)[inside]
         return numpy.repeat(scales, width)[inside], spread
-
-
-class LessOne(Encoding):
-    """The elements of a tensor, each less 1: what an exporter added."""
-
-    __slots__ = ()
-
-    def __init__(self, codes: StoredTensor) -> None:
-        self.codes = self.scales = codes
-        self.shape = codes.shape
-
-    def codes_at(self, first: int) -> int:
-        return first * self.codes.dtype.itemsize
-
-    def decode(self, first: int, target: Array) -> None:
-        size = self.codes.dtype.itemsize
-        held = _bytes(self.codes, first * size, len(target) * size).view(self.codes.dtype.numpy())
-        target[:] = held - held.dtype.type(1)
-
-
-def _bytes(tensor: StoredTensor, first: int, count: int) -> Array:
-    """Bytes of a tensor that lies in C order in one extent."""
-    (extent,) = tensor.extents
-    buffer = numpy.empty(count, numpy.uint8)
-    extent.file.read_into(extent.offset + first, buffer.data)
-    return buffer

@@ -1,24 +1,27 @@
-"""What feeds what in an ONNX graph, and where its attention is.
+"""Which weights feed which in an ONNX graph, and where its attentions are.
 
-Exporters rename, transpose and reorder, but they cannot change what feeds what. A value's *sources* are the
-linear layers and looked-up tables whose output reaches it without passing through another linear layer, its
-*sinks* the linear layers that it reaches in the same way, both as sets of bits. With these two a
-transformer's parts can be told from one another (:mod:`nemoconv.converters.onnx.names.places`).
+Exporters rename, transpose and reorder, but they cannot change what feeds what. The *sources* of a value are
+the linear layers and looked-up tables whose output reaches it without passing through another linear layer;
+its *sinks* are the linear layers that it reaches in the same way. Both are numbers with one bit for each
+layer or table (:mod:`nemoconv.converters.onnx.names.consumers`). With these two the parts of a transformer
+can be told from one another (:mod:`nemoconv.converters.onnx.names.places`).
+
+An *attention sink* is something else: a logit for each head that takes part in the softmax and has no value.
+onnxruntime's operator is given them as an input; elsewhere they are one more column of the scores, or of the
+mask that is added to the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
 
 from ....errors import UnsupportedError
 from ....formats.onnx.file import Node, OnnxFile
-from .operations import Operations
-from .sinks import find_sinks
-from .values import MICROSOFT
-from .weighted import Linear, Weight
+from .consumers import Consumers, Linear
+from .values import MICROSOFT, InitializerView, Values, is_weight
 
 #: operations whose result depends on no element of their input
 _SHAPE_ONLY: Final = frozenset({"Shape", "Size"})
@@ -32,22 +35,27 @@ ATTENTIONS: Final = {
 ACTIVATIONS: Final = frozenset(
     {"Sigmoid", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Erf", "Tanh", "Swish", "Relu", "HardSigmoid"}
 )
+#: the position of the input that is attention sinks, or a mask or scores with them
+_SINKS: Final = {"GroupQueryAttention": 11, "Attention": 3, "Softmax": 0}
+_MOST: Final = 8  # operations in a row that only move or repeat elements
+_MOVED: Final = frozenset({"Expand", "Reshape", "Unsqueeze", "Cast", "CastLike"})
 
 
 @dataclass(frozen=True, slots=True)
-class Attention:
-    """Values that are query, key and value of an attention. ``packed``: they are one value, in this
-    order along its last axis. ``sinks``: logits that take part in the softmax and have no value."""
+class AttentionOperands:
+    """The values that are query, key and value of an attention, whose node is its operator or its Softmax.
+    ``packed``: they are one value, in this order along its last axis. ``sinks``: a logit for each head that
+    takes part in the softmax and has no value."""
 
     node: Node
     query: str
     key: str
     value: str
     packed: bool
-    sinks: Weight | None = None
+    sinks: InitializerView | None = None
 
 
-class Dataflow(Operations):
+class Dataflow(Consumers):
     """The graph, read once forwards and once backwards."""
 
     def __init__(self, onnx: OnnxFile) -> None:
@@ -59,7 +67,7 @@ class Dataflow(Operations):
         self._flow_backwards()
 
     @cached_property
-    def attentions(self) -> list[Attention]:
+    def attentions(self) -> list[AttentionOperands]:
         """In the order of the graph. Raises UnsupportedError for a Softmax that is no attention."""
         return list(self._find_attentions())
 
@@ -75,42 +83,56 @@ class Dataflow(Operations):
         return next((linear for linear in self.linears if linear.bit == mask), None)
 
     def between(self, start: str) -> set[str]:
-        """Operations on the way from a value to the linear layers that it reaches."""
-        seen, todo, found = {start}, [start], set()
-        while todo:
-            for node in self.consumers.get(todo.pop(), ()):
-                if id(node) in self.linear_of or node.op in _SHAPE_ONLY:
-                    continue
-                found.add(node.op)
-                new = [output for output in node.outputs if output and output not in seen]
-                seen.update(new)
-                todo += new
-        return found
+        """Types of the nodes on the way from a value to the linear layers that it reaches."""
+
+        def onwards(node: Node) -> Iterable[str] | None:
+            return None if id(node) in self.linear_of or node.op in _SHAPE_ONLY else node.outputs
+
+        return {node.op for node in self.passed([start], onwards, forwards=True)}
 
     def after(self, start: str) -> list[Node]:
-        """Operations that a value reaches before the next linear layers, in the order of the graph."""
-        seen, todo, found = {start}, [start], {}
-        while todo:
-            for node in self.consumers.get(todo.pop(), ()):
-                if id(node) in self.linear_of or id(node) in self.lookup_of or node.op in _SHAPE_ONLY:
-                    continue
-                found[self._order[id(node)]] = node
-                new = [output for output in node.outputs if output and output not in seen]
-                seen.update(new)
-                todo += new
+        """The nodes that a value reaches before the next linear layers, in the order of the graph."""
+
+        def onwards(node: Node) -> Iterable[str] | None:
+            return None if self.has_weight(node) or node.op in _SHAPE_ONLY else node.outputs
+
+        found = {self._order[id(node)]: node for node in self.passed([start], onwards, forwards=True)}
         return [found[number] for number in sorted(found)]
 
     def inputs_of(self, value: str) -> set[str]:
         """The inputs of the graph whose elements a value is made from."""
-        seen, todo = {value}, [value]
+
+        def back(node: Node) -> Iterable[str] | None:
+            return None if node.op in _SHAPE_ONLY else self.read(node)
+
+        made_of = {value}
+        for node in self.passed([value], back, forwards=False):
+            made_of.update(self.read(node))
+        return {given.name for given in self.onnx.inputs} & made_of
+
+    def has_weight(self, node: Node) -> bool:
+        """Whether a node is a linear layer or looks up a table."""
+        return id(node) in self.linear_of or id(node) in self.lookup_of
+
+    def passed(
+        self, start: Iterable[str], onwards: Callable[[Node], Iterable[str] | None], *, forwards: bool
+    ) -> Iterator[Node]:
+        """The nodes on the ways from some values, to consumers or (not ``forwards``) to producers; a node may
+        come several times. ``onwards`` gives the values to go on with behind a node, None for one that is not
+        passed."""
+        todo = list(start)
+        seen = set(todo)
         while todo:
-            made = self.producer.get(todo.pop())
-            if made is None or made.op in _SHAPE_ONLY:
-                continue
-            new = [v for v in self.read(made) if v and v not in seen]
-            seen.update(new)
-            todo += new
-        return {given.name for given in self.onnx.inputs} & seen
+            value = todo.pop()
+            maker = self.producer.get(value)
+            for node in self.consumers.get(value, ()) if forwards else (maker,) if maker else ():
+                following = onwards(node)
+                if following is None:
+                    continue
+                yield node
+                new = [name for name in following if name and name not in seen]
+                seen.update(new)
+                todo += new
 
     def _flow_forwards(self) -> None:
         for node in self.onnx.nodes:
@@ -152,24 +174,24 @@ class Dataflow(Operations):
     def _reaches(self, value: str, mask: int) -> None:
         self.sinks[value] = self.sinks.get(value, 0) | mask
 
-    def _find_attentions(self) -> Iterator[Attention]:
+    def _find_attentions(self) -> Iterator[AttentionOperands]:
         for node in self.onnx.nodes:
             if (node.domain, node.op) in ATTENTIONS:
                 bias = ATTENTIONS[node.domain, node.op]
                 if bias is not None and len(node.inputs) > bias and node.inputs[bias]:
                     raise UnsupportedError(f"{self.where}: {node} adds biases that belong to projections")
                 query, key, value = (*node.inputs, "", "")[:3]
-                sinks = find_sinks(self, node)
+                sinks = _sinks_of(self, node)
                 if key or value:
-                    yield Attention(node, query, key, value, packed=False, sinks=sinks)
+                    yield AttentionOperands(node, query, key, value, packed=False, sinks=sinks)
                 else:
-                    yield Attention(node, query, query, query, packed=True, sinks=sinks)
+                    yield AttentionOperands(node, query, query, query, packed=True, sinks=sinks)
             elif node.op == "Softmax" and self.sources.get(node.inputs[0]):
                 scores = self._search(node.inputs, forwards=False)
                 if scores:  # else it is a router's, or a head's
                     yield self._around_softmax(node, scores)
 
-    def _around_softmax(self, softmax: Node, scores: Mapping[int, Node]) -> Attention:
+    def _around_softmax(self, softmax: Node, scores: Mapping[int, Node]) -> AttentionOperands:
         """Attention as softmax(query @ key) @ value: the softmax is along keys, so its rows are queries."""
         if softmax.attributes.get("axis", -1) not in (-1, 3):
             raise UnsupportedError(f"{self.where}: {softmax} is not along the last axis")
@@ -183,40 +205,58 @@ class Dataflow(Operations):
         if not self.sources.get(mixed.inputs[1]) or self._depends(mixed.inputs[1], softmax):
             raise UnsupportedError(f"{self.where}: {mixed} does not weigh values by {softmax}")
         operands = product.inputs[0], product.inputs[1], mixed.inputs[1]
-        return Attention(softmax, *operands, packed=False, sinks=find_sinks(self, softmax))
+        return AttentionOperands(softmax, *operands, packed=False, sinks=_sinks_of(self, softmax))
 
     def _search(self, start: tuple[str, ...], *, forwards: bool) -> dict[int, Node]:
         """The nearest products of two values that linear layers feed."""
-        seen, todo = set(start), list(start)
-        found: dict[int, Node] = {}
-        while todo:
-            value = todo.pop()
-            producer = self.producer.get(value)
-            near = self.consumers.get(value, []) if forwards else [producer] if producer else []
-            for node in near:
-                if id(node) in self.linear_of or id(node) in self.lookup_of or node.op in _SHAPE_ONLY:
-                    continue
-                if node.op == "MatMul" and all(self.sources.get(value) for value in node.inputs):
-                    found[id(node)] = node
-                    continue
-                new = [v for v in (node.outputs if forwards else self.read(node)) if v and v not in seen]
-                seen.update(new)
-                todo += new
-        return found
+
+        def multiplies(node: Node) -> bool:
+            return node.op == "MatMul" and all(self.sources.get(value) for value in node.inputs)
+
+        def onwards(node: Node) -> Iterable[str] | None:
+            if self.has_weight(node) or node.op in _SHAPE_ONLY:
+                return None
+            return () if multiplies(node) else node.outputs if forwards else self.read(node)
+
+        passed = self.passed(start, onwards, forwards=forwards)
+        return {id(node): node for node in passed if multiplies(node)}
 
     def _depends(self, value: str, node: Node) -> bool:
-        """Whether a value is made from what a node gives."""
-        seen, todo = {value}, [value]
-        while todo:
-            made = self.producer.get(todo.pop())
-            if made is node:
-                return True
-            if made is None or id(made) in self.linear_of or id(made) in self.lookup_of:
-                continue
-            new = [v for v in self.read(made) if v and v not in seen]
-            seen.update(new)
-            todo += new
-        return False
+        """Whether a value is made from what a node gives, which has no weight."""
+
+        def back(made: Node) -> Iterable[str] | None:
+            return None if self.has_weight(made) else self.read(made)
+
+        return any(made is node for made in self.passed([value], back, forwards=False))
+
+
+def _sinks_of(values: Values, node: Node) -> InitializerView | None:
+    """The sinks of an attention, or of a softmax that is one, as a vector; None where it has none."""
+    place = _SINKS.get(node.op)
+    value = node.inputs[place] if place is not None and len(node.inputs) > place else ""
+    if not value or node.op == "GroupQueryAttention":
+        return _vector(values, value) if value else None
+    made = values.producer.get(value)
+    while made is not None and made.op in ("Cast", "Identity", "Sub"):  # less the greatest of a row
+        made = values.producer.get(made.inputs[0])
+    if made is None or made.op != "Concat" or len(made.inputs) != 2:
+        return None
+    return _vector(values, made.inputs[1])
+
+
+def _vector(values: Values, value: str, depth: int = 0) -> InitializerView | None:
+    """The one weight with a single axis that a value is made of, perhaps repeated, or added to nothing."""
+    held = values.onnx.initializers.get(value)
+    if held is not None:
+        weight = InitializerView(held, flat=True)
+        return weight if sum(size > 1 for size in held.shape) == 1 and is_weight(weight) else None
+    made = values.producer.get(value)
+    if made is None or depth > _MOST:
+        return None
+    if made.op == "Add":
+        found = [_vector(values, one, depth + 1) for one in made.inputs[:2]]
+        return next((weight for weight in found if weight is not None), None)
+    return _vector(values, made.inputs[0], depth + 1) if made.op in _MOVED else None
 
 
 def _union(masks: Iterable[int]) -> int:

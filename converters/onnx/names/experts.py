@@ -1,18 +1,19 @@
 """Which expert is which in a mixture of experts, proved from how the graph chooses tokens for each.
 
-The router's rows number the experts. A graph takes the best of what the router gives (TopK), and for every
-expert looks up the tokens that it was chosen for (NonZero): in a column of a matrix into which the indices of
-the TopK were scattered, or at an index of the axis that a OneHot of these indices has added.
+The rows of the router's weight number the experts. A graph takes the best of the router's scores (TopK), and
+for every expert looks up the tokens that it was chosen for (NonZero): in a column of a matrix into which the
+indices of the TopK were scattered, or at an index of the axis that a OneHot of these indices has added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from ....formats.onnx.file import Node
+from .consumers import Linear
 from .dataflow import Dataflow
-from .weighted import Linear, Weight
+from .values import InitializerView
 
 #: operations that leave the order of experts as it is
 _SAME: Final = frozenset({"Cast", "CastLike", "Identity", "Softmax", "Sigmoid"})
@@ -27,11 +28,7 @@ def expert_of(flow: Dataflow, linear: Linear, router: Linear) -> int | None:
     if len(chosen) != 1:
         return None
     (node,) = chosen.values()
-    value = node.inputs[0]
-    made = flow.producer.get(value)
-    while made is not None and made.op in _RESHAPED:
-        value = made.inputs[0]
-        made = flow.producer.get(value)
+    value, made = _behind(flow, node.inputs[0], _RESHAPED)
     if made is None:
         return None
     if made.op == "Split":
@@ -41,32 +38,38 @@ def expert_of(flow: Dataflow, linear: Linear, router: Linear) -> int | None:
 
 def picks_experts(flow: Dataflow, linear: Linear, router: Linear) -> bool:
     """Whether a layer multiplies each token with the matrices of the best experts, in the router's order."""
-    value = linear.chosen
+    if linear.weight.initializer.shape[0] != router.rows:
+        return False
     if linear.node.op == "MoE":  # which is given all that the router gives
-        return linear.weight.initializer.shape[0] == router.rows and _is_given(flow, value, router)
+        return _is_given(flow, linear.chosen, router)
+    value, _ = _behind(flow, linear.chosen, _RESHAPED)
+    return _are_best(flow, value, router)
+
+
+def _behind(flow: Dataflow, value: str, operations: Collection[str]) -> tuple[str, Node | None]:
+    """(value, its producer) that a value is, seen through nodes of some types."""
     made = flow.producer.get(value)
-    while made is not None and made.op in _RESHAPED:
+    while made is not None and made.op in operations:
         value = made.inputs[0]
         made = flow.producer.get(value)
-    return linear.weight.initializer.shape[0] == router.rows and _are_best(flow, value, router)
+    return value, made
 
 
 def _choices(flow: Dataflow, value: str, router: Linear) -> Mapping[int, Node]:
     """The NonZero operations that choose the rows of a value by what the router gives."""
-    seen, todo, found = {value}, [value], {}
-    while todo:
-        made = flow.producer.get(todo.pop())
-        if made is None or id(made) in flow.linear_of or id(made) in flow.lookup_of:
-            continue
-        if made.op == "NonZero" and flow.sources.get(made.inputs[0], 0) & router.bit:
-            found[id(made)] = made
-            continue
+
+    def chooses(node: Node) -> bool:
+        return node.op == "NonZero" and bool(flow.sources.get(node.inputs[0], 0) & router.bit)
+
+    def back(node: Node) -> Iterable[str] | None:
+        if flow.has_weight(node):
+            return None
         # what the router has no part in is the residual stream, which goes back to the first layer
-        fed = (one for one in flow.read(made) if flow.sources.get(one, 0) & router.bit)
-        new = [one for one in fed if one not in seen]
-        seen.update(new)
-        todo += new
-    return found
+        fed = [one for one in flow.read(node) if flow.sources.get(one, 0) & router.bit]
+        return () if chooses(node) else fed
+
+    passed = flow.passed([value], back, forwards=False)
+    return {id(node): node for node in passed if chooses(node)}
 
 
 def _column(flow: Dataflow, split: Node, value: str, router: Linear) -> int | None:
@@ -97,10 +100,7 @@ def _one_hot(flow: Dataflow, gather: Node, router: Linear) -> int | None:
 
 def _are_best(flow: Dataflow, value: str, router: Linear) -> bool:
     """Whether a value is the numbers of the best experts."""
-    top = flow.producer.get(value)
-    while top is not None and top.op in ("Cast", "Identity"):
-        value = top.inputs[0]
-        top = flow.producer.get(value)
+    value, top = _behind(flow, value, ("Cast", "Identity"))
     if top is None or top.op != "TopK" or list(top.outputs[1:]) != [value]:
         return False
     if top.attributes.get("axis", -1) not in (-1, 1):
@@ -124,7 +124,7 @@ def _is_given(flow: Dataflow, scores: str, router: Linear) -> bool:
     return True
 
 
-def correction(flow: Dataflow, router: Linear) -> Weight | None:
+def correction(flow: Dataflow, router: Linear) -> InitializerView | None:
     """What is added to the scores of all tokens for choosing experts only: a number for each expert."""
     scores = {router.output}
     for node in flow.after(router.output):

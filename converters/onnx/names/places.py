@@ -12,18 +12,20 @@ from __future__ import annotations
 
 from typing import Final
 
-from ....errors import UnsupportedError
+from ....errors import UnsupportedError, some
+from .chain import Chain, Layer, LinearRows, unknown
+from .consumers import Linear, Lookup, Normalization
 from .dataflow import Dataflow
-from .layers import Chain
-from .model_parts import Layer, Part, Place
-from .tables import find_tables
-from .weighted import Linear, Lookup, Norm, Weight
+from .roles import WeightPlace
+from .values import InitializerView
 
 #: what the heads of an encoder feed, by the role of the head
 _AFTER: Final = {"pooler": "next sentence", "transform": "predictions"}
 
 
-def find_places(flow: Dataflow, *, post_norm: bool = False, neighbours: bool = False) -> dict[Place, Weight]:
+def find_places(
+    flow: Dataflow, *, post_norm: bool = False, neighbours: bool = False
+) -> dict[WeightPlace, InitializerView]:
     """The place of every weight. ``post_norm``: norms stand in the residual stream, after attention and MLP;
     ``neighbours``: the model rotates neighbouring elements of a head, not halves.
 
@@ -38,20 +40,22 @@ def find_places(flow: Dataflow, *, post_norm: bool = False, neighbours: bool = F
             raise UnsupportedError(
                 f"{flow.where}: {attention.node} rotates {pairs[paired]}, not {pairs[neighbours]}"
             )
-    return _Walk(flow, post_norm=post_norm).places()
+    return _PlaceFinder(flow, post_norm=post_norm).places()
 
 
-class _Walk:
+class _PlaceFinder:
     def __init__(self, flow: Dataflow, *, post_norm: bool) -> None:
         self._flow, self._post_norm = flow, post_norm
-        self._tables = find_tables(flow)
+        self._tables = _tables_of(flow)
         self._stream = 0
         for table in self._tables.values():
             self._stream |= table.bit
         self._chain = Chain(flow, self._stream)
-        self._found: dict[Place, Weight] = {Place(role): table.weight for role, table in self._tables.items()}
+        self._found: dict[WeightPlace, InitializerView] = {
+            WeightPlace(role): table.weight for role, table in self._tables.items()
+        }
 
-    def places(self) -> dict[Place, Weight]:
+    def places(self) -> dict[WeightPlace, InitializerView]:
         residual, streams = self._stream, [self._stream]
         layers: list[Layer] = []
         for attention in self._flow.attentions:
@@ -67,9 +71,9 @@ class _Walk:
                 placed.add(id(part.linear))
             for role, weight in (("sinks", layer.sinks), ("router correction", layer.mlp.correction)):
                 if weight is not None:
-                    self._found[Place(role, number)] = weight
+                    self._found[WeightPlace(role, number)] = weight
         for role, linear in tail.items():
-            self._put(Place(role), Part(linear))
+            self._put(WeightPlace(role), LinearRows(linear))
             placed.add(id(linear))
         self._chain.refuse_rest([one.weight.name for one in self._flow.linears if id(one) not in placed])
         known = {id(table) for table in self._tables.values()}
@@ -80,7 +84,7 @@ class _Walk:
         self._place_norms(layers, streams, tail)
         return self._found
 
-    def _put(self, place: Place, part: Part) -> None:
+    def _put(self, place: WeightPlace, part: LinearRows) -> None:
         self._found[place] = part.weight
         if part.bias is not None:
             self._found[place.of("bias")] = part.bias
@@ -116,7 +120,7 @@ class _Walk:
         own = {place: mask for number, layer in enumerate(layers) for place, mask in layer.norms(number)}
         by_sources = {mask: place for place, mask in own.items()}
         if "transform" in tail:
-            by_sources[tail["transform"].bit] = Place("transform norm")
+            by_sources[tail["transform"].bit] = WeightPlace("transform norm")
         stream = self._stream_norms(layers, streams, tail)
         left = []
         for norm in self._flow.norms:
@@ -134,25 +138,29 @@ class _Walk:
 
     def _stream_norms(
         self, layers: list[Layer], streams: list[int], tail: dict[str, Linear]
-    ) -> dict[int, tuple[Place, int]]:
+    ) -> dict[int, tuple[WeightPlace, int]]:
         """Norms of what the residual stream holds: place, and the layers that it feeds next, by sources."""
-        found: dict[int, tuple[Place, int]] = {}
+        found: dict[int, tuple[WeightPlace, int]] = {}
         heads = 0
         for role, linear in tail.items():
             heads |= linear.bit if role not in _AFTER.values() else 0
         for number, layer in enumerate(layers):
             before, between = ("input norm", "mlp norm")
-            place = Place(before, number)
+            place = WeightPlace(before, number)
             if self._post_norm:
-                place = Place("mlp output norm", number - 1) if number else Place("embedding norm")
+                place = (
+                    WeightPlace("mlp output norm", number - 1) if number else WeightPlace("embedding norm")
+                )
                 between = "attention output norm"
             found[streams[number]] = place, layer.projected
-            found[streams[number] | layer.out.bit] = Place(between, number), layer.mlp.widened
-        last = Place("mlp output norm", len(layers) - 1) if self._post_norm else Place("final norm")
+            found[streams[number] | layer.out.bit] = WeightPlace(between, number), layer.mlp.widened
+        last = (
+            WeightPlace("mlp output norm", len(layers) - 1) if self._post_norm else WeightPlace("final norm")
+        )
         found[streams[-1]] = last, heads
         return found
 
-    def _on(self, norm: Norm, stream: dict[int, tuple[Place, int]]) -> Place | None:
+    def _on(self, norm: Normalization, stream: dict[int, tuple[WeightPlace, int]]) -> WeightPlace | None:
         """The place of a norm of the residual stream: in the stream itself it reaches all later layers,
         beside it only those that it stands before."""
         place, feeds = stream.get(self._chain.sources(*norm.data), (None, 0))
@@ -160,11 +168,47 @@ class _Walk:
         return place if (reached & feeds if self._post_norm else reached) == feeds else None
 
     @staticmethod
-    def _packed_norm(layers: list[Layer], norm: Norm) -> Place | None:
+    def _packed_norm(layers: list[Layer], norm: Normalization) -> WeightPlace | None:
         """A norm of queries or keys that one projection makes together."""
         for number, layer in enumerate(layers):
-            rows = layer.spans.rows(norm.data[0]) if layer.spans is not None else None
+            rows = layer.row_flow.rows(norm.data[0]) if layer.row_flow is not None else None
             for role in ("query", "key"):
                 if rows is not None and rows == layer.mixed[role].rows:
-                    return Place(f"{role} norm", number)
+                    return WeightPlace(f"{role} norm", number)
         return None
+
+
+def _tables_of(flow: Dataflow) -> dict[str, Lookup]:
+    """By role: "embedding", "token types", "positions". They alone feed the first attention, and are told
+    apart by the input of the graph that says which rows are taken. Raises MappingError."""
+    first = _first_sources(flow)
+    found: dict[str, Lookup] = {}
+    for lookup in flow.lookups:
+        if not first & lookup.bit:
+            continue
+        given = flow.inputs_of(lookup.node.inputs[1])
+        role = (
+            "embedding"
+            if "input_ids" in given
+            else "token types"
+            if "token_type_ids" in given
+            else "positions"
+        )
+        if role in found:
+            names = some([found[role].weight.name, lookup.weight.name])
+            raise unknown(flow, f"two tables look like that of {role}: {names}")
+        found[role] = lookup
+        first &= ~lookup.bit
+    if first or "embedding" not in found:
+        raise unknown(flow, "no table was found that is looked up by input_ids and feeds the first attention")
+    return found
+
+
+def _first_sources(flow: Dataflow) -> int:
+    """What feeds the linear layer that makes the first attention's queries."""
+    if not flow.attentions:
+        raise unknown(flow, "no attention was found")
+    linear = flow.one(flow.sources.get(flow.attentions[0].query, 0) & flow.linear_mask())
+    if linear is None:
+        raise unknown(flow, "no single linear layer makes the first attention's queries")
+    return flow.sources.get(linear.data, 0)

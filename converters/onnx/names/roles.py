@@ -8,7 +8,7 @@ its kind ("predictions bias") is that of the tensor itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ....mappings import described
@@ -17,12 +17,31 @@ from ....mappings.blocks.attention import Attention
 from ....mappings.blocks.names import ROLES
 from ....mappings.blocks.stack import Stack
 from ....mappings.table import Table
-from .model_parts import Place
 
 #: what the reader calls roles that name a tensor
 _WORDS: Final = {"sinks": "sinks weight", "correction": "router correction weight"}
 #: roles of a dense MLP, which no layer has where all have experts
 _DENSE: Final = frozenset({"gate", "up", "down"})
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlace:
+    """A part of a model: ``role`` ("query", "mlp norm", ...) in a layer, or outside the layers; ``expert``:
+    of this one of several alike."""
+
+    role: str
+    layer: int | None = None
+    kind: str = "weight"
+    expert: int | None = None
+
+    def of(self, kind: str) -> WeightPlace:
+        return replace(self, kind=kind)
+
+    def __str__(self) -> str:
+        expert = f" of expert {self.expert}" if self.expert is not None else ""
+        return f"{self.role} {self.kind}{expert}" + (
+            f" of layer {self.layer}" if self.layer is not None else ""
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +63,7 @@ class Roles:
     in_out: bool = False
     stacked: bool = False
 
-    def name(self, place: Place) -> str | None:
+    def name(self, place: WeightPlace) -> str | None:
         """Hugging Face's name of a weight, None for one that the architecture does not have."""
         role = place.role if place.expert is None else f"expert {place.role}"
         whole = self.names.get(f"{role} {place.kind}")

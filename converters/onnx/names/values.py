@@ -1,12 +1,17 @@
-"""The values of an ONNX graph: what gives them, what takes them, and those that are constants."""
+"""The values of an ONNX graph: the node that produces each, the nodes that consume it, and what it holds.
+
+A value is an input of the graph, an initializer (a stored tensor) or the output of a node. A weight seldom
+reaches its consumer as it is stored: exporters put a Transpose, a Cast or a DequantizeLinear in between, or
+take one matrix of a stack. :meth:`Values.weight` looks through those.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
 from ....errors import CorruptCheckpoint, UnsafeCheckpoint
-from ....formats.onnx.file import Node, OnnxFile
-from .weighted import Weight
+from ....formats.onnx.file import Initializer, Node, OnnxFile
 
 MICROSOFT: Final = "com.microsoft"
 #: how many inputs an operation must have that is looked at here
@@ -28,8 +33,50 @@ _KINDS: Final = {"axis": int, "perm": tuple, "start": int, "end": int, "transB":
 _LOOKED_AT: Final = frozenset({*_LEAST, "Split", "Slice", "Concat", "Shape", "ScatterElements", "NonZero"})
 
 
+class Rows(NamedTuple):
+    """Of every ``period`` rows, the ``length`` from ``first`` on."""
+
+    first: int
+    length: int
+    period: int
+
+
+@dataclass(frozen=True, slots=True)
+class InitializerView:
+    """An initializer as its consumer sees it: perhaps transposed, with 1 added, or decoded by ``decoder``
+    (a DequantizeLinear or MatMulNBits node). ``rows``: only these of what it is then. ``item``: only this
+    one of the matrices that are stacked in it. ``flat``: its elements as a vector."""
+
+    initializer: Initializer
+    transposed: bool = False
+    plus_one: bool = False
+    decoder: Node | None = None
+    rows: Rows | None = None
+    item: int | None = None
+    flat: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.initializer.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it is stored: of one of several, without the axis along which they are stacked."""
+        return self.initializer.shape[0 if self.item is None else 1 :]
+
+
+def is_weight(weight: InitializerView) -> bool:
+    kind = weight.initializer.type
+    return weight.decoder is not None or kind.dtype is None or kind.dtype.is_floating_point
+
+
+def is_vector(weight: InitializerView) -> bool:
+    shape = weight.shape
+    return len(shape) == 1 and shape[0] > 1 and is_weight(weight)
+
+
 class Values:
-    """The values of a graph by name.
+    """The values of a graph by name, with the producer and the consumers of each.
 
     Raises CorruptCheckpoint for nodes out of order, UnsupportedError for sub-graphs and functions.
     """
@@ -43,7 +90,7 @@ class Values:
         self._index()
 
     def integers(self, value: str) -> list[int] | None:
-        """The numbers of a constant."""
+        """The whole numbers of a constant; None for what is computed."""
         array = self.constant(value)
         if array is None or array.dtype.kind not in "iu":
             return None
@@ -84,9 +131,17 @@ class Values:
             return None
         return held.values()
 
-    def weight(self, value: str) -> Weight | None:
+    def added_to(self, value: str) -> tuple[str, str] | None:
+        """(the other operand, the sum) where an Add is the only consumer of ``value``."""
+        after = self.consumers.get(value, [])
+        if len(after) != 1 or after[0].op != "Add":
+            return None
+        (add,) = after
+        return add.inputs[1] if add.inputs[0] == value else add.inputs[0], add.outputs[0]
+
+    def weight(self, value: str) -> InitializerView | None:
         """The initializer that ``value`` is, seen through casts, transposes and decoders, or one of the
-        matrices that are stacked in it."""
+        matrices that are stacked in it; None for what the graph computes."""
         transposed = plus_one = False
         decoder: Node | None = None
         item: int | None = None
@@ -112,7 +167,7 @@ class Values:
         held = self.onnx.initializers[value]
         if item is not None and (len(held.shape) < 2 or not 0 <= item < held.shape[0]):
             return None
-        return Weight(held, transposed, plus_one, decoder, item=item)
+        return InitializerView(held, transposed, plus_one, decoder, item=item)
 
     def _tensor(self, node: Node) -> Any:
         """The tensor that a Constant holds."""

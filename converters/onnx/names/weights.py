@@ -11,7 +11,7 @@ from ....formats.onnx.file import Initializer, Node
 from ....tensors.dtypes import BY_NAME, DType
 from ....tensors.stored import Extent, StoredTensor, contiguous_strides
 from .dataflow import Dataflow
-from .weighted import Weight
+from .values import InitializerView
 
 #: bits of the integer types that weights are quantised to, and whether they have a sign
 _CODES = {
@@ -43,7 +43,7 @@ class Weights:
         self.scales: set[str] = set()
 
     def tensor(
-        self, name: str, weight: Weight, *, offset_norm: bool = False, in_out: bool = False
+        self, name: str, weight: InitializerView, *, offset_norm: bool = False, in_out: bool = False
     ) -> StoredTensor:
         """``weight`` under ``name``. ``offset_norm``: the model adds 1 to what Hugging Face stores;
         ``in_out``: Hugging Face stores it [in, out].
@@ -89,16 +89,15 @@ class Weights:
             )
 
     def _less_one(self, tensor: StoredTensor) -> StoredTensor:
-        from ....resharding.decode.onnx import LessOne
+        from ....resharding.decode.offset_norms import LessOne, is_exact, rounding
         from ....resharding.decode.quantized import decoded
-        from .offsets import is_exact, rounding
 
         if not is_exact(tensor, self._original):
             self._allow(f"{tensor.name!r} holds a norm's weight plus 1, rounded: the weight itself is lost")
             self.folded[tensor.name] = rounding(tensor)
         return decoded(tensor.name, LessOne(tensor), tensor.dtype)
 
-    def _decode(self, weight: Weight) -> StoredTensor:
+    def _decode(self, weight: InitializerView) -> StoredTensor:
         node = weight.decoder
         assert node is not None
         self._allow(f"{weight.name!r} is quantized ({node.op} of {weight.initializer.type.name})")
@@ -169,23 +168,23 @@ class Weights:
     ) -> Any:
         """Unsigned codes whose rows are cut into blocks; ``places`` are the inputs with scales and zero
         points, which without the latter are in the middle of the codes."""
-        from ....resharding.decode.onnx import Affine, Packed
+        from ....resharding.decode.onnx import Affine, PackedIntegers
 
         scales, zeros = (self._given(node, place) for place in places)
         if scales is None or (zeros is not None and zeros.type.name != "UINT8"):
             raise UnsupportedError(
                 f"{self._flow.where}: {node} has no scales, or zero points that are not UINT8"
             )
-        points: Packed | int = 1 << (bits - 1)
+        points: PackedIntegers | int = 1 << (bits - 1)
         if zeros is not None:
             blocks = -(-shape[1] // width)
-            points = Packed(_as_bytes(zeros), bits, False, -(-blocks * bits // 8) * 8 // bits)
-        codes = Packed(_as_bytes(held), bits, False, stride)
+            points = PackedIntegers(_as_bytes(zeros), bits, False, -(-blocks * bits // 8) * 8 // bits)
+        codes = PackedIntegers(_as_bytes(held), bits, False, stride)
         return Affine(codes, scales.stored(), shape, block=(1, width), zeros=points)
 
     def _linear(self, held: Initializer, node: Node) -> Any:
         """DequantizeLinear: one scale, one for each index of an axis, or one for each block of an axis."""
-        from ....resharding.decode.onnx import Affine, Packed
+        from ....resharding.decode.onnx import Affine, PackedIntegers
 
         scales, zeros = self._given(node, 1), self._given(node, 2)
         if scales is None or held.type.name not in _CODES or len(held.shape) != 2 or not held.nbytes:
@@ -204,14 +203,14 @@ class Weights:
             block = (1, columns) if axis == 0 else (rows, 1)
         if not all(block):
             raise UnsupportedError(f"{self._flow.where}: {node} has scales for blocks of no size")
-        points: Packed | int = 0
+        points: PackedIntegers | int = 0
         if zeros is not None:
             if zeros.type != held.type:
                 raise UnsupportedError(
                     f"{self._flow.where}: {node} has zero points of type {zeros.type.name}"
                 )
-            points = Packed(_as_bytes(zeros), bits, signed, -(-columns // block[1]))
-        codes = Packed(_as_bytes(held), bits, signed, columns)
+            points = PackedIntegers(_as_bytes(zeros), bits, signed, -(-columns // block[1]))
+        codes = PackedIntegers(_as_bytes(held), bits, signed, columns)
         return Affine(codes, scales.stored(), (rows, columns), block=block, zeros=points)
 
 

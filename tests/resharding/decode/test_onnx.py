@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.resharding.decode.onnx import Affine, LessOne, Packed
+from nemoconv.resharding.decode.onnx import Affine, PackedIntegers
 from nemoconv.resharding.decode.quantized import decoded
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.memory_file import MemoryFile
@@ -46,9 +46,9 @@ def example(rows, columns, block, bits, signed, stride, seed=0):
     zeros = random.integers(low, high, grid).astype(numpy.int32)
     flat = codes.reshape(-1)
     flat = numpy.concatenate([flat, numpy.zeros(-flat.size % (8 // bits), numpy.int32)])
-    packed = Packed(stored(pack(flat, bits)), bits, signed, stride)
+    packed = PackedIntegers(stored(pack(flat, bits)), bits, signed, stride)
     flat = numpy.concatenate([zeros.ravel(), numpy.zeros(-zeros.size % (8 // bits), numpy.int32)])
-    points = Packed(stored(pack(flat, bits)), bits, signed, grid[1])
+    points = PackedIntegers(stored(pack(flat, bits)), bits, signed, grid[1])
     encoding = Affine(packed, stored(scales), (rows, columns), block=block, zeros=points)
 
     def spread(array):
@@ -121,14 +121,12 @@ def test_sizes_that_do_not_fit(change):
 
 def test_signs_and_order():
     def four(data, signed, bits=4):
-        return Packed(stored(numpy.frombuffer(data, numpy.uint8)), bits, signed, 4).take(0, 0, 4).tolist()
+        return (
+            PackedIntegers(stored(numpy.frombuffer(data, numpy.uint8)), bits, signed, 4)
+            .take(0, 0, 4)
+            .tolist()
+        )
 
     assert four(b"\x8f\x70", True) == [-1, -8, 0, 7]
     assert four(b"\x8f\x70", False) == [15, 8, 0, 7]
     assert four(b"\xe4", True, 2) == [0, 1, -2, -1]
-
-
-def test_less_one():
-    values = numpy.array([1.0, 1.5, 0.25, -3.0], numpy.float32)
-    tensor = decoded("n", LessOne(stored(values)), FLOAT32)
-    assert read_box(tensor, (1,), (3,)).tolist() == [0.5, -0.75, -4.0]

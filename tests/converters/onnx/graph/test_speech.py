@@ -7,7 +7,7 @@ import pytest
 from nemoconv.converters.onnx.graph import speech
 from nemoconv.converters.onnx.graph.architectures import find
 from nemoconv.converters.onnx.graph.builder import Weight
-from nemoconv.converters.onnx.names.names import required_shapes
+from nemoconv.converters.onnx.names.recover import required_shapes
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.model_parts import Place
 from nemoconv.converters.onnx.names.places import find_places
-from nemoconv.converters.onnx.names.weighted import Rows
+from nemoconv.converters.onnx.names.roles import WeightPlace
+from nemoconv.converters.onnx.names.values import Rows
 from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedError
 from nemoconv.formats.onnx.file import Node
 from nemoconv.formats.onnx.types import TYPES
@@ -138,7 +138,7 @@ def test_packed_projections():
     found = find_places(Dataflow(decoder(fused=True).onnx()))
     runs = {"query": (0, 6), "key": (6, 3), "value": (9, 3)}
     for role, run in runs.items():
-        weight = found[Place(role, 1)]
+        weight = found[WeightPlace(role, 1)]
         assert weight.name == "w1_qkv"
         assert weight.rows == Rows(*run, 12)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy
+import onnx_source
 import pytest
 import tiny
 
@@ -167,3 +170,48 @@ def test_other_quantizations(tmp_path):
 def test_dequantize_without_anything_quantized(tmp_path):
     tiny.write(tmp_path / "hf")
     assert "dequantize means nothing for hf -> hf" in refused(tmp_path / "hf", UsageError, 2, dequantize=True)
+
+
+def gemma(folder, *, dtype):
+    """The builder's Gemma, as of bfloat16 weights: (arrays of the model as uint16)."""
+    arrays = sample(folder, "genai_gemma", torch_dtype=dtype)
+    message = onnx.load(folder / "model.onnx", load_external_data=False)
+    data = numpy.fromfile(folder / "model.onnx.data", numpy.uint32) & numpy.uint32(0xFFFF0000)
+    arrays = {name: array & numpy.uint32(0xFFFF0000) for name, array in arrays.items()}
+    for tensor in message.graph.initializer:
+        told = {entry.key: int(entry.value) for entry in tensor.external_data if entry.key != "location"}
+        if "norm" in tensor.name:
+            name = tensor.name.replace("model.layers.2.final_norm_layernorm", "model.norm")
+            values = arrays[name].view(numpy.float32) + numpy.float32(1)
+            data[told["offset"] // 4 :][: len(values)] = values.view(numpy.uint32)
+    data.tofile(folder / "model.onnx.data")
+    return {name: (array >> 16).astype(numpy.uint16) for name, array in arrays.items()}
+
+
+def test_a_gemma_of_bfloat16_comes_back(tmp_path):
+    arrays = gemma(tmp_path / "model", dtype="bfloat16")
+    report = convert(tmp_path / "model", tmp_path / "out", to="hf", dtype="bfloat16", exact=True)
+    found = tiny.load(tmp_path / "out")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert numpy.array_equal(found[name], array), name
+    assert not any("LOSSY" in note for note in report.notes)
+
+
+def test_a_gemma_that_does_not_say_so_does_not(tmp_path):
+    gemma(tmp_path / "model", dtype="float32")
+    message = refused(tmp_path / "model", UnsupportedError, 5, dtype="bfloat16")
+    assert "holds a norm's weight plus 1, rounded: the weight itself is lost" in message
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["torch_dtype"] == "float32"
+    assert onnx_source.CONFIGS["gemma"]["torch_dtype"] == "float32"
+
+
+def test_what_torch_exports_of_a_gemma_of_bfloat16_comes_back(tmp_path):
+    """The exporter folds 1 + weight into constants."""
+    sample(tmp_path / "model", "dynamo-bfloat16_gemma2", torch_dtype="bfloat16")
+    convert(tmp_path / "model", tmp_path / "out", to="hf", dtype="bfloat16", exact=True)
+    found = tiny.load(tmp_path / "out")
+    told = onnx_source.arrays(onnx_source.CONFIGS["gemma2"], bfloat16=True)
+    assert found.keys() == told.keys()
+    for name, array in told.items():
+        assert numpy.array_equal(found[name], array >> 16), name

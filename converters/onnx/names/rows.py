@@ -1,9 +1,9 @@
-"""Which rows of a linear layer reach a value, where one layer makes several things at once.
+"""Which rows of a linear layer's weight reach a value, where one layer makes several things at once.
 
-A projection that is query, key and value together is cut along its last axis: by a Split, by Slices, all at
-once or group by group after a Reshape. Rows are followed forwards through such operations; whatever else
-happens to a value, it is made of no other rows than those that went in. What this finds for two values is
-therefore a proof when the rows are disjoint, and only then.
+A projection that is query, key and value together gives one value, which the graph cuts along its last axis:
+by a Split, by Slices, all at once or group by group after a Reshape. Rows are followed from that value to its
+consumers and theirs; whatever else happens to a value, it is made of no other rows than those that went in.
+What this finds for two values is therefore a proof when the rows are disjoint, and only then.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ....formats.onnx.file import Node
+from .consumers import Linear
 from .dataflow import ATTENTIONS, Dataflow
-from .weighted import Linear, Rows
+from .values import Rows
 
 #: arithmetic with which exporters work out where to cut
 _ARITHMETIC: Final[Mapping[str, Callable[[int, int], int]]] = {
@@ -37,21 +38,21 @@ class _Held(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """A value that is some rows of a layer's result, cut out of it."""
+class RowSlice:
+    """A value that a Split or a Slice cuts out of a layer's result: some of its rows."""
 
     value: str
     rows: Rows
 
 
-class Spans:
+class RowFlow:
     """The rows of ``linear`` that each value is made of, up to the next linear layers."""
 
     def __init__(self, flow: Dataflow, linear: Linear) -> None:
         self._flow = flow
         self._whole = Rows(0, linear.rows, linear.rows)
         self._held: dict[str, _Held] = {linear.output: _Held(self._whole, linear.rank)}
-        self.pieces: list[Piece] = []
+        self.slices: list[RowSlice] = []
         for node in flow.after(linear.output):
             self._pass(node)
 
@@ -123,7 +124,7 @@ class Spans:
             return None
         firsts = [sum(sizes[:i]) for i in range(count)]
         cut = [self._cut(held, first, size, rank) for first, size in zip(firsts, sizes, strict=True)]
-        self.pieces += [Piece(v, one.rows) for v, one in zip(node.outputs, cut, strict=True)]
+        self.slices += [RowSlice(v, one.rows) for v, one in zip(node.outputs, cut, strict=True)]
         return cut
 
     def _sliced(self, node: Node, held: _Held, rank: int) -> list[_Held] | None:
@@ -135,7 +136,7 @@ class Spans:
             return [held if axes[0] >= 0 and (steps or [1]) == [1] else _Held(held.rows)]
         if steps == [2] and held.rows == self._whole and starts[0] in (0, 1) and ends[0] >= held.rows.length:
             every_second = Rows(starts[0], 1, 2)
-            self.pieces.append(Piece(node.outputs[0], every_second))
+            self.slices.append(RowSlice(node.outputs[0], every_second))
             return [_Held(every_second)]
         if (steps or [1]) != [1]:
             return None
@@ -144,7 +145,7 @@ class Spans:
         if not 0 <= first < end:
             return None
         cut = self._cut(held, first, end - first, rank)
-        self.pieces.append(Piece(node.outputs[0], cut.rows))
+        self.slices.append(RowSlice(node.outputs[0], cut.rows))
         return [cut]
 
     def _told(self, value: str, depth: int = 0) -> list[int] | None:

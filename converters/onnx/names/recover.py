@@ -1,14 +1,14 @@
-"""Hugging Face names for the weights of an ONNX graph, whoever exported it.
+"""Hugging Face names for the initializers of an ONNX graph, whoever exported it.
 
-Three cases. A file that says that nemoconv wrote it has the names. Of a decoder whose parts are known
-here, every weight is found by its place in the graph and named after it; a name in the file that says
-otherwise is an error. For other architectures, the file must have kept every name and orientation.
+Three cases. A file that says that nemoconv wrote it has the names. Of a decoder whose parts are known here,
+every weight is found by its place in the graph and named after it; an initializer with the name of another
+weight is an error. For other architectures, the file must have kept every name and orientation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from ....errors import MappingError, UnsupportedError, some
@@ -18,16 +18,16 @@ from ....mappings.table import Table
 from ....tensors.dtypes import BY_NAME, DType
 from ....tensors.stored import StoredTensor
 from .dataflow import Dataflow
-from .kept_names import by_name
-from .model_parts import Place
-from .named import MARK, Named, Shape
 from .places import find_places
-from .roles import Roles, roles_of
-from .weighted import Rows, Weight
+from .roles import Roles, WeightPlace, roles_of
+from .values import InitializerView, Rows
 from .weights import Weights, joined
 
+Shape = tuple[int, ...]
+#: the key of model.onnx's metadata with which nemoconv marks its own files
+MARK: Final = "nemoconv.format"
 #: weights of one tensor by place
-Parts = dict[Place, Weight]
+Parts = dict[WeightPlace, InitializerView]
 #: operations on integer weights whose scales are not constants of one DequantizeLinear
 _QUANTIZED: Final = frozenset(
     """
@@ -39,6 +39,19 @@ _QUANTIZED: Final = frozenset(
 _ROWS: Final = {"query": "q_rows", "key": "k_rows", "value": "k_rows", "gate": "ffn", "up": "ffn"}
 
 
+@dataclass(frozen=True, slots=True)
+class RecoveredTensors:
+    """Tensors by their Hugging Face names, how the names were found, initializers that are no weights of
+    the model, and those that are only approximations: decoded from fewer bits, or norms with 1 added, with
+    what they may be off by."""
+
+    tensors: Mapping[str, StoredTensor]
+    how: str
+    left: Sequence[str] = ()
+    decoded: Sequence[str] = ()
+    folded: Mapping[str, float] = field(default_factory=dict)
+
+
 def recover(
     onnx: OnnxFile,
     table: Table,
@@ -46,7 +59,7 @@ def recover(
     *,
     approximate: bool = False,
     dtype: DType | None = None,
-) -> Named:
+) -> RecoveredTensors:
     """The tensors of a graph that ``config`` (config.json) describes.
 
     Raises UnsupportedError (a MappingError where names cannot be told) that names the weight.
@@ -55,7 +68,7 @@ def recover(
     if MARK in onnx.metadata:
         found = {name: held.stored() for name, held in onnx.initializers.items() if held.external}
         left = [name for name in onnx.initializers if name not in found]
-        return Named(found, "names that nemoconv wrote", left)
+        return RecoveredTensors(found, "names that nemoconv wrote", left)
     flow = Dataflow(onnx)
     for node in onnx.nodes:
         if node.op in _QUANTIZED:
@@ -67,7 +80,7 @@ def recover(
     weights = Weights(flow, approximate=approximate, dtype=dtype, original=original)
     if roles := roles_of(table):
         return _ByPlace(flow, weights, table, roles, config, shapes).named()
-    return by_name(flow, weights, table, shapes)
+    return _by_name(flow, weights, table, shapes)
 
 
 def required_shapes(table: Table, config: Mapping[str, Value]) -> dict[str, Shape]:
@@ -99,7 +112,7 @@ class _ByPlace:
         self._config, _ = read_config(table.fields, config, tuple(config))
         self._sizes = table.sizes(self._config)
 
-    def named(self) -> Named:
+    def named(self) -> RecoveredTensors:
         roles = self._roles
         places = find_places(self._flow, post_norm=roles.post_norm, neighbours=roles.neighbours)
         found: dict[str, Parts] = {}
@@ -118,7 +131,7 @@ class _ByPlace:
         used = {weight.name for parts in found.values() for weight in parts.values()} | self._weights.scales
         left = [name for name in self._flow.onnx.initializers if name not in used]
         lossy = [*self._weights.decoded], self._weights.folded
-        return Named(tensors, "places in the graph", left, *lossy)
+        return RecoveredTensors(tensors, "places in the graph", left, *lossy)
 
     def _tensor(self, name: str, parts: Parts) -> StoredTensor:
         place, weight = next(iter(parts.items()))
@@ -145,20 +158,20 @@ class _ByPlace:
             )
         return tensor
 
-    def _axis(self, place: Place) -> int:
+    def _axis(self, place: WeightPlace) -> int:
         """The axis of the Hugging Face tensor along which a role's rows lie."""
         return 1 if self._is_in_out(place) else 0
 
-    def _is_in_out(self, place: Place) -> bool:
+    def _is_in_out(self, place: WeightPlace) -> bool:
         matrix = place.kind == "weight" and not place.role.endswith("norm")
         experts = self._roles.stacked and place.expert is not None
         return matrix and (experts or (self._roles.in_out and place.layer is not None))
 
-    def _one(self, name: str, place: Place, weight: Weight) -> StoredTensor:
+    def _one(self, name: str, place: WeightPlace, weight: InitializerView) -> StoredTensor:
         offset = self._roles.offset_norms and place.role.endswith("norm") and place.kind == "weight"
         return self._weights.tensor(name, weight, offset_norm=offset, in_out=self._is_in_out(place))
 
-    def _check_rows(self, name: str, place: Place, weight: Weight, count: int) -> None:
+    def _check_rows(self, name: str, place: WeightPlace, weight: InitializerView, count: int) -> None:
         size = _ROWS[place.role] if place.expert is None else "moe_ffn"
         wanted = self._sizes[size]
         if count != wanted:
@@ -190,7 +203,7 @@ class _ByPlace:
 
     def _check_names(self, found: Mapping[str, Parts]) -> None:
         """A file's own names that look like Hugging Face's must agree with the places."""
-        uses: dict[str, dict[str, Place]] = {}
+        uses: dict[str, dict[str, WeightPlace]] = {}
         for name, parts in found.items():
             for place, weight in parts.items():
                 uses.setdefault(weight.name, {})[name] = place
@@ -213,3 +226,55 @@ class _ByPlace:
             (head,), (embedding,) = found[copy].values(), found[original].values()
             if (head.name, head.transposed) == (embedding.name, embedding.transposed):
                 del found[copy]
+
+
+def _by_name(flow: Dataflow, weights: Weights, table: Table, shapes: Mapping[str, Shape]) -> RecoveredTensors:
+    """Every tensor under its own name, perhaps below the name of a module that wraps the model.
+
+    Raises UnsupportedError (a MappingError where names are missing) that names the weight.
+    """
+    optional = {copy for copy, _ in table.tied}
+    held = flow.onnx.initializers
+    prefix = _prefix(held, [name for name in shapes if name not in optional])
+    missing = [name for name in shapes if prefix + name not in held and name not in optional]
+    if missing:
+        raise MappingError(
+            f"{flow.where}: {len(missing)} weights of a {table.architecture!r} are not there under their "
+            f"names: {some(missing)}",
+            hint="their places do not tell them here; docs/onnx.md lists the architectures where they do",
+        )
+    wrong = _stored_otherwise(flow)
+    tensors = {}
+    for name, shape in shapes.items():
+        if prefix + name not in held:
+            continue
+        if prefix + name in wrong:
+            raise UnsupportedError(f"{flow.where}: {prefix + name!r} is stored transposed or quantized")
+        tensor = tensors[name] = weights.tensor(name, InitializerView(held[prefix + name]))
+        if tensor.shape != shape:
+            raise MappingError(
+                f"{flow.where}: {prefix + name!r} has shape {list(tensor.shape)}, "
+                f"the config asks for {list(shape)}"
+            )
+    left = [name for name in held if name.removeprefix(prefix) not in tensors]
+    return RecoveredTensors(tensors, "their own names", left)
+
+
+def _stored_otherwise(flow: Dataflow) -> set[str]:
+    """Weights that the graph does not use the way round in which Hugging Face stores them."""
+    found = set()
+    for linear in flow.linears:
+        weight = linear.weight
+        stacked = len(weight.initializer.shape) == 3  # which Hugging Face stores [experts, in, out]
+        if weight.decoder is not None or weight.transposed != stacked:
+            found.add(weight.name)
+    return found
+
+
+def _prefix(held: Mapping[str, object], names: Sequence[str]) -> str:
+    """What stands before every name in the file."""
+    for name in held:
+        for one in names[:1]:
+            if name == one or name.endswith("." + one):
+                return name.removesuffix(one)
+    return ""

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from nemoconv.converters.onnx.names.dataflow import Dataflow
-from nemoconv.converters.onnx.names.spans import Spans, tile
-from nemoconv.converters.onnx.names.weighted import Rows
+from nemoconv.converters.onnx.names.rows import RowFlow, tile
+from nemoconv.converters.onnx.names.values import Rows
 
 from ..onnx_drawing import Drawing
 
 ROWS = 24
 
 
-def spans(draw, *, flat=False):
-    """(graph, spans) of a projection [24, 8] and of what ``draw`` makes of its result."""
+def rows_of(draw, *, flat=False):
+    """(graph, rows) of a projection [24, 8] and of what ``draw`` makes of its result."""
     g = Drawing()
     x = g.node("Gather", g.weight("table", (50, 8)), "input_ids")
     if flat:
@@ -23,7 +23,7 @@ def spans(draw, *, flat=False):
         y = g.node("MatMul", x, g.weight("w", (8, ROWS)))
     names = draw(g, y)
     flow = Dataflow(g.onnx())
-    found = Spans(flow, flow.linears[0])
+    found = RowFlow(flow, flow.linears[0])
     return [found.rows(name) for name in names]
 
 
@@ -44,14 +44,14 @@ def slices(g, y, bounds, axis, step=1):
 
 @pytest.mark.parametrize("axis", [-1, 2])
 def test_a_split(axis):
-    assert spans(lambda g, y: split(g, y, (12, 6, 6), axis)) == [
+    assert rows_of(lambda g, y: split(g, y, (12, 6, 6), axis)) == [
         Rows(0, 12, 24), Rows(12, 6, 24), Rows(18, 6, 24)
     ]  # fmt: skip
 
 
 def test_slices_to_the_end():
     end = (1 << 63) - 1
-    assert spans(lambda g, y: slices(g, y, [(0, 12), (12, 18), (18, end), (-6, end)], -1)) == [
+    assert rows_of(lambda g, y: slices(g, y, [(0, 12), (12, 18), (18, end), (-6, end)], -1)) == [
         Rows(0, 12, 24), Rows(12, 6, 24), Rows(18, 6, 24), Rows(18, 6, 24)
     ]  # fmt: skip
 
@@ -62,7 +62,7 @@ def test_group_by_group():
         turned = g.node("Transpose", groups, perm=(0, 2, 1, 3))
         return split(g, turned, (4, 4, 4), 3)
 
-    assert spans(draw) == [Rows(0, 4, 12), Rows(4, 4, 12), Rows(8, 4, 12)]
+    assert rows_of(draw) == [Rows(0, 4, 12), Rows(4, 4, 12), Rows(8, 4, 12)]
 
 
 def test_rotation_keeps_to_the_rows_of_its_heads():
@@ -73,7 +73,7 @@ def test_rotation_keeps_to_the_rows_of_its_heads():
         turned = g.node("Mul", g.node("Concat", half, heads, axis=-1), "position_ids")
         return [turned, g.node("Concat", "past.0.key", key, axis=1), g.node("Add", turned, key)]
 
-    assert spans(draw) == [Rows(0, 12, 24), Rows(12, 6, 24), Rows(0, 18, 24)]
+    assert rows_of(draw) == [Rows(0, 12, 24), Rows(12, 6, 24), Rows(0, 18, 24)]
 
 
 def test_where_to_cut_may_be_worked_out_from_the_length():
@@ -84,7 +84,7 @@ def test_where_to_cut_may_be_worked_out_from_the_length():
         axis = sizes(g, -1)
         return [g.node("Slice", y, sizes(g, 0), third, axis), g.node("Slice", y, third, two, axis)]
 
-    assert spans(draw) == [Rows(0, 8, 24), Rows(8, 8, 24)]
+    assert rows_of(draw) == [Rows(0, 8, 24), Rows(8, 8, 24)]
 
 
 WHOLE = Rows(0, 24, 24)
@@ -104,12 +104,12 @@ WHOLE = Rows(0, 24, 24)
     ],
 )
 def test_what_does_not_tell_rows(draw):
-    assert set(spans(draw)) == {WHOLE}
+    assert set(rows_of(draw)) == {WHOLE}
 
 
 def test_a_gemm_gives_two_axes():
-    assert spans(lambda g, y: split(g, y, (12, 12), 1), flat=True) == [Rows(0, 12, 24), Rows(12, 12, 24)]
-    assert set(spans(lambda g, y: split(g, y, (12, 12), 2), flat=True)) == {WHOLE}
+    assert rows_of(lambda g, y: split(g, y, (12, 12), 1), flat=True) == [Rows(0, 12, 24), Rows(12, 12, 24)]
+    assert set(rows_of(lambda g, y: split(g, y, (12, 12), 2), flat=True)) == {WHOLE}
 
 
 def test_tiles():
