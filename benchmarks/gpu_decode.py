@@ -14,7 +14,7 @@ import numpy
 import torch
 
 from nemoconv.formats.safetensors import emit_header
-from nemoconv.resharding.decode.cuda import Decoder
+from nemoconv.resharding.decode.cuda import DeviceDecoder
 from nemoconv.tensors.dtypes import BY_NAME
 
 #: codes in all, and codes that are decoded at once
@@ -27,7 +27,7 @@ def decoding() -> dict[str, float]:
 
     Chunks take turns on two streams: while one is decoded, the codes of the next cross the bus.
     """
-    decoder = Decoder()
+    decoder = DeviceDecoder()
     bfloat16 = torch.bfloat16
     codes = torch.randint(0, 127, (_WHOLE,), dtype=torch.uint8).pin_memory()
     rows = _CHUNK // _COLUMNS

@@ -30,7 +30,7 @@ _ALGORITHMS: Final[dict[int, Literal["unigram", "bpe", "word", "char"]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenPiece:
     """One entry of the vocabulary; its id is its place. ``kind`` is one of the constants above."""
 
     text: str
@@ -42,7 +42,7 @@ class Piece:
 class SentencePieceModel:
     """A tokenizer.model. ``charsmap`` are the compiled normalization rules, empty for none."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[TokenPiece, ...]
     algorithm: Literal["unigram", "bpe", "word", "char"]
     byte_fallback: bool
     charsmap: bytes
@@ -79,7 +79,7 @@ def loads(data: bytes, where: str) -> SentencePieceModel:
 
 
 def _model(data: bytes, where: str) -> SentencePieceModel:
-    pieces: list[Piece] = []
+    pieces: list[TokenPiece] = []
     trainer: dict[int, object] = {}
     normalizer: dict[int, object] = {}
     for field, value in _fields(data):
@@ -109,7 +109,7 @@ def _model(data: bytes, where: str) -> SentencePieceModel:
     )
 
 
-def _piece(data: bytes) -> Piece:
+def _piece(data: bytes) -> TokenPiece:
     text, score, kind = b"", 0.0, NORMAL
     for field, value in _fields(data):
         if field == 1 and isinstance(value, bytes):
@@ -120,7 +120,7 @@ def _piece(data: bytes) -> Piece:
             kind = value
     if kind not in _KINDS:
         raise TypeError
-    return Piece(text.decode("utf-8"), score, kind)
+    return TokenPiece(text.decode("utf-8"), score, kind)
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:

@@ -125,7 +125,7 @@ def share(tensors: Iterable[torch.Tensor]) -> list[Shared]:
     return found
 
 
-class Window:
+class PeerMemory:
     """Allocations of other processes, each opened once on the present device."""
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from ..tensors.boxes import Shape
 from ..tensors.strided import Loop, loops
-from .placement import Local, Piece
+from .placement import Local, PlacedBox
 
 
 class Move(NamedTuple):
@@ -97,7 +97,7 @@ class Schedule:
         return sum(move.nbytes for round_ in self.rounds for move in round_.local)
 
 
-def move_between(source: Piece, target: Piece, low: Shape, shape: Shape, itemsize: int) -> Move:
+def move_between(source: PlacedBox, target: PlacedBox, low: Shape, shape: Shape, itemsize: int) -> Move:
     axes = loops(
         shape,
         tuple(step * itemsize for step in source.strides),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import NemoconvError, UnsupportedError
 from . import copy as live_copy
 from .agree import Memory, agree_on_memory, agree_on_success
-from .cuda_peer import Copies, Region, Shared, Window, regions, share
+from .cuda_peer import Copies, PeerMemory, Region, Shared, regions, share
 from .plan import LivePlan
 from .state import Held
 from .step import LiveReport, Prepared, copy_all
@@ -70,7 +70,7 @@ class PeerStep:
         self.prepared, self.given, self.out, self.device, self.group = prepared, given, out, device, group
         self._flat = {key: live_copy.as_bytes(tensor) for key, tensor in given.tensors.items()}
         into = {key: live_copy.as_bytes(tensor) for key, tensor in out.tensors.items()}
-        self._window = Window()
+        self._window = PeerMemory()
         with torch.cuda.device(device):
             self._reads = self._open(into, memories)
         self._local = [

@@ -13,7 +13,7 @@ from ..mappings.table import FIELD_NAMES, Instance, Part, Rule, Sizes, Table
 from ..tensors.boxes import Shape, View
 from ..tensors.layout import Layout
 from ..tensors.stored import Extent, contiguous_strides
-from .placement import Local, Piece, Placement
+from .placement import Local, PlacedBox, Placement
 
 
 class _Box(NamedTuple):
@@ -55,7 +55,7 @@ class Side:
             for number in range(len(layers))
         ]
 
-    def pieces(self) -> list[tuple[Piece, ...]]:
+    def pieces(self) -> list[tuple[PlacedBox, ...]]:
         boxes = [list(self._boxes(instance)) for instance in self.instances]
         grids: dict[tuple[object, ...], _Grid] = {}
         for found in boxes:
@@ -65,14 +65,14 @@ class Side:
         result = []
         for instance, found in zip(self.instances, boxes, strict=True):
             space = self._space(instance.rule)
-            pieces: list[Piece] = []
+            pieces: list[PlacedBox] = []
             for box in found:
                 local, grid = locals_[box.holder], grids[box.holder]
                 strides = contiguous_strides(local.shape, 1)
                 offset = sum(a * n for a, n in zip(grid.position(box.start), strides, strict=True))
                 extent = Extent(None, offset, box.inside, box.shape, strides)  # type: ignore[arg-type]
                 for _, place, low, shape, steps in space.place(box.part, self.sizes, extent):
-                    pieces.append(Piece(box.ranks, local, low, shape, place, steps))
+                    pieces.append(PlacedBox(box.ranks, local, low, shape, place, steps))
             result.append(tuple(pieces))
         return result
 

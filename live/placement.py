@@ -73,7 +73,7 @@ class Local(NamedTuple):
         return self.chunk, self.name
 
 
-class Piece(NamedTuple):
+class PlacedBox(NamedTuple):
     """A box of a logical tensor and where it lies in a local tensor that each of ``ranks`` holds.
 
     ``start`` and ``shape`` are in the rule's factors; ``offset`` and ``strides`` count elements of the

@@ -20,7 +20,7 @@ from ..mappings.rules import padded_vocab_size
 from ..mappings.table import Table, check_layout
 from ..tensors.boxes import Shape, intersect
 from .pieces import Side
-from .placement import Local, Piece, Placement
+from .placement import Local, PlacedBox, Placement
 
 #: (index of the source piece, index of the target piece, start and shape of what they share)
 Overlap = tuple[int, int, Shape, Shape]
@@ -31,8 +31,8 @@ class Transfer:
     """One logical tensor: who holds what before and after, and where the boxes meet."""
 
     name: str
-    sources: tuple[Piece, ...]
-    targets: tuple[Piece, ...]
+    sources: tuple[PlacedBox, ...]
+    targets: tuple[PlacedBox, ...]
     overlaps: tuple[Overlap, ...]
 
 
@@ -52,7 +52,7 @@ class LivePlan:
     world_size: int
     transfers: tuple[Transfer, ...]
     filled: frozenset[tuple[int, tuple[int, str]]]
-    zeros: tuple[Piece, ...]
+    zeros: tuple[PlacedBox, ...]
     copies: tuple[str, ...]
     ignored: tuple[str, ...] = ()
     digest: int = field(default=0)
@@ -104,7 +104,7 @@ def plan_reshard(
     pieces = [side.pieces() for side in sides]
     transfers: list[Transfer] = []
     filled: set[tuple[int, tuple[int, str]]] = set()
-    zeros: list[Piece] = []
+    zeros: list[PlacedBox] = []
     known: dict[tuple[object, ...], tuple[Overlap, ...]] = {}
     for number, instance in enumerate(sides[0].instances):
         given, wanted = pieces[0][number], pieces[1][number]
@@ -154,7 +154,7 @@ def _sizes(base: Mapping[str, int], placement: Placement) -> dict[str, int]:
     return {**base, "vocab": padded}
 
 
-def _meet(given: Sequence[Piece], wanted: Sequence[Piece]) -> tuple[Overlap, ...]:
+def _meet(given: Sequence[PlacedBox], wanted: Sequence[PlacedBox]) -> tuple[Overlap, ...]:
     found = []
     for j, target in enumerate(wanted):
         for i, source in enumerate(given):
@@ -164,7 +164,7 @@ def _meet(given: Sequence[Piece], wanted: Sequence[Piece]) -> tuple[Overlap, ...
     return tuple(found)
 
 
-def _uncovered(wanted: Sequence[Piece], overlaps: Iterable[Overlap]) -> list[int]:
+def _uncovered(wanted: Sequence[PlacedBox], overlaps: Iterable[Overlap]) -> list[int]:
     """Target pieces some of whose elements have no source."""
     missing = [prod(piece.shape) for piece in wanted]
     for _, j, _, shape in overlaps:
@@ -172,7 +172,7 @@ def _uncovered(wanted: Sequence[Piece], overlaps: Iterable[Overlap]) -> list[int
     return [j for j, count in enumerate(missing) if count]
 
 
-def _left_over(given: Sequence[Piece], overlaps: Iterable[Overlap]) -> bool:
+def _left_over(given: Sequence[PlacedBox], overlaps: Iterable[Overlap]) -> bool:
     """Whether source elements have no target. A tied embedding's copy gives each element two."""
     used: dict[int, set[tuple[Shape, Shape]]] = {}
     for i, _, low, shape in overlaps:

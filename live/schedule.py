@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from ..tensors.boxes import Shape
 from .moves import Message, Move, Round, Schedule, aligned, is_whole, move_between, split
-from .placement import Local, Piece
+from .placement import Local, PlacedBox
 from .plan import LivePlan, Transfer
 from .release import Levels, groups, ordered
 
@@ -152,7 +152,7 @@ class _Scheduler:
             levels.add(group, self.floor, self.group_last)
             self.last = max(self.last, self.floor)
 
-    def _overlap(self, source: Piece, target: Piece, low: Shape, shape: Shape, itemsize: int) -> None:
+    def _overlap(self, source: PlacedBox, target: PlacedBox, low: Shape, shape: Shape, itemsize: int) -> None:
         nbytes = prod(shape) * itemsize
         move: Move | None = None
         for receiver in target.ranks:
@@ -167,7 +167,7 @@ class _Scheduler:
                 move = move_between(source, target, low, shape, itemsize)
             self._send(sender, receiver, move)
 
-    def _stay(self, source: Piece, target: Piece, move: Move) -> None:
+    def _stay(self, source: PlacedBox, target: PlacedBox, move: Move) -> None:
         if self.keep and is_whole(move):
             self.kept.append((source.local, target.local))
             return

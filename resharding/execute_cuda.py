@@ -60,7 +60,7 @@ class CudaWorker(Worker):
         self.tile = self.pinned.numpy()
         self.counts = torch.zeros(3, dtype=torch.int64, pin_memory=True)
         self.stream: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.decoder: decode_cuda.Decoder | None = None
+        self.decoder: decode_cuda.DeviceDecoder | None = None
 
     def run(self, job: Job, boxes: list[Box], done: Callable[[int], None]) -> list[Written]:
         gains, encoded = _gains(job), _decodes(job)
@@ -82,7 +82,7 @@ class CudaWorker(Worker):
             done(sum(length for _, _, length, _ in written[before:]))
         return merge_written(written)
 
-    def _read_encoded(self, job: Job, start: Shape, shape: Shape) -> list[decode_cuda.Part] | None:
+    def _read_encoded(self, job: Job, start: Shape, shape: Shape) -> list[decode_cuda.CodedPart] | None:
         """Read codes and scales of a tile into ``pinned``; None, with nothing read, if they do not fit."""
         parts = decode_cuda.parts_of(job, start, shape)
         if parts is None or sum(part.nbytes for part in parts) > len(self.tile):
@@ -94,7 +94,7 @@ class CudaWorker(Worker):
         return parts
 
     def _cross(
-        self, job: Job, start: Shape, shape: Shape, parts: list[decode_cuda.Part] | None = None
+        self, job: Job, start: Shape, shape: Shape, parts: list[decode_cuda.CodedPart] | None = None
     ) -> list[_Place] | None:
         """Decode, cast and order a tile on the device; where its parts lie in ``back``. None: it holds a NaN
         whose bits could differ."""
@@ -107,7 +107,7 @@ class CudaWorker(Worker):
             there = self.pinned[:held].to("cuda", non_blocking=True)
             source_dtype = getattr(torch, job.source_dtype.name)
             if parts:
-                self.decoder = self.decoder or decode_cuda.Decoder()
+                self.decoder = self.decoder or decode_cuda.DeviceDecoder()
                 values = decode_cuda.assemble(parts, self.decoder, there, (start, shape), source_dtype)
             else:
                 same = source_dtype if casts else getattr(torch, _BY_SIZE[job.source_dtype.itemsize])

@@ -23,11 +23,11 @@ from ..base import Checkpoint, Model
 from ..hf.checkpoint import GENERATION_CONFIG
 from . import archive as nemo_archive
 from . import speech_tokenizer
-from .speech_tokenizer import Roles
+from .speech_tokenizer import TokenRoles
 
 #: the part of model_config.yaml that transformers has no words for
 REST: Final = "nemo_config.yaml"
-_ROLES: Final[Mapping[str, Callable[[SentencePieceModel], Roles]]] = {
+_ROLES: Final[Mapping[str, Callable[[SentencePieceModel], TokenRoles]]] = {
     "ctc": speech_tokenizer.ctc_roles,
     "transducer": speech_tokenizer.transducer_roles,
     "aed": speech_tokenizer.canary_roles,

@@ -32,7 +32,7 @@ _SPACE: Final = "▁"
 
 
 @dataclass(frozen=True, slots=True)
-class Roles:
+class TokenRoles:
     """Which ids mean what. ``pad`` and ``blank`` are texts; ``added`` are those that the SentencePiece model
     lacks, in the order of their ids behind its own."""
 
@@ -41,22 +41,22 @@ class Roles:
     added: tuple[str, ...]
 
 
-def ctc_roles(model: SentencePieceModel) -> Roles:
+def ctc_roles(model: SentencePieceModel) -> TokenRoles:
     """A CTC model's blank is the last output. transformers drops pad tokens, so the blank is called that."""
     name = PAD if model.id_of(PAD) is None else BLANK
-    return Roles(name, len(model.pieces), (name,))
+    return TokenRoles(name, len(model.pieces), (name,))
 
 
-def transducer_roles(model: SentencePieceModel) -> Roles:
+def transducer_roles(model: SentencePieceModel) -> TokenRoles:
     """A transducer's blank is the last output. It pads too, unless the model has a piece for that."""
     pad = model.id_of(PAD)
-    return Roles(BLANK if pad is None else PAD, len(model.pieces) if pad is None else pad, (BLANK,))
+    return TokenRoles(BLANK if pad is None else PAD, len(model.pieces) if pad is None else pad, (BLANK,))
 
 
-def canary_roles(model: SentencePieceModel) -> Roles:
+def canary_roles(model: SentencePieceModel) -> TokenRoles:
     """Canary's vocabulary has its own padding and prompt tokens."""
     pad = model.id_of(PAD)
-    return Roles(None if pad is None else PAD, pad, ())
+    return TokenRoles(None if pad is None else PAD, pad, ())
 
 
 def tokenizer_json(model: SentencePieceModel, added: Sequence[str], special: Sequence[str] = ()) -> bytes:
@@ -272,7 +272,9 @@ def _as_model(given: Mapping[str, Value], count: int) -> SentencePieceModel:
     charsmap = steps["Precompiled"]["precompiled_charsmap"] if "Precompiled" in steps else ""
     return SentencePieceModel(
         tuple(
-            sentencepiece.Piece(text, score, _kind(i, text, added.get(i), unknown, core["byte_fallback"]))
+            sentencepiece.TokenPiece(
+                text, score, _kind(i, text, added.get(i), unknown, core["byte_fallback"])
+            )
             for i, (text, score) in enumerate(scored)
         ),
         "bpe" if core["type"] == "BPE" else "unigram",

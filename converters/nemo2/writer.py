@@ -168,7 +168,7 @@ class NeMo2Sink(Sink):
                 name = module.name.format(layer=layer, block=layer, depth=layer, expert=expert)
                 key = names.stored_key(name, stacked=self._stacked)
                 if self._singleton:
-                    key = names.Key(names.alone(name), ())
+                    key = names.StoredKey(names.alone(name), ())
                 count = names.layer_count(key.name) if self._stacked else None
                 counts = [self._sizes[count]] if count else []
                 counts += [len(experts)] if "{expert}" in module.name and not self._singleton else []

@@ -37,14 +37,14 @@ _GROUPED = re.compile(r"(.+\.mlp\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)"
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class StoredKey:
     """A stored key and the index on its leading axes, (layer, expert), where it has such axes."""
 
     name: str
     index: tuple[int, ...]
 
 
-def stored_key(name: str, *, stacked: bool) -> Key:
+def stored_key(name: str, *, stacked: bool) -> StoredKey:
     """Where a tensor of one layer (and expert) is stored; ``stacked``: layers share a key."""
     index: list[int] = []
     layer = _LAYER.fullmatch(name) if stacked else None
@@ -55,7 +55,7 @@ def stored_key(name: str, *, stacked: bool) -> Key:
     if expert:
         name = f"{expert[1]}.experts.{expert[3]}"
         index.append(int(expert[2]))
-    return Key(name, tuple(index))
+    return StoredKey(name, tuple(index))
 
 
 def alone(name: str) -> str:

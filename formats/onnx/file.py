@@ -80,7 +80,7 @@ class Initializer:
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
+class OnnxNode:
     """An operation: names of values in and out ("" where one is left out), and attributes: numbers,
     strings, tuples of integers, and tensors as messages."""
 
@@ -118,7 +118,7 @@ class OnnxFile:
     metadata: Mapping[str, str]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
-    nodes: tuple[Node, ...]
+    nodes: tuple[OnnxNode, ...]
     initializers: Mapping[str, Initializer]
     parts: Mapping[str, tuple[str, ...]]
 
@@ -244,7 +244,7 @@ class _Parts:
             self.names.setdefault(kind, []).append(str(name))
 
 
-def _node(node: Any, file: SourceFile, parts: _Parts) -> Node:
+def _node(node: Any, file: SourceFile, parts: _Parts) -> OnnxNode:
     attributes: dict[str, Any] = {}
     for attribute in node.attribute:
         name = _text(attribute.name)
@@ -259,7 +259,7 @@ def _node(node: Any, file: SourceFile, parts: _Parts) -> Node:
     if not node.output:
         raise CorruptCheckpoint(f"{file.path}: the node {node.op_type} {node.name!r} has no output")
     domain = _text(node.domain)
-    return Node(
+    return OnnxNode(
         op=_text(node.op_type),
         name=_text(node.name),
         inputs=tuple(map(_text, node.input)),

@@ -38,7 +38,7 @@ def loads(
         raise UnsafeCheckpoint(f"{where}: {len(data):,} bytes, more than the {max_bytes:,} allowed")
     text = _decode(data, where)
     _check_depth(data, where, max_depth)
-    reader = _Reader(where, allow_nonfinite)
+    reader = _JsonReader(where, allow_nonfinite)
     try:
         return json.loads(
             text,
@@ -74,7 +74,7 @@ def dumps(value: object, *, sort_keys: bool = False) -> bytes:
         return (text + "\n").encode()
 
 
-class _Reader:
+class _JsonReader:
     """The hooks of json.loads, with the file name that their messages need."""
 
     def __init__(self, where: str, allow_nonfinite: bool) -> None:

@@ -180,10 +180,10 @@ def read_metadata(directory: Folder, under: str = "") -> DistMetadata:
         max_opcodes=_MAX_OPCODES,
         max_memo=_MAX_OPCODES,
     )
-    return _Reader(directory, under, where).read(root)
+    return _MetadataReader(directory, under, where).read(root)
 
 
-class _Reader:
+class _MetadataReader:
     def __init__(self, directory: Folder, under: str, where: str) -> None:
         self.directory = directory
         self.under = under

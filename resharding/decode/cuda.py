@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _ALIGNMENT: Final = 16
 
 
-class Decoder:
+class DeviceDecoder:
     """The tables of codes, in the memory of a device; used in the stream that is current when it is made."""
 
     def __init__(self, device: str = "cuda") -> None:
@@ -78,7 +78,7 @@ class Decoder:
         return torch.mul(values, scales, out=torch.empty(values.shape, dtype=dtype, device=packed.device))
 
 
-class Part(ABC):
+class CodedPart(ABC):
     """A box of a tile and what of a quantised tensor makes it up.
 
     ``low`` and ``size`` place it in the coordinates of the job; ``order`` are its axes in the order of the
@@ -95,17 +95,17 @@ class Part(ABC):
         """Fill the first ``nbytes`` of ``buffer`` with codes, scales and where the scales belong."""
 
     @abstractmethod
-    def _decode(self, decoder: Decoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _decode(self, decoder: DeviceDecoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The elements in the order of the file, from the bytes that ``read`` gave."""
 
-    def decode(self, decoder: Decoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def decode(self, decoder: DeviceDecoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The box of shape ``size``, from uint8 ``data`` on the device."""
         values = self._decode(decoder, data, dtype).reshape([self.size[axis] for axis in self.order])
         back = sorted(range(len(self.order)), key=self.order.__getitem__)
         return values.permute(back)
 
 
-class _FP8Part(Part):
+class _FP8Part(CodedPart):
     def __init__(
         self, low: Shape, size: Shape, order: list[int], encoding: BlockScaledFP8, first: int, steps: Shape
     ) -> None:
@@ -157,7 +157,7 @@ class _FP8Part(Part):
         _read_bytes(tensor, first, shape, (grid[1] * itemsize, 1), held, scratch)
         return held.view(tensor.dtype.numpy())
 
-    def _decode(self, decoder: Decoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _decode(self, decoder: DeviceDecoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         import torch
 
         codes, scales, rows, columns = torch.split(data[: self.nbytes], self.sizes)
@@ -172,7 +172,7 @@ class _FP8Part(Part):
         )
 
 
-class _MXFP4Part(Part):
+class _MXFP4Part(CodedPart):
     def __init__(
         self,
         low: Shape,
@@ -199,7 +199,7 @@ class _MXFP4Part(Part):
             steps = (*(step // MXFP4_GROUP * width for _, step in self.outer), 1)
             _read_bytes(tensor, self.group * width, shape, steps, target, scratch)
 
-    def _decode(self, decoder: Decoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _decode(self, decoder: DeviceDecoder, data: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         packed, exponents = data[: self.at], data[self.at : self.at + self.count]
         values = decoder.mxfp4(packed.view(self.count, MXFP4_NBYTES), exponents, dtype)
         return values.view(-1, self.groups * MXFP4_GROUP)[:, self.skip : self.skip + self.run]
@@ -215,7 +215,7 @@ def decodable(job: Job) -> bool:
     )
 
 
-def parts_of(job: Job, start: Shape, shape: Shape) -> list[Part] | None:
+def parts_of(job: Job, start: Shape, shape: Shape) -> list[CodedPart] | None:
     """The parts of a tile of a :func:`decodable` job, None where one lies too oddly for the device."""
     parts = []
     for extent in job.sources:
@@ -228,7 +228,7 @@ def parts_of(job: Job, start: Shape, shape: Shape) -> list[Part] | None:
     return parts
 
 
-def _part(piece: Extent, low: Shape, size: Shape) -> Part | None:
+def _part(piece: Extent, low: Shape, size: Shape) -> CodedPart | None:
     assert isinstance(piece.file, DecodedFile)
     encoding, itemsize = piece.file.encoding, piece.file.dtype.itemsize
     first = piece.offset // itemsize
@@ -247,7 +247,11 @@ def _part(piece: Extent, low: Shape, size: Shape) -> Part | None:
 
 
 def assemble(
-    parts: list[Part], decoder: Decoder, data: torch.Tensor, tile: tuple[Shape, Shape], dtype: torch.dtype
+    parts: list[CodedPart],
+    decoder: DeviceDecoder,
+    data: torch.Tensor,
+    tile: tuple[Shape, Shape],
+    dtype: torch.dtype,
 ) -> torch.Tensor:
     """The elements of a tile (start, shape), from the bytes of its parts, one after another; 0 elsewhere."""
     import torch

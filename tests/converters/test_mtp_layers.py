@@ -136,7 +136,7 @@ def test_the_name_that_modules_have_in_newer_megatron_is_read(
 ) -> None:
     known = nemo2_names.stored_key
 
-    def key(name: str, *, stacked: bool) -> nemo2_names.Key:
+    def key(name: str, *, stacked: bool) -> nemo2_names.StoredKey:
         return known(name.replace(".transformer_layer.", ".mtp_model_layer."), stacked=stacked)
 
     with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ import pytest
 
 from nemoconv.errors import UnsupportedError
 from nemoconv.live import cuda_peer
-from nemoconv.live.cuda_peer import Copies, Shared, Window, regions
+from nemoconv.live.cuda_peer import Copies, PeerMemory, Shared, regions
 from nemoconv.tensors.strided import loops
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "live.py"
@@ -79,7 +79,7 @@ def test_an_allocation_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     driver = Driver()
     monkeypatch.setattr(cuda_peer, "_driver", lambda: driver)
-    window = Window()
+    window = PeerMemory()
     a, b = b"a" * 64, b"b" * 64
     assert [window.address(Shared(h, n)) for h, n in ((a, 0), (b, 5), (a, 7))] == [1000, 2005, 1007]
     assert driver.opened == [a, b]
@@ -99,7 +99,7 @@ def test_what_the_driver_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cuda_peer, "_driver", Driver)
     with pytest.raises(UnsupportedError, match=r"cannot be opened: CUDA_ERROR_INVALID_CONTEXT \(201\)"):
-        Window().address(Shared(bytes(64), 0))
+        PeerMemory().address(Shared(bytes(64), 0))
 
 
 def test_rows_that_are_too_short() -> None:

@@ -292,7 +292,7 @@ class Chain:
     def _packed_gate(self, wide: Linear, where: str) -> dict[str, LinearRows]:
         """Gate and up where one layer makes both, else up alone."""
         row_flow = RowFlow(self._flow, wide)
-        slices = {cut.rows for cut in row_flow.slices}
+        slices = row_flow.slices
         if not slices:
             return {"up": LinearRows(wide)}
         active = {

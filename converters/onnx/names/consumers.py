@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ....errors import UnsupportedError
-from ....formats.onnx.file import Node, OnnxFile
+from ....formats.onnx.file import OnnxFile, OnnxNode
 from .values import MICROSOFT, InitializerView, Values, is_vector, is_weight
 
 #: norms by operation: positions of the input, of the weight and of the bias
@@ -35,7 +35,7 @@ class Linear:
     several layers, the values between these get names of our own."""
 
     bit: int
-    node: Node
+    node: OnnxNode
     data: str
     output: str
     rows: int
@@ -50,16 +50,16 @@ class Lookup:
     """A node that takes rows from a table."""
 
     bit: int
-    node: Node
+    node: OnnxNode
     weight: InitializerView
 
 
 @dataclass(frozen=True, slots=True)
-class Normalization:
+class NormNode:
     """A node that multiplies each element of the last axis with a weight. ``data``: the values that it adds
     up first."""
 
-    node: Node
+    node: OnnxNode
     data: tuple[str, ...]
     output: str
     weight: InitializerView
@@ -74,7 +74,7 @@ class Consumers(Values):
         super().__init__(onnx)
         self.linears: list[Linear] = []
         self.lookups: list[Lookup] = []
-        self.norms: list[Normalization] = []
+        self.norms: list[NormNode] = []
         #: the linear layer and the lookup that a node is, by the node's id; the last of several
         self.linear_of: dict[int, Linear] = {}
         self.parts_of: dict[int, list[Linear]] = {}
@@ -97,7 +97,7 @@ class Consumers(Values):
             else:
                 self._find_norm(node)
 
-    def _table(self, node: Node) -> InitializerView | None:
+    def _table(self, node: OnnxNode) -> InitializerView | None:
         """The table that a node looks rows up in, None for other uses of the operation."""
         if node.op == "Gather":
             table = self.weight(node.inputs[0])
@@ -108,7 +108,7 @@ class Consumers(Values):
         held = self.onnx.initializers.get(packed)
         return InitializerView(held, decoder=node) if held is not None else None
 
-    def _add_linear(self, node: Node, weight: InitializerView) -> None:
+    def _add_linear(self, node: OnnxNode, weight: InitializerView) -> None:
         bias, output = self._bias(node)
         rows = self._row_count(weight)
         # hidden states are [batch, sequence, features] unless a Gemm has flattened them
@@ -117,7 +117,7 @@ class Consumers(Values):
         self.linears.append(linear)
         self.linear_of[id(node)] = linear
 
-    def _add_stacked(self, node: Node) -> bool:
+    def _add_stacked(self, node: OnnxNode) -> bool:
         """Whether an operation multiplies with matrices of experts; their stacks are added."""
         found = _stacked(self, node)
         for layer in found:
@@ -138,7 +138,7 @@ class Consumers(Values):
     def _next_bit(self) -> int:
         return 1 << (len(self.linears) + len(self.lookups))
 
-    def _linear_weight(self, node: Node) -> InitializerView | None:
+    def _linear_weight(self, node: OnnxNode) -> InitializerView | None:
         """The weight of a linear layer, as [out, in]; None for other operations."""
         if node.op == "MatMulNBits" and node.domain == MICROSOFT:
             held = self.weight(node.inputs[1])
@@ -154,7 +154,7 @@ class Consumers(Values):
         as_stored = bool(node.attributes.get("transB", 0)) != weight.transposed
         return replace(weight, transposed=not as_stored)
 
-    def _bias(self, node: Node) -> tuple[InitializerView | None, str]:
+    def _bias(self, node: OnnxNode) -> tuple[InitializerView | None, str]:
         """(bias or None, value with it added) of a linear layer."""
         at = {"Gemm": 2, "MatMulNBits": 5}.get(node.op)
         if at is not None and len(node.inputs) > at and node.inputs[at]:
@@ -168,7 +168,7 @@ class Consumers(Values):
             return None, node.outputs[0]
         return bias, added[1]
 
-    def _find_norm(self, node: Node) -> None:
+    def _find_norm(self, node: OnnxNode) -> None:
         if node.op in _NORMS:
             data, scale, shift = _NORMS[node.op]
             weight = self.weight(node.inputs[scale])
@@ -177,15 +177,15 @@ class Consumers(Values):
                 bias = self.weight(node.inputs[shift])
             if weight is not None:
                 added = node.inputs[:2] if node.op.startswith("Skip") else (node.inputs[data],)
-                self.norms.append(Normalization(node, added, node.outputs[0], weight, bias))
+                self.norms.append(NormNode(node, added, node.outputs[0], weight, bias))
         elif node.op == "Mul" and not node.domain:
             for value, factor in (node.inputs[:2], node.inputs[1::-1]):
                 weight = self.weight(factor)
                 if weight is not None and is_vector(weight) and self.weight(value) is None:
-                    self.norms.append(Normalization(node, (value,), node.outputs[0], weight, None))
+                    self.norms.append(NormNode(node, (value,), node.outputs[0], weight, None))
 
 
-def _stacked(values: Values, node: Node) -> list[Linear]:
+def _stacked(values: Values, node: OnnxNode) -> list[Linear]:
     """The linear layers, still without bits, whose matrices a node takes out of stacks: none, one, or the two
     of a whole mixture of experts."""
     if node.op == "MatMul" and not node.domain:
@@ -196,7 +196,7 @@ def _stacked(values: Values, node: Node) -> list[Linear]:
     return []
 
 
-def _picked(values: Values, node: Node, place: int) -> Linear | None:
+def _picked(values: Values, node: OnnxNode, place: int) -> Linear | None:
     """A product with matrices that were picked out of a stack, one for each token: [out, in] times a column,
     or a row times [in, out]."""
     picked = _pick(values, node.inputs[place], 3)
@@ -234,7 +234,7 @@ def _bias(values: Values, output: str, chosen: str) -> tuple[InitializerView | N
     return picked[0], added[1]
 
 
-def _mixture(values: Values, node: Node) -> list[Linear]:
+def _mixture(values: Values, node: OnnxNode) -> list[Linear]:
     """The first and second layers of experts, the first two of them alternating in one stack."""
     inside = f"{node.outputs[0]}, inside"
     found = []

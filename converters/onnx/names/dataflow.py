@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import Final
 
 from ....errors import UnsupportedError
-from ....formats.onnx.file import Node, OnnxFile
+from ....formats.onnx.file import OnnxFile, OnnxNode
 from .consumers import Consumers, Linear
 from .values import MICROSOFT, InitializerView, Values, is_weight
 
@@ -47,7 +47,7 @@ class AttentionOperands:
     ``packed``: they are one value, in this order along its last axis. ``sinks``: a logit for each head that
     takes part in the softmax and has no value."""
 
-    node: Node
+    node: OnnxNode
     query: str
     key: str
     value: str
@@ -85,15 +85,15 @@ class Dataflow(Consumers):
     def between(self, start: str) -> set[str]:
         """Types of the nodes on the way from a value to the linear layers that it reaches."""
 
-        def onwards(node: Node) -> Iterable[str] | None:
+        def onwards(node: OnnxNode) -> Iterable[str] | None:
             return None if id(node) in self.linear_of or node.op in _SHAPE_ONLY else node.outputs
 
         return {node.op for node in self.passed([start], onwards, forwards=True)}
 
-    def after(self, start: str) -> list[Node]:
+    def after(self, start: str) -> list[OnnxNode]:
         """The nodes that a value reaches before the next linear layers, in the order of the graph."""
 
-        def onwards(node: Node) -> Iterable[str] | None:
+        def onwards(node: OnnxNode) -> Iterable[str] | None:
             return None if self.has_weight(node) or node.op in _SHAPE_ONLY else node.outputs
 
         found = {self._order[id(node)]: node for node in self.passed([start], onwards, forwards=True)}
@@ -102,7 +102,7 @@ class Dataflow(Consumers):
     def inputs_of(self, value: str) -> set[str]:
         """The inputs of the graph whose elements a value is made from."""
 
-        def back(node: Node) -> Iterable[str] | None:
+        def back(node: OnnxNode) -> Iterable[str] | None:
             return None if node.op in _SHAPE_ONLY else self.read(node)
 
         made_of = {value}
@@ -110,13 +110,13 @@ class Dataflow(Consumers):
             made_of.update(self.read(node))
         return {given.name for given in self.onnx.inputs} & made_of
 
-    def has_weight(self, node: Node) -> bool:
+    def has_weight(self, node: OnnxNode) -> bool:
         """Whether a node is a linear layer or looks up a table."""
         return id(node) in self.linear_of or id(node) in self.lookup_of
 
     def passed(
-        self, start: Iterable[str], onwards: Callable[[Node], Iterable[str] | None], *, forwards: bool
-    ) -> Iterator[Node]:
+        self, start: Iterable[str], onwards: Callable[[OnnxNode], Iterable[str] | None], *, forwards: bool
+    ) -> Iterator[OnnxNode]:
         """The nodes on the ways from some values, to consumers or (not ``forwards``) to producers; a node may
         come several times. ``onwards`` gives the values to go on with behind a node, None for one that is not
         passed."""
@@ -167,7 +167,7 @@ class Dataflow(Consumers):
                     self._reaches(value, mask)
 
     @staticmethod
-    def read(node: Node) -> tuple[str, ...]:
+    def read(node: OnnxNode) -> tuple[str, ...]:
         """The inputs whose elements a result depends on."""
         return node.inputs[:1] if node.op == "CastLike" else node.inputs
 
@@ -191,7 +191,7 @@ class Dataflow(Consumers):
                 if scores:  # else it is a router's, or a head's
                     yield self._around_softmax(node, scores)
 
-    def _around_softmax(self, softmax: Node, scores: Mapping[int, Node]) -> AttentionOperands:
+    def _around_softmax(self, softmax: OnnxNode, scores: Mapping[int, OnnxNode]) -> AttentionOperands:
         """Attention as softmax(query @ key) @ value: the softmax is along keys, so its rows are queries."""
         if softmax.attributes.get("axis", -1) not in (-1, 3):
             raise UnsupportedError(f"{self.where}: {softmax} is not along the last axis")
@@ -207,13 +207,13 @@ class Dataflow(Consumers):
         operands = product.inputs[0], product.inputs[1], mixed.inputs[1]
         return AttentionOperands(softmax, *operands, packed=False, sinks=_sinks_of(self, softmax))
 
-    def _search(self, start: tuple[str, ...], *, forwards: bool) -> dict[int, Node]:
+    def _search(self, start: tuple[str, ...], *, forwards: bool) -> dict[int, OnnxNode]:
         """The nearest products of two values that linear layers feed."""
 
-        def multiplies(node: Node) -> bool:
+        def multiplies(node: OnnxNode) -> bool:
             return node.op == "MatMul" and all(self.sources.get(value) for value in node.inputs)
 
-        def onwards(node: Node) -> Iterable[str] | None:
+        def onwards(node: OnnxNode) -> Iterable[str] | None:
             if self.has_weight(node) or node.op in _SHAPE_ONLY:
                 return None
             return () if multiplies(node) else node.outputs if forwards else self.read(node)
@@ -221,16 +221,16 @@ class Dataflow(Consumers):
         passed = self.passed(start, onwards, forwards=forwards)
         return {id(node): node for node in passed if multiplies(node)}
 
-    def _depends(self, value: str, node: Node) -> bool:
+    def _depends(self, value: str, node: OnnxNode) -> bool:
         """Whether a value is made from what a node gives, which has no weight."""
 
-        def back(made: Node) -> Iterable[str] | None:
+        def back(made: OnnxNode) -> Iterable[str] | None:
             return None if self.has_weight(made) else self.read(made)
 
         return any(made is node for made in self.passed([value], back, forwards=False))
 
 
-def _sinks_of(values: Values, node: Node) -> InitializerView | None:
+def _sinks_of(values: Values, node: OnnxNode) -> InitializerView | None:
     """The sinks of an attention, or of a softmax that is one, as a vector; None where it has none."""
     place = _SINKS.get(node.op)
     value = node.inputs[place] if place is not None and len(node.inputs) > place else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
-from ....formats.onnx.file import Node
+from ....formats.onnx.file import OnnxNode
 from .consumers import Linear
 from .dataflow import Dataflow
 from .values import InitializerView
@@ -46,7 +46,7 @@ def picks_experts(flow: Dataflow, linear: Linear, router: Linear) -> bool:
     return _are_best(flow, value, router)
 
 
-def _behind(flow: Dataflow, value: str, operations: Collection[str]) -> tuple[str, Node | None]:
+def _behind(flow: Dataflow, value: str, operations: Collection[str]) -> tuple[str, OnnxNode | None]:
     """(value, its producer) that a value is, seen through nodes of some types."""
     made = flow.producer.get(value)
     while made is not None and made.op in operations:
@@ -55,13 +55,13 @@ def _behind(flow: Dataflow, value: str, operations: Collection[str]) -> tuple[st
     return value, made
 
 
-def _choices(flow: Dataflow, value: str, router: Linear) -> Mapping[int, Node]:
+def _choices(flow: Dataflow, value: str, router: Linear) -> Mapping[int, OnnxNode]:
     """The NonZero operations that choose the rows of a value by what the router gives."""
 
-    def chooses(node: Node) -> bool:
+    def chooses(node: OnnxNode) -> bool:
         return node.op == "NonZero" and bool(flow.sources.get(node.inputs[0], 0) & router.bit)
 
-    def back(node: Node) -> Iterable[str] | None:
+    def back(node: OnnxNode) -> Iterable[str] | None:
         if flow.has_weight(node):
             return None
         # what the router has no part in is the residual stream, which goes back to the first layer
@@ -72,7 +72,7 @@ def _choices(flow: Dataflow, value: str, router: Linear) -> Mapping[int, Node]:
     return {id(node): node for node in passed if chooses(node)}
 
 
-def _column(flow: Dataflow, split: Node, value: str, router: Linear) -> int | None:
+def _column(flow: Dataflow, split: OnnxNode, value: str, router: Linear) -> int | None:
     """One of all columns of a matrix [tokens, experts], with numbers where an expert was chosen."""
     scatter = flow.producer.get(split.inputs[0])
     whole = len(split.outputs) == router.rows and split.attributes.get("axis", 0) in (1, -1)
@@ -83,7 +83,7 @@ def _column(flow: Dataflow, split: Node, value: str, router: Linear) -> int | No
     return split.outputs.index(value)
 
 
-def _one_hot(flow: Dataflow, gather: Node, router: Linear) -> int | None:
+def _one_hot(flow: Dataflow, gather: OnnxNode, router: Linear) -> int | None:
     """One index of the axis [experts] that a OneHot of the chosen has, moved to the front."""
     index = flow.integers(gather.inputs[1])
     axis, made = gather.attributes.get("axis", 0), flow.producer.get(gather.inputs[0])

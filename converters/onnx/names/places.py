@@ -14,7 +14,7 @@ from typing import Final
 
 from ....errors import UnsupportedError, some
 from .chain import Chain, Layer, LinearRows, unknown
-from .consumers import Linear, Lookup, Normalization
+from .consumers import Linear, Lookup, NormNode
 from .dataflow import Dataflow
 from .roles import WeightPlace
 from .values import InitializerView
@@ -160,7 +160,7 @@ class _PlaceFinder:
         found[streams[-1]] = last, heads
         return found
 
-    def _on(self, norm: Normalization, stream: dict[int, tuple[WeightPlace, int]]) -> WeightPlace | None:
+    def _on(self, norm: NormNode, stream: dict[int, tuple[WeightPlace, int]]) -> WeightPlace | None:
         """The place of a norm of the residual stream: in the stream itself it reaches all later layers,
         beside it only those that it stands before."""
         place, feeds = stream.get(self._chain.sources(*norm.data), (None, 0))
@@ -168,7 +168,7 @@ class _PlaceFinder:
         return place if (reached & feeds if self._post_norm else reached) == feeds else None
 
     @staticmethod
-    def _packed_norm(layers: list[Layer], norm: Normalization) -> WeightPlace | None:
+    def _packed_norm(layers: list[Layer], norm: NormNode) -> WeightPlace | None:
         """A norm of queries or keys that one projection makes together."""
         for number, layer in enumerate(layers):
             rows = layer.row_flow.rows(norm.data[0]) if layer.row_flow is not None else None

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ....formats.onnx.file import Node
+from ....formats.onnx.file import OnnxNode
 from .consumers import Linear
 from .dataflow import ATTENTIONS, Dataflow
 from .values import Rows
@@ -37,14 +36,6 @@ class _Held(NamedTuple):
     rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RowSlice:
-    """A value that a Split or a Slice cuts out of a layer's result: some of its rows."""
-
-    value: str
-    rows: Rows
-
-
 class RowFlow:
     """The rows of ``linear`` that each value is made of, up to the next linear layers."""
 
@@ -52,7 +43,8 @@ class RowFlow:
         self._flow = flow
         self._whole = Rows(0, linear.rows, linear.rows)
         self._held: dict[str, _Held] = {linear.output: _Held(self._whole, linear.rank)}
-        self.slices: list[RowSlice] = []
+        #: the rows that a Split or a Slice cuts out
+        self.slices: set[Rows] = set()
         for node in flow.after(linear.output):
             self._pass(node)
 
@@ -66,7 +58,7 @@ class RowFlow:
         held = self._held.get(value)
         return held is not None and held.rows == self._whole and held.rank is not None
 
-    def _pass(self, node: Node) -> None:
+    def _pass(self, node: OnnxNode) -> None:
         given = [self._held[value] for value in self._flow.read(node) if value in self._held]
         if not given:
             return
@@ -87,7 +79,7 @@ class RowFlow:
                         found[place] = _Held(held.rows)
         self._held.update(zip(node.outputs, found, strict=False))
 
-    def _moved(self, node: Node, held: _Held, rank: int) -> list[_Held] | None:
+    def _moved(self, node: OnnxNode, held: _Held, rank: int) -> list[_Held] | None:
         """What an operation gives that only moves elements; None for others."""
         if node.op in _SAME:
             return [held]
@@ -102,7 +94,7 @@ class RowFlow:
             return self._sliced(node, held, rank)
         return None
 
-    def _reshaped(self, node: Node, held: _Held) -> _Held:
+    def _reshaped(self, node: OnnxNode, held: _Held) -> _Held:
         """The last axis of the result is known if its length is: rows stay in order."""
         shape = self._flow.shape_told(node.inputs[1])
         length, rows = shape[-1] if shape else None, held.rows
@@ -113,7 +105,7 @@ class RowFlow:
             return _Held(Rows(0, length, length), rank)
         return _Held(rows)
 
-    def _split(self, node: Node, held: _Held, rank: int) -> list[_Held] | None:
+    def _split(self, node: OnnxNode, held: _Held, rank: int) -> list[_Held] | None:
         axis = node.attributes.get("axis", 0)
         if axis not in (-1, rank - 1):
             return [_Held(held.rows)] * len(node.outputs)
@@ -124,10 +116,10 @@ class RowFlow:
             return None
         firsts = [sum(sizes[:i]) for i in range(count)]
         cut = [self._cut(held, first, size, rank) for first, size in zip(firsts, sizes, strict=True)]
-        self.slices += [RowSlice(v, one.rows) for v, one in zip(node.outputs, cut, strict=True)]
+        self.slices.update(one.rows for one in cut)
         return cut
 
-    def _sliced(self, node: Node, held: _Held, rank: int) -> list[_Held] | None:
+    def _sliced(self, node: OnnxNode, held: _Held, rank: int) -> list[_Held] | None:
         told = [self._told(value) if value else None for value in node.inputs[1:5]]
         starts, ends, axes, steps = [*told, None, None, None, None][:4]
         if starts is None or ends is None or axes is None or not len(starts) == len(ends) == len(axes) == 1:
@@ -136,7 +128,7 @@ class RowFlow:
             return [held if axes[0] >= 0 and (steps or [1]) == [1] else _Held(held.rows)]
         if steps == [2] and held.rows == self._whole and starts[0] in (0, 1) and ends[0] >= held.rows.length:
             every_second = Rows(starts[0], 1, 2)
-            self.slices.append(RowSlice(node.outputs[0], every_second))
+            self.slices.add(every_second)
             return [_Held(every_second)]
         if (steps or [1]) != [1]:
             return None
@@ -145,7 +137,7 @@ class RowFlow:
         if not 0 <= first < end:
             return None
         cut = self._cut(held, first, end - first, rank)
-        self.slices.append(RowSlice(node.outputs[0], cut.rows))
+        self.slices.add(cut.rows)
         return [cut]
 
     def _told(self, value: str, depth: int = 0) -> list[int] | None:
@@ -163,7 +155,7 @@ class RowFlow:
                 return [_ARITHMETIC[node.op](left[0], right[0])]
         return None
 
-    def _length(self, gather: Node) -> list[int] | None:
+    def _length(self, gather: OnnxNode) -> list[int] | None:
         """The length of a last axis, taken out of a shape."""
         shape, index = self._flow.producer.get(gather.inputs[0]), self._flow.integers(gather.inputs[1])
         held = self._held.get(shape.inputs[0]) if shape is not None and shape.op == "Shape" else None

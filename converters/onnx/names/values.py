@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ....errors import CorruptCheckpoint, UnsafeCheckpoint
-from ....formats.onnx.file import Initializer, Node, OnnxFile
+from ....formats.onnx.file import Initializer, OnnxFile, OnnxNode
 
 MICROSOFT: Final = "com.microsoft"
 #: how many inputs an operation must have that is looked at here
@@ -50,7 +50,7 @@ class InitializerView:
     initializer: Initializer
     transposed: bool = False
     plus_one: bool = False
-    decoder: Node | None = None
+    decoder: OnnxNode | None = None
     rows: Rows | None = None
     item: int | None = None
     flat: bool = False
@@ -85,8 +85,8 @@ class Values:
         onnx.require_plain(("sub-graphs", "functions", "sparse initializers"))
         self.onnx = onnx
         self.where = onnx.file.path
-        self.producer: dict[str, Node] = {}
-        self.consumers: dict[str, list[Node]] = {}
+        self.producer: dict[str, OnnxNode] = {}
+        self.consumers: dict[str, list[OnnxNode]] = {}
         self._index()
 
     def integers(self, value: str) -> list[int] | None:
@@ -143,7 +143,7 @@ class Values:
         """The initializer that ``value`` is, seen through casts, transposes and decoders, or one of the
         matrices that are stacked in it; None for what the graph computes."""
         transposed = plus_one = False
-        decoder: Node | None = None
+        decoder: OnnxNode | None = None
         item: int | None = None
         while value not in self.onnx.initializers:
             node = self.producer.get(value)
@@ -169,7 +169,7 @@ class Values:
             return None
         return InitializerView(held, transposed, plus_one, decoder, item=item)
 
-    def _tensor(self, node: Node) -> Any:
+    def _tensor(self, node: OnnxNode) -> Any:
         """The tensor that a Constant holds."""
         from onnx import TensorProto, numpy_helper
 
@@ -183,7 +183,7 @@ class Values:
         except (ValueError, TypeError, KeyError) as error:
             raise CorruptCheckpoint(f"{self.where}: {node} has no elements ({error})") from None
 
-    def _item(self, gather: Node) -> int | None:
+    def _item(self, gather: OnnxNode) -> int | None:
         """The one constant index along the first axis at which an operation takes something."""
         index = self.constant(gather.inputs[1])
         if gather.attributes.get("axis", 0) or index is None or index.shape or index.dtype.kind not in "iu":
@@ -214,7 +214,7 @@ class Values:
                     self.producer[value] = node
 
 
-def _picks_one(shape: Node) -> bool:
+def _picks_one(shape: OnnxNode) -> bool:
     """Whether an operation gives one size of a shape."""
     first, end = (shape.attributes.get(name) for name in ("start", "end"))
     return shape.op == "Shape" and type(end) is int and end - (first or 0) == 1

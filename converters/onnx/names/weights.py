@@ -7,7 +7,7 @@ from math import prod
 from typing import Any
 
 from ....errors import MappingError, UnsupportedError
-from ....formats.onnx.file import Initializer, Node
+from ....formats.onnx.file import Initializer, OnnxNode
 from ....tensors.dtypes import BY_NAME, DType
 from ....tensors.stored import Extent, StoredTensor, contiguous_strides
 from .dataflow import Dataflow
@@ -101,7 +101,7 @@ class Weights:
         node = weight.decoder
         assert node is not None
         self._allow(f"{weight.name!r} is quantized ({node.op} of {weight.initializer.type.name})")
-        readers: dict[str, Callable[[Initializer, Node], Any]] = {
+        readers: dict[str, Callable[[Initializer, OnnxNode], Any]] = {
             "MatMulNBits": self._n_bits,
             "GatherBlockQuantized": self._gathered,
             "DequantizeLinear": self._linear,
@@ -117,7 +117,7 @@ class Weights:
         self.decoded[weight.name] = None
         return decoded(weight.name, encoding, self._dtype or encoding.scales.dtype)
 
-    def _given(self, node: Node, position: int) -> Initializer | None:
+    def _given(self, node: OnnxNode, position: int) -> Initializer | None:
         """An input of a node, which must be an initializer where it is given."""
         value = node.inputs[position] if len(node.inputs) > position else ""
         if not value:
@@ -128,14 +128,14 @@ class Weights:
         self.scales.add(value)
         return held
 
-    def _number(self, node: Node, name: str, default: int = 0) -> int:
+    def _number(self, node: OnnxNode, name: str, default: int = 0) -> int:
         """An attribute that must be a whole number, and only an axis may be -1 or less."""
         value = node.attributes.get(name, default)
         if type(value) is not int or abs(value) > 1 << 40 or (value < 0 and name != "axis"):
             raise UnsupportedError(f"{self._flow.where}: {node} has {name}={value!r}")
         return value
 
-    def _n_bits(self, held: Initializer, node: Node) -> Any:
+    def _n_bits(self, held: Initializer, node: OnnxNode) -> Any:
         """MatMulNBits: B uint8 [N, blocks, bytes of a block]; scales [N * blocks]; zero points fill up the
         last byte of each row."""
         rows, columns = self._number(node, "N"), self._number(node, "K")
@@ -145,7 +145,7 @@ class Weights:
         blocks = -(-columns // width)
         return self._by_rows(held, node, (rows, columns), bits, width, (2, 3), blocks * width)
 
-    def _gathered(self, held: Initializer, node: Node) -> Any:
+    def _gathered(self, held: Initializer, node: OnnxNode) -> Any:
         """GatherBlockQuantized: uint8 [rows, bytes of a row], scales for each block of a row."""
         bits, width = self._number(node, "bits", 4), self._number(node, "block_size", 128)
         axes = self._number(node, "gather_axis", 0), self._number(node, "quantize_axis", 1)
@@ -159,7 +159,7 @@ class Weights:
     def _by_rows(
         self,
         held: Initializer,
-        node: Node,
+        node: OnnxNode,
         shape: tuple[int, int],
         bits: int,
         width: int,
@@ -182,7 +182,7 @@ class Weights:
         codes = PackedIntegers(_as_bytes(held), bits, False, stride)
         return Affine(codes, scales.stored(), shape, block=(1, width), zeros=points)
 
-    def _linear(self, held: Initializer, node: Node) -> Any:
+    def _linear(self, held: Initializer, node: OnnxNode) -> Any:
         """DequantizeLinear: one scale, one for each index of an axis, or one for each block of an axis."""
         from ....resharding.decode.onnx import Affine, PackedIntegers
 

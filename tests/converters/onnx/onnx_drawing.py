@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy
 
-from nemoconv.formats.onnx.file import Initializer, Node, OnnxFile, Value
+from nemoconv.formats.onnx.file import Initializer, OnnxFile, OnnxNode, Value
 from nemoconv.formats.onnx.types import TYPES
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.memory_file import MemoryFile
@@ -16,7 +16,7 @@ class Drawing:
     """A graph drawn node by node; ``node`` returns the name of its first output."""
 
     def __init__(self) -> None:
-        self.nodes: list[Node] = []
+        self.nodes: list[OnnxNode] = []
         self.initializers: dict[str, Initializer] = {}
         self.outputs = ["logits"]
         self.file = SourceFile(__file__)
@@ -45,7 +45,9 @@ class Drawing:
 
     def node(self, op, *inputs, outputs=None, domain="", **attributes) -> str:
         outputs = outputs or (f"v{len(self.nodes)}",)
-        self.nodes.append(Node(op, f"/{op}_{len(self.nodes)}", inputs, tuple(outputs), attributes, domain))
+        self.nodes.append(
+            OnnxNode(op, f"/{op}_{len(self.nodes)}", inputs, tuple(outputs), attributes, domain)
+        )
         return outputs[0]
 
     def onnx(self) -> OnnxFile:

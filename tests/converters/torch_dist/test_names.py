@@ -12,7 +12,7 @@ from nemoconv.converters.look.verify import verify
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.torch_dist import names as nemo2_names
-from nemoconv.converters.torch_dist.names import Key, leading_axes, logical_name, stored_key
+from nemoconv.converters.torch_dist.names import StoredKey, leading_axes, logical_name, stored_key
 from nemoconv.mappings import samples
 from nemoconv.testing import data_of
 
@@ -56,8 +56,8 @@ def test_all_are_read(key: str) -> None:
 
 
 def test_one_is_written() -> None:
-    assert stored_key(EXPERT, stacked=True) == Key(next(iter(DIALECTS)), (7, 3))
-    assert stored_key(EXPERT, stacked=False) == Key(list(DIALECTS)[1], (3,))
+    assert stored_key(EXPERT, stacked=True) == StoredKey(next(iter(DIALECTS)), (7, 3))
+    assert stored_key(EXPERT, stacked=False) == StoredKey(list(DIALECTS)[1], (3,))
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,10 @@ def test_a_checkpoint_in_another_dialect(
     """A key for each expert of each layer, written by a writer that is told so."""
     samples.build(tmp_path / "hf", CONFIG)
 
-    def key(name: str, *, stacked: bool) -> Key:
-        return Key(spelled(name), ()) if ".local_experts." in name else stored_key(name, stacked=stacked)
+    def key(name: str, *, stacked: bool) -> StoredKey:
+        return (
+            StoredKey(spelled(name), ()) if ".local_experts." in name else stored_key(name, stacked=stacked)
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr(nemo2_names, "stored_key", key)

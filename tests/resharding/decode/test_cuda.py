@@ -71,7 +71,7 @@ def test_every_fp8_code_at_every_scale(device: str, kind: str, dtype: str) -> No
     decode.fp8_into(codes, kind, table, expected)
     rows, columns = torch.arange(2000, dtype=torch.int32), torch.zeros(256, dtype=torch.int32)
     given = [torch.from_numpy(array).to(device) for array in (codes, table)]
-    found = decode_cuda.Decoder(device).fp8(
+    found = decode_cuda.DeviceDecoder(device).fp8(
         given[0], kind, given[1], rows.to(device), columns.to(device), getattr(torch, dtype)
     )
     check(found, expected)
@@ -91,7 +91,7 @@ def test_every_mxfp4_byte_at_every_exponent(device: str, dtype: str) -> None:
     expected = numpy.empty((len(packed), 32), NUMPY[dtype])
     decode.mxfp4_into(packed, exponents, expected)
     given = [torch.from_numpy(array).to(device) for array in (packed, exponents)]
-    check(decode_cuda.Decoder(device).mxfp4(*given, getattr(torch, dtype)), expected)
+    check(decode_cuda.DeviceDecoder(device).mxfp4(*given, getattr(torch, dtype)), expected)
 
 
 def stored(folder: Path, name: str, array: numpy.ndarray, dtype: str) -> StoredTensor:
@@ -164,7 +164,7 @@ def assemble(job: Job, start: tuple[int, ...], shape: tuple[int, ...], device: s
         part.read(buffer[at : at + part.nbytes], numpy.empty(1 << 20, numpy.uint8))
         at += part.nbytes
     data, dtype = torch.from_numpy(buffer).to(device), getattr(torch, job.source_dtype.name)
-    return decode_cuda.assemble(parts, decode_cuda.Decoder(device), data, (start, shape), dtype)
+    return decode_cuda.assemble(parts, decode_cuda.DeviceDecoder(device), data, (start, shape), dtype)
 
 
 def job_of(tensor: StoredTensor, sources: tuple[Extent, ...] | None = None) -> Job:

@@ -9,7 +9,7 @@ from nemoconv.converters.onnx.names.places import find_places
 from nemoconv.converters.onnx.names.roles import WeightPlace
 from nemoconv.converters.onnx.names.values import Rows
 from nemoconv.errors import CorruptCheckpoint, MappingError, UnsupportedError
-from nemoconv.formats.onnx.file import Node
+from nemoconv.formats.onnx.file import OnnxNode
 from nemoconv.formats.onnx.types import TYPES
 
 from ..onnx_drawing import Drawing
@@ -193,11 +193,11 @@ def test_kept_keys_that_are_values():
     for i, node in enumerate(g.nodes):
         if node.outputs[0].startswith("present.1"):
             other = node.outputs[0].replace("key", "VALUE").replace("value", "key").replace("VALUE", "value")
-            g.nodes[i] = Node(node.op, node.name, node.inputs, (other,))
+            g.nodes[i] = OnnxNode(node.op, node.name, node.inputs, (other,))
     renamed = {"present.1.key": "present.1.value", "present.1.value": "present.1.key"}
     for i, node in enumerate(g.nodes):
         if node.op in ("Expand", "MatMul"):
-            g.nodes[i] = Node(
+            g.nodes[i] = OnnxNode(
                 node.op,
                 node.name,
                 tuple(renamed.get(v, v) for v in node.inputs),
@@ -219,21 +219,22 @@ def test_one_projection_for_query_and_key():
     second = next(n for n in g.nodes if "w1_0" in n.inputs)
     for i, node in enumerate(g.nodes):
         changed = tuple(second.outputs[0] if v == first.outputs[0] else v for v in node.inputs)
-        g.nodes[i] = Node(node.op, node.name, changed, node.outputs, node.attributes)
+        g.nodes[i] = OnnxNode(node.op, node.name, changed, node.outputs, node.attributes)
     assert "query, key and value come from 2 linear layers" in refused(g)
 
 
 def test_two_gates_and_none():
     g = decoder()
     g.nodes = [
-        Node("Relu" if n.op == "Mul" and any("Sigmoid" in m.op and m.outputs[0] in n.inputs for m in g.nodes)
+        OnnxNode("Relu" if n.op == "Mul" and any("Sigmoid" in m.op and m.outputs[0] in n.inputs for m in g.nodes)
              else n.op, n.name, n.inputs, n.outputs, n.attributes)
         for n in g.nodes if n
     ]  # fmt: skip
     places(g)  # another activation is one all the same
     g = decoder()
     g.nodes = [
-        Node("Neg" if n.op == "Sigmoid" else n.op, n.name, n.inputs, n.outputs, n.attributes) for n in g.nodes
+        OnnxNode("Neg" if n.op == "Sigmoid" else n.op, n.name, n.inputs, n.outputs, n.attributes)
+        for n in g.nodes
     ]
     assert "0 of the MLP's first linear layers have an activation" in refused(g)
 
@@ -241,7 +242,7 @@ def test_two_gates_and_none():
 def test_softmax_along_another_axis():
     g = decoder()
     g.nodes = [
-        Node(n.op, n.name, n.inputs, n.outputs, {"axis": 2} if n.op == "Softmax" else n.attributes)
+        OnnxNode(n.op, n.name, n.inputs, n.outputs, {"axis": 2} if n.op == "Softmax" else n.attributes)
         for n in g.nodes
     ]
     assert "is not along the last axis" in refused(g, UnsupportedError)
@@ -250,14 +251,15 @@ def test_softmax_along_another_axis():
 def test_rotation_of_neighbours():
     g = decoder(fused=True)
     g.nodes = [
-        Node(n.op, n.name, n.inputs, n.outputs, {**n.attributes, "rotary_interleaved": 1} if "Query" in n.op else n.attributes, n.domain)
+        OnnxNode(n.op, n.name, n.inputs, n.outputs, {**n.attributes, "rotary_interleaved": 1} if "Query" in n.op else n.attributes, n.domain)
         for n in g.nodes
     ]  # fmt: skip
     assert "rotates neighbours, not halves" in refused(g, UnsupportedError)
     assert find_places(Dataflow(g.onnx()), neighbours=True)
     g = decoder(fused=True)
     g.nodes = [
-        Node(n.op, n.name, n.inputs, n.outputs, {**n.attributes, "do_rotary": 1}, n.domain) for n in g.nodes
+        OnnxNode(n.op, n.name, n.inputs, n.outputs, {**n.attributes, "do_rotary": 1}, n.domain)
+        for n in g.nodes
     ]
     with pytest.raises(UnsupportedError, match="rotates halves, not neighbours"):
         find_places(Dataflow(g.onnx()), neighbours=True)
@@ -266,7 +268,7 @@ def test_rotation_of_neighbours():
 def test_scaled_products():
     g = decoder(style="gemm")
     g.nodes = [
-        Node(
+        OnnxNode(
             n.op,
             n.name,
             n.inputs,
@@ -296,5 +298,5 @@ def test_nodes_out_of_order_and_values_made_twice():
 def test_a_loop_is_out_of_order():
     g = decoder()
     first = g.nodes[0]
-    g.nodes[0] = Node(first.op, first.name, ("table", "logits"), first.outputs)
+    g.nodes[0] = OnnxNode(first.op, first.name, ("table", "logits"), first.outputs)
     assert "uses 'logits' before anything gives it" in refused(g, CorruptCheckpoint)
