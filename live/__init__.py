@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..tensors.layout import Layout
-    from .api import placements, reshard_state_dict
-    from .placement import Placement
+    from .placement import Placement, placements
     from .plan import LivePlan, plan_reshard
-    from .reshard import LiveReshard
+    from .reshard import LiveReshard, reshard_state_dict
 
 _LAZY = {
     "Layout": "tensors.layout",
     "LivePlan": "live.plan",
     "LiveReshard": "live.reshard",
     "Placement": "live.placement",
-    "placements": "live.api",
+    "placements": "live.placement",
     "plan_reshard": "live.plan",
-    "reshard_state_dict": "live.api",
+    "reshard_state_dict": "live.reshard",
 }
 
 __all__ = [

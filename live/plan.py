@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-from ..errors import LayoutError, MappingError, UnsupportedError
-from ..mappings.hf.fields import Value
+from ..errors import LayoutError, MappingError, UnsupportedError, UsageError
+from ..mappings import load_table, table_for
+from ..mappings.hf.fields import Value, read_config
 from ..mappings.rules import padded_vocab_size
 from ..mappings.table import Table, check_layout
 from ..tensors.boxes import Shape, intersect
-from .pieces import Side
-from .placement import Local, PlacedBox, Placement
+from .placement import Local, PlacedBox, Placement, Side
 
 #: (index of the source piece, index of the target piece, start and shape of what they share)
 Overlap = tuple[int, int, Shape, Shape]
@@ -69,6 +69,27 @@ class LivePlan:
                 if rank in piece.ranks:
                     found.setdefault(piece.local.key, piece.local)
         return found
+
+
+def model_config(table: Table | str | None, config: Mapping[str, Value]) -> tuple[Table, dict[str, Value]]:
+    """The table and the config in Megatron's names, from a config.json's content or from those names.
+
+    Only the latter can say that multi-token prediction takes part (``mtp_num_layers``).
+
+    Raises UsageError, UnsupportedArchitecture, UnsupportedConfig.
+    """
+    if table is None and "model_type" not in config:
+        raise UsageError("the config has no model_type", hint="pass the table, or the content of config.json")
+    if isinstance(table, str):
+        table = load_table(table)
+    if table is None:
+        table = table_for(config, "config")
+    if "model_type" in config:
+        found = read_config(table.fields, config)[0]
+        if "mtp_num_layers" in found:  # transformers counts them in every config and builds none
+            found["mtp_num_layers"] = 0
+        return table, found
+    return table, dict(config)
 
 
 def plan_reshard(
@@ -123,7 +144,7 @@ def plan_reshard(
             continue
         transfers.append(Transfer(instance.nemo, given, wanted, overlaps))
     copies = tuple(copy for copy, _ in table.tied)
-    if base.get("depths"):  # for layers that predict further tokens, the last stage embeds tokens too
+    if base.get("depths"):  # for multi-token prediction the last stage embeds tokens too
         copies += tuple(original for _, original in table.tied)
     text = repr((table.architecture, sorted(wide.items()), source, target, world_size))
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest())

@@ -1,18 +1,28 @@
-"""One change of placement, carried out by every rank as often as wanted."""
+"""Change how a model is cut while it is in memory: every rank gives its shard and receives another.
+
+Tensors travel by ``torch.distributed``: NCCL between GPUs, gloo between CPUs, by the same code. Bytes
+are moved and never computed with, so the result has the bits of the source, whatever the element type.
+What moves is planned from the tables that conversion on disk uses, once; a step then costs one small
+all-reduce, in which the ranks agree that nothing is wrong, and the moving itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
 
-from ..errors import NemoconvError, UsageError
+from ..errors import MappingError, NemoconvError, UsageError
 from ..extras import import_extra
+from ..mappings.hf.fields import Value
+from ..mappings.table import Table
+from ..tensors.layout import Layout
 from . import peer as live_peer
 from . import state as live_state
 from .agree import Offer, agree, settle_types
 from .peer import PeerStep
-from .placement import Local
-from .plan import LivePlan
+from .placement import Local, Placement, placements
+from .plan import LivePlan, model_config, plan_reshard
 from .schedule import schedule
 from .state import Held, States
 from .step import LiveReport, Prepared, Step
@@ -248,6 +258,72 @@ class LiveReshard:
                 if not tensor.is_contiguous():
                     filled.problems.append(f"{key[1]} of out is not contiguous")
         return given, filled
+
+
+def reshard_state_dict(
+    state_dict: States,
+    *,
+    source: Layout,
+    target: Layout,
+    config: Mapping[str, Value],
+    table: Table | str | None = None,
+    group: ProcessGroup | None = None,
+    out: States = None,
+    release_source: bool = False,
+    bucket_nbytes: int = BUCKET_NBYTES,
+    transport: str = "p2p",
+    **placement: Any,
+) -> dict[str, torch.Tensor] | list[dict[str, torch.Tensor]]:
+    """Give this rank's shard of a model in the layout ``source``, receive that in the layout ``target``.
+
+    Every rank of ``group`` calls it. ``config`` is the content of config.json (or, with ``table``, the
+    model config in Megatron's names). ``placement`` takes ``source_ranks``, ``target_ranks`` (ranks of
+    the group, all by default; they may be disjoint), ``source_names``, ``target_names`` ("megatron" or
+    "hf") and ``source_padded_vocab_size``, ``target_padded_vocab_size`` (rows). See
+    :meth:`LiveReshard.run` for the rest. For the same change at every step, keep a :class:`LiveReshard`:
+    it also keeps staging buffers, or the other ranks' memory open, which are given back here.
+
+    Raises the errors of :mod:`nemoconv.errors`, on all ranks or on none.
+    """
+    import_extra("torch", "resharding between ranks")
+    import torch.distributed as dist
+
+    try:
+        world_size = dist.get_world_size(group)
+        sides = placements(source, target, world_size, **placement)
+        plan = _cached_plan(*model_config(table, config), sides, world_size)
+        runner = LiveReshard(plan, group=group, bucket_nbytes=bucket_nbytes, transport=transport)
+    except NemoconvError as error:
+        _announce(error, group)
+        raise
+    try:
+        return runner.run(state_dict, out=out, release_source=release_source)
+    finally:
+        runner.clear()
+
+
+def _announce(error: NemoconvError, group: ProcessGroup | None) -> None:
+    """Tell the other ranks, which may have a plan, that this one has none."""
+    with suppress(MappingError):
+        agree(Offer(0, [str(error)]), changed=True, device=backend_device(group), group=group)
+
+
+#: the last few plans of :func:`reshard_state_dict`, which makes one for each call otherwise
+_PLANS: dict[tuple[Any, ...], LivePlan] = {}
+_MOST_PLANS = 8
+
+
+def _cached_plan(
+    table: Table, config: Mapping[str, Value], sides: tuple[Placement, Placement], world_size: int
+) -> LivePlan:
+    key = table.architecture, table.rules, repr(sorted(config.items())), sides, world_size
+    plan = _PLANS.get(key)
+    if plan is None:
+        plan = plan_reshard(table, config, *sides, world_size=world_size)
+        while len(_PLANS) >= _MOST_PLANS:
+            _PLANS.pop(next(iter(_PLANS)))
+        _PLANS[key] = plan
+    return plan
 
 
 def _type_name(tensor: torch.Tensor) -> str:

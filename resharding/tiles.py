@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from math import isqrt
+from math import isqrt, prod
 
 from ..tensors.boxes import Shape
 from ..tensors.stored import Extent
-from .plan import Job
-from .transposed import square_tiles, turns_in_target
+from .plan import Job, Target
 
 #: start and shape, in elements
 Box = tuple[Shape, Shape]
+#: elements of a tile that follow one another in the target, where it has room for many in the source too
+RUN = 8192
 
 
 def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
@@ -38,8 +39,10 @@ def tiles(start: Shape, shape: Shape, limit: int) -> Iterator[Box]:
 def tile_groups(job: Job, limit: int) -> Iterator[list[Box]]:
     """The tiles of a job, in groups that should stay together.
 
-    Where the source is a transposed matrix, tiles are nearer to square, so that there are lines worth
-    reading and runs worth writing; a group then is as many rows as one tile has, so that its runs join up.
+    Where the job turns a matrix in its target, tiles are near to square (:func:`square_tiles`): one of whole
+    rows of one side is made of single elements of the other. Where the source is a transposed matrix, tiles
+    are nearer to square too, so that there are lines worth reading and runs worth writing; a group then is as
+    many rows as one tile has, so that its runs join up.
     """
     start = (0,) * len(job.shape)
     if turns_in_target(job):
@@ -62,3 +65,46 @@ def _is_transposed(extent: Extent) -> bool:
         return False
     *outer, last = zip(extent.shape, extent.strides, strict=True)
     return last[0] > 1 and any(length > 1 and step < last[1] for length, step in outer)
+
+
+def turns_in_target(job: Job) -> bool:
+    """Whether the target's bytes vary fastest along another factor than the job's last, unlike the source's.
+
+    The other way round, where the source is turned, is :func:`nemoconv.resharding.tiles.tile_groups`'.
+    """
+    if not job.sources or not job.targets or 0 in job.shape:
+        return False
+    source, target = _fastest_first(job.sources[0]), _fastest_first(job.targets[0])
+    return bool(source and target) and target[0] != source[0] and target[0] != len(job.shape) - 1
+
+
+def square_tiles(job: Job, limit: int) -> Iterator[Box]:
+    """Boxes of at most ``limit`` elements that cover the job, in the order of the target's bytes.
+
+    Each takes up to :data:`RUN` elements of the factors that vary fastest in the target, and fills the rest
+    of its room with those that vary fastest in the source.
+    """
+    source, target = _fastest_first(job.sources[0]), _fastest_first(job.targets[0])
+    step = [1] * len(job.shape)
+    _grow(step, target, job.shape, max(1, min(RUN, limit // 2)))
+    _grow(step, source, job.shape, limit)
+    order = [factor for factor in range(len(step)) if factor not in target] + target[::-1]
+    for firsts in product(*(range(0, job.shape[factor], step[factor]) for factor in order)):
+        at = dict(zip(order, firsts, strict=True))
+        start = tuple(at[factor] for factor in range(len(step)))
+        yield start, tuple(min(n, size - a) for n, size, a in zip(step, job.shape, start, strict=True))
+
+
+def _fastest_first(box: Extent | Target) -> list[int]:
+    """The factors of a box, by how far apart its neighbours along them lie in the file."""
+    moving = [factor for factor, size in enumerate(box.shape) if size > 1]
+    return sorted(moving, key=lambda factor: box.strides[factor])
+
+
+def _grow(step: list[int], factors: list[int], shape: Shape, limit: int) -> None:
+    """Lengthen a tile along ``factors`` in turn, while it has at most ``limit`` elements."""
+    for factor in factors:
+        others = prod(step) // step[factor]
+        step[factor] = max(step[factor], min(shape[factor], limit // others))
+        if step[factor] < shape[factor]:
+            return

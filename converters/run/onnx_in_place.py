@@ -10,9 +10,8 @@ from pathlib import Path
 
 from ...errors import UnsafeCheckpoint, UnsupportedFormat
 from ...resharding.plan import Payload
-from ...stores.added_files import add_files, check_absent
 from ...stores.files import SourceFile
-from ...stores.output import OutputDirectory, OutputFile
+from ...stores.output import OutputDirectory, OutputFile, add_files, check_absent
 from ...tensors.byte_source import ByteSource
 from ...tensors.layout import Layout
 from ..base import Model, Request

@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 
 from nemoconv.live import Layout, LiveReshard, placements, plan_reshard, reshard_state_dict
-from nemoconv.live.api import model_config
+from nemoconv.live.plan import model_config
 
 TIMEOUT = 60
 Tensors = dict[str, torch.Tensor]

@@ -9,7 +9,7 @@ import pytest
 
 from nemoconv.live import Layout, LivePlan, placements, plan_reshard
 from nemoconv.live import schedule as live_schedule
-from nemoconv.live.api import model_config
+from nemoconv.live.plan import model_config
 from nemoconv.live.release import groups, ordered
 from nemoconv.live.schedule import Schedule, schedule
 

@@ -30,7 +30,7 @@ from nemoconv.errors import (
     UsageError,
 )
 from nemoconv.mappings import samples
-from nemoconv.stores import added_files
+from nemoconv.stores import output
 
 onnx = pytest.importorskip("onnx")
 
@@ -345,8 +345,8 @@ class TestInPlace:
 
             return wrapped
 
-        for name in ("_write", "_put"):
-            monkeypatch.setattr(added_files, name, failing(getattr(added_files, name)))
+        for name in ("_write_new", "_put"):
+            monkeypatch.setattr(output, name, failing(getattr(output, name)))
         with pytest.raises(OutputError, match="No space left on device"):
             add_graph(hf, flavor="genai", overwrite=overwrite)
         assert files(hf) == before

@@ -97,16 +97,16 @@ def test_rank_files_of_an_archive(root: Path, tmp_path: Path, layout: str) -> No
 
 def test_every_record_is_compared(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No record of a source is read in pieces that do not join up: then none of them would be compared."""
-    from nemoconv.stores import record_checks
+    from nemoconv.stores import files
 
-    made: list[record_checks.RecordChecks] = []
-    begin = record_checks.RecordChecks.__init__
+    made: list[files.RecordChecks] = []
+    begin = files.RecordChecks.__init__
 
-    def remember(self: record_checks.RecordChecks) -> None:
+    def remember(self: files.RecordChecks) -> None:
         begin(self)
         made.append(self)
 
-    monkeypatch.setattr(record_checks.RecordChecks, "__init__", remember)
+    monkeypatch.setattr(files.RecordChecks, "__init__", remember)
     for layout in ("tp1", "tp2pp2"):
         for number, run in enumerate(
             (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nemoconv.errors import OutputError
-from nemoconv.stores.added_files import add_files
+from nemoconv.stores.output import add_files
 
 NEW = {"genai_config.json": b"{}", "model.onnx": b"new graph"}
 OLD = {"genai_config.json": b"old {}", "model.onnx": b"old graph"}
@@ -77,11 +77,11 @@ def killed_at(step: int, folder: Path, *, overwrite: bool) -> bool:
 
             return wrapped
 
-        from nemoconv.stores import added_files, output
+        from nemoconv.stores import output
 
         for owner, name in (
             (os, "open"), (os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir"),
-            (added_files, "_swap"), (output, "_swap"),
+            (output, "_swap"),
         ):  # fmt: skip
             setattr(owner, name, dying(getattr(owner, name)))
         code = 1

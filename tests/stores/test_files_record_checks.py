@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint
-from nemoconv.stores.files import FilePart, SourceFile
-from nemoconv.stores.record_checks import RecordChecks
+from nemoconv.stores.files import FilePart, RecordChecks, SourceFile
 
 DATA = random.Random(0).randbytes(400)
 RECORDS = [(10, 50), (60, 1), (64, 200), (300, 64)]
@@ -57,7 +56,7 @@ def test_what_overlaps_or_leaves_out_is_no_false_alarm(pieces: list[tuple[int, i
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nemoconv.stores.record_checks._MAX_PIECES", 4)
+    monkeypatch.setattr("nemoconv.stores.files._MAX_PIECES", 4)
     checks = expecting(2)
     read(checks, [(low, low + 1) for low in range(64, 264, 2)])
     assert len(checks._pieces) == len(checks._ends) == 4

@@ -10,7 +10,7 @@ import pytest
 
 from nemoconv.resharding import execute, worker
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
-from nemoconv.resharding.transposed import RUN, square_tiles, turns_in_target
+from nemoconv.resharding.tiles import RUN, square_tiles, turns_in_target
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.dtypes import BY_NAME

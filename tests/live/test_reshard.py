@@ -10,7 +10,7 @@ import pytest
 
 from nemoconv.errors import LayoutError, UnsupportedError, UsageError
 from nemoconv.live import Layout, placements, plan_reshard
-from nemoconv.live.api import model_config
+from nemoconv.live.plan import model_config
 from nemoconv.live.schedule import schedule
 
 from .live_world import (

@@ -1,4 +1,4 @@
-"""Layers that predict further tokens take part in a change of layout where the config says so itself."""
+"""Multi-token prediction takes part in a change of layout where the config says so itself."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from nemoconv.live.api import model_config
 from nemoconv.live.placement import Placement
-from nemoconv.live.plan import LivePlan, plan_reshard
+from nemoconv.live.plan import LivePlan, model_config, plan_reshard
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config
 from nemoconv.tensors.layout import Layout
