@@ -1,5 +1,5 @@
-"""What only the tensors of a checkpoint tell of layers that predict further tokens: whether they are there,
-and whether they hold the embedding and the output layer again."""
+"""What only the tensors of a checkpoint tell of multi-token prediction: whether its layers are there, and
+whether they hold the embedding and the output layer again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .step import Binding, Pairs, Step
 
 #: of a model config: the originals of what these layers hold again in Hugging Face files
 COPIED: Final = "mtp_copies"
-_FURTHER: Final = "mtp.layers."
+_MTP: Final = "mtp.layers."
 #: layers beyond the last one that are looked for
-_MAX_FURTHER: Final = 16
+_MAX_BEYOND: Final = 16
 
 
 def settle(
@@ -41,7 +41,7 @@ def settle(
     if not set(KEYS).isdisjoint(allow_ignored):
         count = 0
     beyond = tuple(table.further.format(layer=layers + number) for number in range(count))
-    if not certain and not any(name.startswith((*beyond, _FURTHER)) for name in names):
+    if not certain and not any(name.startswith((*beyond, _MTP)) for name in names):
         count = 0
     config["mtp_num_layers"] = count
     if not count:
@@ -55,14 +55,14 @@ def settle(
 
 
 def copies(table: Table, layers: int, count: int) -> Iterator[tuple[str, str, Depth]]:
-    """(copy, original, number of the layer) of what ``count`` further layers may hold again."""
+    """(copy, original, number of the layer) of what ``count`` such layers may hold again."""
     for number in range(count):
         depth = Depth(number, layers)
         for copy, original in table.copies:
             yield copy.format(depth=depth), original, depth
 
 
-class FurtherLayers(Step):
+class MtpStep(Step):
     """Hugging Face files may hold the embedding and the output layer again in each of these layers, and
     layers that the config does not count."""
 
@@ -81,15 +81,15 @@ class FurtherLayers(Step):
     def explain(self, bound: Binding, left: Collection[str]) -> str:
         if set(left) != self._beyond(bound, left):
             return ""
-        return f'they predict further tokens; to leave them out, pass "--allow-ignored {KEYS[0]}"'
+        return f'they are for multi-token prediction; to leave them out, pass "--allow-ignored {KEYS[0]}"'
 
     def _beyond(self, bound: Binding, names: Iterable[str]) -> set[str]:
         """Those of ``names`` that are of layers beyond the last one that the config counts."""
         if not self.table.further:
             return set()
-        layers = range(bound.sizes["layers"], bound.sizes["layers"] + _MAX_FURTHER)
+        layers = range(bound.sizes["layers"], bound.sizes["layers"] + _MAX_BEYOND)
         beyond = tuple(self.table.further.format(layer=layer) for layer in layers)
-        starts = beyond if bound.checkpoint.side == "hf" else (_FURTHER,)
+        starts = beyond if bound.checkpoint.side == "hf" else (_MTP,)
         return {name for name in names if name.startswith(starts)}
 
     def again(self, config: Mapping[str, Value], side: Side) -> Mapping[str, Sequence[str]]:
@@ -105,15 +105,15 @@ class FurtherLayers(Step):
         claimed = bound.claimed(self)
         repeated = sum(original is not None for _, original in claimed)
         if len(claimed) > repeated:
-            yield f"{len(claimed) - repeated:,} tensors of layers that predict further tokens are left out"
+            yield f"{len(claimed) - repeated:,} tensors of multi-token prediction layers are left out"
         if repeated:
             yield (
-                f"{repeated} copies of shared tensors in layers that predict further tokens must be equal to "
+                f"{repeated} copies of shared tensors in multi-token prediction layers must be equal to "
                 "what Megatron keeps once, and are left out"
             )
         if bound.sizes.get("depths") and target == "nemo":
             yield (
-                f"layers that predict further tokens go along ({KEYS[2]}={bound.sizes['depths']}); "
+                f"multi-token prediction layers go along ({KEYS[2]}={bound.sizes['depths']}); "
                 "megatron-core up to 0.16 runs such a model only with labels, so to generate leave them out "
                 f"(--allow-ignored {KEYS[0]})"
             )
@@ -126,9 +126,9 @@ class FurtherLayers(Step):
             difference = first_difference(copy, original) if same else "their shapes or dtypes differ"
             if difference:
                 raise MappingError(
-                    f"{where}: {copy.name} is not {original.name}, which Megatron has once for all layers "
-                    f"that predict tokens: {difference}",
-                    hint=f"to leave out layers that predict further tokens, pass --allow-ignored {KEYS[0]}",
+                    f"{where}: {copy.name} is not {original.name}, which Megatron has once for all "
+                    f"multi-token prediction layers: {difference}",
+                    hint=f"to leave out the multi-token prediction layers, pass --allow-ignored {KEYS[0]}",
                 )
 
 

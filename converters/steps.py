@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..mappings.table import Table
-from .mtp_layers import FurtherLayers
+from .mtp_layers import MtpStep
 from .step import Step
 from .tied import Tied
 from .unit_rows import UnitRowsStep
@@ -14,7 +14,7 @@ def steps_of(table: Table) -> tuple[Step, ...]:
     """In the order in which they are asked."""
     steps: list[Step] = []
     if table.further or table.copies:
-        steps.append(FurtherLayers(table))
+        steps.append(MtpStep(table))
     if table.tied or table.twice:
         steps.append(Tied(table))
     if any(rule.hf_when for rule in table.rules):

@@ -25,7 +25,7 @@ from .placement import Local, Placement, placements
 from .plan import LivePlan, model_config, plan_reshard
 from .schedule import schedule
 from .state import Held, States
-from .step import LiveReport, Prepared, Step
+from .step import LiveReport, LiveStep, Prepared
 from .transport import TRANSPORTS, Queues, StreamQueues, backend_device
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class LiveReshard:
         self._types: dict[str, str] = {}
         self._prepared: dict[tuple[bool, bool], Prepared] = {}
         self._queues: dict[torch.device, Queues] = {}
-        self._last: tuple[object, Step | PeerStep] | None = None
+        self._last: tuple[object, LiveStep | PeerStep] | None = None
 
     def run(
         self, state_dict: States, *, out: States = None, release_source: bool = False
@@ -163,7 +163,7 @@ class LiveReshard:
                         return tensor.device
         return device
 
-    def _agree(self, state_dict: States, out: States, *, release: bool) -> Step | PeerStep:
+    def _agree(self, state_dict: States, out: States, *, release: bool) -> LiveStep | PeerStep:
         """The step to run, once all ranks have theirs."""
         none = release or (out is None and not self._peer) or bool(self.plan.zeros)
         mark = None if none else live_state.fingerprint(state_dict, out)
@@ -196,7 +196,7 @@ class LiveReshard:
         queues = self._queues.get(device)
         if queues is None:
             queues = self._queues[device] = StreamQueues(device) if device.type == "cuda" else Queues()
-        step = Step(prepared, given, filled, device, self._transport, queues, release=release)
+        step = LiveStep(prepared, given, filled, device, self._transport, queues, release=release)
         if mark is not None and step.repeatable:
             self._last = mark, step
         return step

@@ -84,7 +84,7 @@ class BoundRound:
     unpacks: Pairs
 
 
-class Step:
+class LiveStep:
     """One run. ``out``: the tensors to fill, None for new ones. ``release``: forget sources when used.
 
     A step that fills given tensors and releases nothing can run again, with the views that it has made.

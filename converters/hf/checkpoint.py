@@ -25,8 +25,7 @@ from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
-from .. import mtp_layers as further_layers
-from .. import unit_rows
+from .. import mtp_layers, unit_rows
 from ..base import HeldTensors, Model, Request, TensorSpec
 from ..sink import Sink
 from . import quantization
@@ -150,7 +149,7 @@ class HFCheckpoint(HeldTensors):
         allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
         config, passed = read_config(table.fields, self._config, allowed)
         unit_rows.settle(config, self._directory, asked=bool(self._unit_rows))
-        further_layers.settle(table, config, self._tensors.keys(), allow_ignored)
+        mtp_layers.settle(table, config, self._tensors.keys(), allow_ignored)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         if self._directory.exists(GENERATION_CONFIG):
             plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))

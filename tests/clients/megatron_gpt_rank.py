@@ -1,12 +1,12 @@
 """One rank of a Megatron job with a model of the GPT-2 family, a ChatGLM, a Llama whose layers differ, one that
-attends both ways or predicts further tokens, or a T5: :mod:`megatron_dense_rank` with what those need."""
+attends both ways or has multi-token prediction, or a T5: :mod:`megatron_dense_rank` with what those need."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import megatron_dense_rank as dense
-import megatron_further as further
+import megatron_mtp as mtp
 import megatron_rank as rank
 import megatron_t5 as t5
 import torch
@@ -65,7 +65,7 @@ def build(fields: dict[str, Any], tp: int, pp: int, dtype: torch.dtype) -> GPTMo
     if fields["class"] == "Gemma2Config":  # of a GPTModel, which scales no embeddings
         fields["class"] = GEMMA_LAYERS
     dense.TransformerConfig = HeterogeneousTransformerConfig if BLOCKS in fields else TransformerConfig
-    dense.GPTModel = further.model if fields.get("mtp_num_layers") else GPTModel
+    dense.GPTModel = mtp.model if fields.get("mtp_num_layers") else GPTModel
     model = plain_build(fields, tp, pp, dtype)
     if fields.get("scale_factor") is not None:  # as Llama31Config.configure_model does
         rope = model.rotary_pos_emb
@@ -87,7 +87,7 @@ def forward(model: GPTModel, ids: torch.Tensor, hidden_size: int, pp: int) -> to
     if isinstance(model, t5.T5Model):
         return t5.forward(model, ids)
     if model.mtp_process:
-        return further.forward(model, ids)
+        return mtp.forward(model, ids)
     if model.post_process:
         return plain_forward(model, ids, hidden_size, pp)
     batch, length = ids.shape

@@ -40,7 +40,7 @@ TRANSFORMER_ENGINE_ONLY = (
 )
 
 
-FURTHER_NORMS = ("enorm", "hnorm", "final_layernorm")
+MTP_NORMS = ("enorm", "hnorm", "final_layernorm")
 ACTIVATIONS = {"silu": torch.nn.functional.silu, "quick_gelu": quick_gelu}
 own_window_mask = fused_softmax.get_sliding_window_causal_mask
 
@@ -146,14 +146,14 @@ def build(fields: dict[str, Any], tp: int, pp: int, ep: int, grouped: bool = Fal
         if latent:
             layer.submodules.self_attention.submodules.core_attention = LatentAttention
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    further = None
+    mtp = None
     if config.mtp_num_layers:  # as NeMo's mtp_block_spec does
-        further = get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False)
+        mtp = get_gpt_mtp_block_spec(config, spec, use_transformer_engine=False)
     return (
         GPTModel(
             config=config,
             transformer_layer_spec=spec,
-            mtp_block_spec=further,
+            mtp_block_spec=mtp,
             vocab_size=fields["vocab_size"],
             max_sequence_length=fields["seq_length"],
             pre_process=stage == 0,
@@ -186,7 +186,7 @@ def load_moe(
     } | {
         f"module.mtp.layers.{depth}.{name}._extra_state"
         for depth in range(fields.get("mtp_num_layers") or 0)
-        for name in (*FURTHER_NORMS, *(f"transformer_layer.{name}" for name in TRANSFORMER_ENGINE_ONLY))
+        for name in (*MTP_NORMS, *(f"transformer_layer.{name}" for name in TRANSFORMER_ENGINE_ONLY))
     }
     result |= rank.load(model, weights, dist_checkpointing.load_content_metadata(weights))
     return model, fields, result
@@ -243,7 +243,7 @@ def save_moe(
 
 
 class WithLabels:
-    """A model that is called with labels: megatron-core predicts further tokens only then."""
+    """A model that is called with labels: megatron-core runs multi-token prediction only then."""
 
     def __init__(self, model: GPTModel, labels: torch.Tensor) -> None:
         self.model, self.labels, self.set_input_tensor = model, labels, model.set_input_tensor
@@ -252,10 +252,10 @@ class WithLabels:
         return self.model(*args, labels=self.labels)
 
 
-def compare_further(
+def compare_mtp(
     directory: str, reference: str, tp: int, pp: int, ep: int, etp: int | None = None
 ) -> dict[str, Any]:
-    """The same for {ids, logits, further}: the logits of each layer that predicts further tokens, too."""
+    """The same for {ids, logits, mtp}: the logits of each multi-token prediction layer, too."""
     model, fields, result = load_moe(directory, tp, pp, ep)
     given, seen = torch.load(reference, weights_only=True), []
     if model.post_process:
@@ -263,8 +263,8 @@ def compare_further(
         model.compute_language_model_loss = lambda labels, _: torch.zeros(labels.shape)
     rank.forward(WithLabels(model, given["ids"]), given["ids"], fields["hidden_size"], pp)
     if seen:
-        *further, logits = seen
-        pairs = [(logits, given["logits"]), *zip(further, given["further"], strict=True)]
+        *mtp, logits = seen
+        pairs = [(logits, given["logits"]), *zip(mtp, given["mtp"], strict=True)]
         result["diffs"] = []
         for depth, (ours, theirs) in enumerate(pairs):
             known = ours.shape[1] - depth  # the tokens behind the last one are not given
@@ -273,7 +273,7 @@ def compare_further(
 
 
 rank.JOBS["compare_moe"] = compare_moe
-rank.JOBS["compare_further"] = compare_further
+rank.JOBS["compare_mtp"] = compare_mtp
 rank.JOBS["save_moe"] = save_moe
 
 if __name__ == "__main__":

@@ -15,14 +15,20 @@ from nemoconv.mappings import architectures, described
 from nemoconv.mappings.architecture import Architecture
 from nemoconv.mappings.table import Table
 
-BITS, LOGITS, MEGATRON, FURTHER, DECODING = "bits", "logits", "megatron-core", "further tokens", "decoding"
+BITS, LOGITS, MEGATRON, MTP, DECODING = (
+    "bits",
+    "logits",
+    "megatron-core",
+    "multi-token prediction",
+    "decoding",
+)
 NEMO_1 = "NeMo 1"
 #: how a word begins -> what it claims
 CLAIMS: Final[Mapping[str, str]] = {
     r"bit-equal$": BITS,
     r"transformers (logits|outputs)|(logits|states) of transformers' ": LOGITS,
     r"megatron-core (logits|states)": MEGATRON,
-    r"both for further tokens$": FURTHER,
+    r"both for further tokens$": MTP,
     r"transformers' own \w+ decoding$": DECODING,
     r"NeMo 1's own restore and logits": NEMO_1,
 }
@@ -119,11 +125,11 @@ def _moe(case: str) -> Proofs:
 TP, EP = (2, 1), (1, 2)
 
 
-def _further(case: str, *loads: str) -> Proofs:
+def _mtp(case: str, *loads: str) -> Proofs:
     at = [f"[({tp}, 1, {ep})-{case}]" for tp, ep in ((1, 1), TP, EP)]
     return {
-        FURTHER: _named(
-            "further_layers", *(f"megatron_core_predicts_what_transformers_predicts{each}" for each in at)
+        MTP: _named(
+            "mtp_layers", *(f"megatron_core_predicts_what_transformers_predicts{each}" for each in at)
         ),
         "NeMo load": _named(
             "real_nemo_moe", *(f"every_parameter_has_our_bits[{case}-{load}]" for load in loads)
@@ -210,10 +216,10 @@ _BY_HAND: Final[Mapping[str, Proofs]] = {
         case: _moe(case) for case in ("qwen3_moe", "qwen2_moe", "deepseek_v2", "llama4_text", "glm4_moe_lite")
     },
     "mixtral": {**_moe("mixtral"), **_nemo("mixtral")},
-    "glm4_moe": {**_moe("glm4_moe"), **_further("glm4_moe", "stacked-GPTConfig")},
+    "glm4_moe": {**_moe("glm4_moe"), **_mtp("glm4_moe", "stacked-GPTConfig")},
     "deepseek_v3": {
         **_moe("deepseek_v3"),
-        **_further("deepseek_v3", "stacked-DeepSeekV3Config", "singleton-DeepSeekV3Config"),
+        **_mtp("deepseek_v3", "stacked-DeepSeekV3Config", "singleton-DeepSeekV3Config"),
         DECODING: _named("dequantization", "experts_in_fp8[deepseek_v3]", "every_fp8_code_at_many_scales"),
     },
     "gpt_oss": {

@@ -35,10 +35,10 @@ CONFIG: dict[str, Any] = {
     "num_nextn_predict_layers": 1,
     "torch_dtype": "bfloat16",
 }
-FURTHER = "model.mtp_layers.0."
+MTP = "model.mtp_layers.0."
 
 
-def further_layer(config: Any) -> Any:
+def mtp_layer(config: Any) -> Any:
     """The released code's ``MiMoMTPLayers``, of transformers' parts."""
     from torch import nn
     from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
@@ -60,14 +60,14 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     sizes = {key: CONFIG[key] for key in CONFIG if type(CONFIG[key]) is int}
     rope = {"rope_type": "default", "rope_theta": CONFIG["rope_theta"]}
     config = Qwen2Config(**sizes, rms_norm_eps=3e-5, rope_parameters=rope, attn_implementation="eager")
-    model, further = Qwen2ForCausalLM(config), further_layer(config)
-    for seed, part in enumerate((model, further)):
+    model, mtp = Qwen2ForCausalLM(config), mtp_layer(config)
+    for seed, part in enumerate((model, mtp)):
         models.randomize(part, seed)
         for parameter in part.parameters():
             parameter.data = parameter.data.to(torch.bfloat16).float()
         part.eval()
     tensors = {name: tensor.bfloat16() for name, tensor in model.state_dict().items()}
-    tensors |= {FURTHER + name: tensor.bfloat16() for name, tensor in further.state_dict().items()}
+    tensors |= {MTP + name: tensor.bfloat16() for name, tensor in mtp.state_dict().items()}
     folder = tmp_path_factory.mktemp("mimo")
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIG))
@@ -75,12 +75,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
         ids = models.ids(130, 32)
         states = model.model(ids).last_hidden_state
         next_ids = torch.cat([ids[:, 1:], torch.zeros_like(ids[:, :1])], 1)  # as megatron-core rolls them
-        tokens = further.token_layernorm(model.model.embed_tokens(next_ids))
-        joined = further.input_proj(torch.cat([further.hidden_layernorm(states), tokens], -1))
+        tokens = mtp.token_layernorm(model.model.embed_tokens(next_ids))
+        joined = mtp.input_proj(torch.cat([mtp.hidden_layernorm(states), tokens], -1))
         positions = model.model.rotary_emb(joined, torch.arange(32)[None])
         causal = torch.triu(torch.full((1, 1, 32, 32), float("-inf")), diagonal=1)
-        out = further(joined, attention_mask=causal, position_embeddings=positions)
-        out = further.final_layernorm(out[0] if isinstance(out, tuple) else out)
+        out = mtp(joined, attention_mask=causal, position_embeddings=positions)
+        out = mtp.final_layernorm(out[0] if isinstance(out, tuple) else out)
         return folder, torch.cat([model.lm_head(states), model.lm_head(out)], 1)
 
 
@@ -105,8 +105,8 @@ def test_halves_that_are_exchanged_are_felt(
 
     source, expected = built
     tensors = load_file(source / "model.safetensors")
-    first, second = tensors[FURTHER + "input_proj.weight"].chunk(2, 1)
-    tensors[FURTHER + "input_proj.weight"] = torch.cat([second, first], 1)
+    first, second = tensors[MTP + "input_proj.weight"].chunk(2, 1)
+    tensors[MTP + "input_proj.weight"] = torch.cat([second, first], 1)
     (tmp_path / "hf").mkdir()
     save_file(tensors, tmp_path / "hf/model.safetensors")
     (tmp_path / "hf/config.json").write_text((source / "config.json").read_text())
@@ -114,17 +114,17 @@ def test_halves_that_are_exchanged_are_felt(
     assert megatron_difference(gpt_world, tmp_path / "nemo", expected) > 0.1
 
 
-def test_without_the_further_layer_it_is_a_qwen2(
+def test_without_the_mtp_layer_it_is_a_qwen2(
     built: tuple[Path, Any], gpt_world: World, tmp_path: Path
 ) -> None:
     source, expected = built
     ignored = ("num_nextn_predict_layers",)
     report = convert(source, tmp_path / "nemo", to="nemo2", allow_ignored=ignored)
-    assert any("predict further tokens are left out" in note for note in report.notes)
+    assert any("of multi-token prediction layers are left out" in note for note in report.notes)
     assert_megatron_agrees(gpt_world, tmp_path / "nemo", expected[:, :32], 1, "mimo without")
     convert(source, tmp_path / "onnx", to="onnx", dtype="float32", allow_ignored=ignored)
     assert_onnx_agrees(tmp_path / "onnx", expected[:, :32])
     convert(tmp_path / "nemo", tmp_path / "back", to="hf")
     assert json.loads((tmp_path / "back/config.json").read_text())["num_nextn_predict_layers"] == 0
     whole, back = models.tensors(source), models.tensors(tmp_path / "back")
-    assert back == {name: tensor for name, tensor in whole.items() if not name.startswith(FURTHER)}
+    assert back == {name: tensor for name, tensor in whole.items() if not name.startswith(MTP)}

@@ -1,4 +1,4 @@
-"""The real NeMo 2.5.3 builds mixtures of experts, with layers that predict further tokens, from the context
+"""The real NeMo 2.5.3 builds mixtures of experts, with multi-token prediction layers, from the context
 that we write, and its loader fills their modules with our bits. See real_nemo/README.md."""
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from nemoconv.converters.run.convert import convert
 from nemoconv.converters.torch_dist.names import logical_name
 
 from . import models
-from .test_further_layers import DEPTHS, add_further_layers
 from .test_moe_architectures import build
+from .test_mtp_layers import DEPTHS, add_mtp_layers
 
 PYTHON = os.environ.get("NEMOCONV_NEMO_PYTHON")
 pytestmark = pytest.mark.skipif(
@@ -37,7 +37,7 @@ TIMEOUT = 600
 def test_every_parameter_has_our_bits(tmp_path: Path, case: str, experts: str, config: str) -> None:
     from safetensors.numpy import load_file
 
-    source = add_further_layers(build(tmp_path / "hf", case))
+    source = add_mtp_layers(build(tmp_path / "hf", case))
     models.save_bpe(source)
     convert(source, tmp_path / "nemo", to="nemo2", experts=experts, tensor_parallel_size=2)
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}

@@ -1,4 +1,4 @@
-"""Layers that predict further tokens: what the tensors tell, copies of shared ones, and leaving them out."""
+"""Multi-token prediction layers: what the tensors tell, copies of shared ones, and leaving them out."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def hf(tmp_path: Path) -> Path:
     return tmp_path / "hf"
 
 
-def without_further(folder: Path) -> dict[str, bytes]:
-    further = ("model.layers.2.", "model.layers.3.")
-    return {name: data for name, data in data_of(folder).items() if not name.startswith(further)}
+def without_mtp(folder: Path) -> dict[str, bytes]:
+    mtp = ("model.layers.2.", "model.layers.3.")
+    return {name: data for name, data in data_of(folder).items() if not name.startswith(mtp)}
 
 
 def test_there_and_back_in_any_layout(hf: Path, tmp_path: Path) -> None:
@@ -90,14 +90,14 @@ def test_a_tied_model_shares_one_tensor(tmp_path: Path) -> None:
 def test_they_are_left_out_on_demand_both_ways(hf: Path, tmp_path: Path, key: str) -> None:
     convert(hf, tmp_path / "nemo", to="nemo2")
     report = convert(tmp_path / "nemo", tmp_path / "less", to="hf", allow_ignored=[key], verify=True)
-    assert any("predict further tokens are left out" in note for note in report.notes)
-    assert data_of(tmp_path / "less") == without_further(hf)
+    assert any("of multi-token prediction layers are left out" in note for note in report.notes)
+    assert data_of(tmp_path / "less") == without_mtp(hf)
     assert json.loads((tmp_path / "less/config.json").read_text())["num_nextn_predict_layers"] == 0
     if key in IGNORED:
         convert(hf, tmp_path / "small", to="nemo2", allow_ignored=IGNORED, verify=True)
         assert "mtp" not in (tmp_path / "small/context/io.json").read_text()
         convert(tmp_path / "small", tmp_path / "small-back", to="hf")
-        assert data_of(tmp_path / "small-back") == without_further(hf)
+        assert data_of(tmp_path / "small-back") == without_mtp(hf)
 
 
 def test_a_config_counts_layers_that_transformers_did_not_save(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_fp8_is_decoded_in_them_too(hf: Path, tmp_path: Path) -> None:
     convert(tmp_path / "nemo", tmp_path / "back", to="hf", verify=True)
     assert {name: raw for name, (_, _, raw) in read(tmp_path / "back").items()} == expected
     report = convert(hf, tmp_path / "small", to="nemo2", allow_ignored=IGNORED, verify=True)
-    assert any("predict further tokens are left out" in note for note in report.notes)
+    assert any("of multi-token prediction layers are left out" in note for note in report.notes)
 
 
 def test_verify_sees_a_copy_that_differs(hf: Path, tmp_path: Path) -> None:

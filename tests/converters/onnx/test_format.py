@@ -397,7 +397,7 @@ class TestCommandLine:
         assert not (tmp_path / "o").exists()
 
 
-def test_layers_that_predict_further_tokens_have_no_graph(tmp_path: Path) -> None:
+def test_multi_token_prediction_has_no_graph(tmp_path: Path) -> None:
     config = {
         "model_type": "glm4_moe",
         "architectures": ["Glm4MoeForCausalLM"],

@@ -1,4 +1,4 @@
-"""Layers that predict further tokens: transformers' own MtpModel and megatron-core's block compute the same."""
+"""Multi-token prediction: transformers' own MtpModel and megatron-core's block compute the same."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ DEPTHS = 2
 #: of what transformers saves of a layer: the shapes of one more
 LAYER = re.compile(r"model\.layers\.3\.(.+)")
 FAMILIES = ("deepseek_v3", "glm4_moe")
-Further = Callable[[str], Path]
+Built = Callable[[str], Path]
 
 
-def add_further_layers(folder: Path) -> Path:
+def add_mtp_layers(folder: Path) -> Path:
     """Layers as the released files have them: transformers writes none."""
     import safetensors.torch
     import torch
@@ -56,13 +56,13 @@ def add_further_layers(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def further(tmp_path_factory: pytest.TempPathFactory) -> Further:
+def with_mtp(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Hugging Face directories of the families with two such layers, each built once. Not to be changed."""
-    root, built = tmp_path_factory.mktemp("further"), dict[str, Path]()
+    root, built = tmp_path_factory.mktemp("mtp"), dict[str, Path]()
 
     def directory(case: str) -> Path:
         if case not in built:
-            built[case] = add_further_layers(build(root / case, case))
+            built[case] = add_mtp_layers(build(root / case, case))
         return built[case]
 
     return directory
@@ -91,7 +91,7 @@ def known_layers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def reference(folder: Path) -> dict[str, Any]:
-    """{ids, logits, further} as transformers computes them."""
+    """{ids, logits, mtp} as transformers computes them."""
     import torch
     from transformers.modeling_layers import MtpModel
 
@@ -106,25 +106,25 @@ def reference(folder: Path) -> dict[str, Any]:
             tokens = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], 1)
             hidden = deep.forward_layer(depth, hidden, positions, None, input_ids=tokens)
             found.append(main.lm_head(hidden))
-        return {"ids": ids, "logits": main(ids).logits, "further": found}
+        return {"ids": ids, "logits": main(ids).logits, "mtp": found}
 
 
 @pytest.mark.usefixtures("known_layers")
 @pytest.mark.parametrize("case", FAMILIES)
 @pytest.mark.parametrize("layout", [(1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2)], ids=str)
 def test_megatron_core_predicts_what_transformers_predicts(
-    further: Further, world: World, tmp_path: Path, case: str, layout: tuple[int, int, int]
+    with_mtp: Built, world: World, tmp_path: Path, case: str, layout: tuple[int, int, int]
 ) -> None:
     import torch
 
     tp, pp, ep = layout
     sizes = {"tensor_parallel_size": tp, "pipeline_parallel_size": pp, "expert_parallel_size": ep}
-    convert(further(case), tmp_path / "nemo", to="nemo2", verify=True, **sizes)
-    expected = reference(further(case))
-    assert all(1 < logits.abs().max() < 30 for logits in expected["further"])
+    convert(with_mtp(case), tmp_path / "nemo", to="nemo2", verify=True, **sizes)
+    expected = reference(with_mtp(case))
+    assert all(1 < logits.abs().max() < 30 for logits in expected["mtp"])
     torch.save(expected, tmp_path / "reference.pt")
     where = {"directory": str(tmp_path / "nemo"), "reference": str(tmp_path / "reference.pt")}
-    answers = world.run("compare_further", **where, tp=tp, pp=pp, ep=ep)
+    answers = world.run("compare_mtp", **where, tp=tp, pp=pp, ep=ep)
     diffs = next(answer["diffs"] for answer in answers if "diffs" in answer)
     print(f"{case}: {diffs}")
     assert len(diffs) == 1 + DEPTHS
@@ -142,12 +142,12 @@ def test_megatron_core_predicts_what_transformers_predicts(
 )
 @pytest.mark.usefixtures("known_layers")
 def test_the_judge_sees_weights_in_the_wrong_place(
-    further: Further, world: World, tmp_path: Path, case: str, first: str, second: str | None
+    with_mtp: Built, world: World, tmp_path: Path, case: str, first: str, second: str | None
 ) -> None:
     import safetensors.torch
     import torch
 
-    source, tensors = tmp_path / "hf", safetensors.torch.load_file(further(case) / "model.safetensors")
+    source, tensors = tmp_path / "hf", safetensors.torch.load_file(with_mtp(case) / "model.safetensors")
     first = f"model.layers.5.{first}"
     if second is None:
         tensors[first] = tensors[first].roll(32, -1)
@@ -156,21 +156,21 @@ def test_the_judge_sees_weights_in_the_wrong_place(
         tensors[first], tensors[second] = tensors[second], tensors[first]
     source.mkdir()
     safetensors.torch.save_file(tensors, source / "model.safetensors", {"format": "pt"})
-    (source / "config.json").write_bytes((further(case) / "config.json").read_bytes())
+    (source / "config.json").write_bytes((with_mtp(case) / "config.json").read_bytes())
     convert(source, tmp_path / "nemo", to="nemo2")
-    torch.save(reference(further(case)), tmp_path / "reference.pt")
+    torch.save(reference(with_mtp(case)), tmp_path / "reference.pt")
     where = {"directory": str(tmp_path / "nemo"), "reference": str(tmp_path / "reference.pt")}
-    (answer,) = world.run("compare_further", **where, tp=1, pp=1, ep=1)
+    (answer,) = world.run("compare_mtp", **where, tp=1, pp=1, ep=1)
     *same, last = answer["diffs"]
     assert max(same) < TOLERANCE
     assert last > 50 * TOLERANCE
 
 
 @pytest.mark.parametrize("case", FAMILIES)
-def test_every_bit_comes_back_with_all_copies(further: Further, tmp_path: Path, case: str) -> None:
+def test_every_bit_comes_back_with_all_copies(with_mtp: Built, tmp_path: Path, case: str) -> None:
     source = tmp_path / "hf"
     source.mkdir()
-    for file in further(case).iterdir():
+    for file in with_mtp(case).iterdir():
         (source / file.name).write_bytes(file.read_bytes())
     models.fill_with_random_bits(source)
     restore_copies(source)
@@ -199,11 +199,11 @@ def restore_copies(folder: Path, changed: str = "") -> None:
 
 @pytest.mark.parametrize("name", ["embed_tokens.weight", "shared_head.head.weight"])
 def test_a_copy_that_differs_is_refused_before_anything_is_written(
-    further: Further, tmp_path: Path, name: str
+    with_mtp: Built, tmp_path: Path, name: str
 ) -> None:
     source = tmp_path / "hf"
     source.mkdir()
-    for file in further("glm4_moe").iterdir():
+    for file in with_mtp("glm4_moe").iterdir():
         (source / file.name).write_bytes(file.read_bytes())
     restore_copies(source, f"model.layers.5.{name}")
     with pytest.raises(MappingError, match=rf"model\.layers\.5\.{name} is not .*at \[3, 5\]") as caught:
@@ -213,8 +213,8 @@ def test_a_copy_that_differs_is_refused_before_anything_is_written(
     convert(source, tmp_path / "nemo", to="nemo2", allow_ignored=["num_nextn_predict_layers"])
 
 
-def test_what_ranks_of_megatron_lm_hold_is_read(further: Further, world: World, tmp_path: Path) -> None:
-    source = further("glm4_moe")
+def test_what_ranks_of_megatron_lm_hold_is_read(with_mtp: Built, world: World, tmp_path: Path) -> None:
+    source = with_mtp("glm4_moe")
     convert(source, tmp_path / "nemo", to="nemo2")
     where = {"directory": str(tmp_path / "nemo"), "out": str(tmp_path / "ranks")}
     keys = world.run("save_moe", **where, tp=2, pp=1, ep=1, grouped=False)[0]["keys"]
@@ -224,19 +224,17 @@ def test_what_ranks_of_megatron_lm_hold_is_read(further: Further, world: World, 
 
 
 @pytest.mark.usefixtures("known_layers")
-def test_without_labels_megatron_core_computes_nothing(
-    further: Further, world: World, tmp_path: Path
-) -> None:
+def test_without_labels_megatron_core_computes_nothing(with_mtp: Built, world: World, tmp_path: Path) -> None:
     """Which the report says, with what to do."""
     import torch
 
-    report = convert(further("glm4_moe"), tmp_path / "nemo", to="nemo2")
+    report = convert(with_mtp("glm4_moe"), tmp_path / "nemo", to="nemo2")
     assert any("only with labels" in note for note in report.notes)
-    torch.save(reference(further("glm4_moe")), tmp_path / "reference.pt")
+    torch.save(reference(with_mtp("glm4_moe")), tmp_path / "reference.pt")
     where = {"directory": str(tmp_path / "nemo"), "reference": str(tmp_path / "reference.pt")}
     with pytest.raises(JobFailed, match="'NoneType' object has no attribute 'clone'"):
         world.run("compare_moe", **where, tp=1, pp=1, ep=1)
     less = convert(
-        further("glm4_moe"), tmp_path / "less", to="nemo2", allow_ignored=["num_nextn_predict_layers"]
+        with_mtp("glm4_moe"), tmp_path / "less", to="nemo2", allow_ignored=["num_nextn_predict_layers"]
     )
     assert not any("only with labels" in note for note in less.notes)

@@ -1,4 +1,4 @@
-"""Dense decoders with layers that predict further tokens: megatron-core's own, and what they predict."""
+"""Dense decoders with multi-token prediction layers: megatron-core's own, and what they predict."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Predicted(Exception):
 
 def model(config: Any, transformer_layer_spec: Any, **rest: Any) -> GPTModel:
     """As NeMo's ``mtp_block_spec`` has it."""
-    further = get_gpt_mtp_block_spec(config, transformer_layer_spec, use_transformer_engine=False)
-    return GPTModel(config, transformer_layer_spec, mtp_block_spec=further, **rest)
+    mtp = get_gpt_mtp_block_spec(config, transformer_layer_spec, use_transformer_engine=False)
+    return GPTModel(config, transformer_layer_spec, mtp_block_spec=mtp, **rest)
 
 
 def forward(model: GPTModel, ids: torch.Tensor) -> torch.Tensor:
-    """[batch, (1 + layers) * length, vocab_size]: logits of the decoder, then of each further layer."""
+    """[batch, (1 + layers) * length, vocab_size]: logits of the decoder, then of each multi-token prediction layer."""
     batch, length = ids.shape
     positions = torch.arange(length).expand(batch, -1).contiguous()
     mask = torch.triu(torch.ones(1, 1, length, length, dtype=torch.bool), diagonal=1)
