@@ -68,18 +68,6 @@ def test_tokens_that_cannot_be_listed(texts: list[str], size: int, error: str) -
         token_texts(find("parakeet_tdt"), model("parakeet_tdt", size, texts))
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "packed"
-    convert(SAMPLES / "tdt.nemo", out, to="onnx", pack=True, verify=True)
-    return out
-
-
-@pytest.fixture
-def folder(exported: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(exported, tmp_path / "model")
-
-
 def test_a_model_without_a_tokenizer_is_written_with_a_note(tmp_path: Path) -> None:
     report = convert(SAMPLES / "hf_ctc", tmp_path / "out", to="onnx")
     assert any("no tokenizer: vocab.txt and tokens.txt" in note for note in report.notes)

@@ -9,25 +9,12 @@ from typing import Any
 import pytest
 
 from nemoconv.converters.registry import open_checkpoint
-from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
 
 onnx = pytest.importorskip("onnx")
 
 SAMPLES = Path(__file__).parents[3] / "fixtures" / "speech"
 GRAPHS = ("encoder-model.onnx", "decoder_joint-model.onnx", "decoder.onnx", "joiner.onnx")
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("onnx") / "packed"
-    convert(SAMPLES / "tdt.nemo", out, to="onnx", pack=True, verify=True)
-    return out
-
-
-@pytest.fixture
-def folder(exported: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(exported, tmp_path / "model")
 
 
 def change(path: Path, **properties: str) -> Any:
