@@ -3,7 +3,7 @@
 Files are read into pinned memory, tiles cross to the device, are cast and put into the order in which
 they will be written, come back into pinned memory and are written from there. Every worker has a stream
 and buffers of its own, so reading, both directions of the bus and writing overlap. What moves in long runs
-and keeps its type stays on the host: two crossings could only make it slower. Of quantised tensors codes and
+and keeps its type stays on the host: two crossings could only make it slower. Of quantized tensors codes and
 scales cross, and are decoded on the device.
 
 A tile with a NaN is decoded and cast on the host, since processors disagree on the bits of such NaNs.
@@ -187,7 +187,7 @@ def _gains(job: Job) -> bool:
 
 
 def _decodes(job: Job) -> bool:
-    """Whether a job reads quantised tensors that the device decodes, and casts."""
+    """Whether a job reads quantized tensors that the device decodes, and casts."""
     source, target = job.source_dtype, job.target_dtype
     return decode_cuda.decodable(job) and (source == target or (source.name, target.name) in _CASTS)
 

@@ -1,4 +1,4 @@
-"""Quantised Hugging Face weights: which tensors are codes and scales, by what config.json says of them.
+"""Quantized Hugging Face weights: which tensors are codes and scales, by what config.json says of them.
 
 Sources: transformers/integrations (``finegrained_fp8.py``, ``fbgemm_fp8.py``, ``mxfp4.py``) and
 compressed-tensors (``compressors/quantized_compressors``) for names and arithmetic.
@@ -16,12 +16,12 @@ from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.stored import StoredTensor
 
 KEY: Final = "quantization_config"
-#: scales of activations: they belong to the quantised computation, not to the weights
+#: scales of activations: they belong to the quantized computation, not to the weights
 _ACTIVATION_SCALES: Final = ("input_scale", "input_scale_ub", "activation_scale")
 _FP8: Final = ("float8_e4m3fn", "float8_e5m2")
 #: types that scales come in
 SCALE_TYPES: Final = ("float32", "bfloat16", "float16", "float8_e8m0fnu", "uint8")
-#: what quantised weights are decoded to, unless another type is asked for
+#: what quantized weights are decoded to, unless another type is asked for
 DEFAULT_TYPE: Final = BY_NAME["bfloat16"]
 
 Tensors = dict[str, StoredTensor]
@@ -29,7 +29,7 @@ Tensors = dict[str, StoredTensor]
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How the weights of a checkpoint are quantised.
+    """How the weights of a checkpoint are quantized.
 
     ``scale`` is the suffix of a weight's name that gives its scales; ``block`` the rows and columns that
     share one, None where the shape of the scales tells: one for all, or one a row.
@@ -45,7 +45,7 @@ class Quantization:
 
 def find(config: Mapping[str, Value], where: str) -> Quantization | None:
     """What config.json says, None when it says nothing. Raises UnsupportedConfig, naming the kind, for
-    quantisations that are not understood."""
+    quantizations that are not understood."""
     said = config.get(KEY)
     if said is None:
         return None
@@ -120,7 +120,7 @@ class Decoded:
 
 
 def decode(tensors: Tensors, how: Quantization, where: str, dtype: DType | None = None) -> Decoded:
-    """The tensors with quantised ones decoded, to bfloat16, or where another ``dtype`` is asked for to
+    """The tensors with quantized ones decoded, to bfloat16, or where another ``dtype`` is asked for to
     float32, from which it is reached in one more rounding.
 
     Raises CorruptCheckpoint for codes without scales, or scales that do not fit them.

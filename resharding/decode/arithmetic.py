@@ -1,4 +1,4 @@
-"""The arithmetic of dequantisation: eight- and four-bit codes times their scales, in float32.
+"""The arithmetic of dequantization: eight- and four-bit codes times their scales, in float32.
 
 Every product is taken in float32 and rounded once, to nearest with ties to even, into the type asked
 for: what transformers (``integrations/finegrained_fp8.py``, ``integrations/mxfp4.py``) and DeepSeek's own

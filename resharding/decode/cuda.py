@@ -1,4 +1,4 @@
-"""Dequantisation on a GPU: codes and scales cross the bus, and their products are taken there.
+"""Dequantization on a GPU: codes and scales cross the bus, and their products are taken there.
 
 The arithmetic is that of :mod:`nemoconv.resharding.decode.arithmetic`: every code is exact in bfloat16, a
 product is taken in float32 and rounded once. Only the bits of NaNs may differ, so who asks
@@ -79,7 +79,7 @@ class DeviceDecoder:
 
 
 class CodedPart(ABC):
-    """A box of a tile and what of a quantised tensor makes it up.
+    """A box of a tile and what of a quantized tensor makes it up.
 
     ``low`` and ``size`` place it in the coordinates of the job; ``order`` are its axes in the order of the
     file. ``nbytes`` is the room that what it reads takes in a buffer.

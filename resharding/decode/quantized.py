@@ -1,6 +1,6 @@
-"""Quantised tensors as if they were stored in full: a file whose bytes are computed when they are read.
+"""Quantized tensors as if they were stored in full: a file whose bytes are computed when they are read.
 
-Everything that reads a tensor by extents reads a quantised one alike. Nothing is kept: the codes and
+Everything that reads a tensor by extents reads a quantized one alike. Nothing is kept: the codes and
 scales of what is asked for are read, multiplied and forgotten, a band of at most :data:`BAND` elements
 at a time.
 """

@@ -1,11 +1,17 @@
 """Which part of a model each weight of an ONNX graph is, proved from the dataflow alone.
 
-A transformer's linear layers form a chain of sets. With R what is summed in the residual stream, query, key
-and value are fed by exactly R and feed an attention; the one layer that they feed is the output projection
-o; what is fed by R + o is the MLP's first half; the one layer that it feeds is the second half d; and the
-next layer has R + o + d. Heads are fed by the last R. Query and key are told apart by their operand in the
-attention, and once more by what is kept for later tokens; gate and up by the activation. Names and order in
-the file play no part.
+Every linear layer has sources: the layers and tables that its input is made from
+(:mod:`nemoconv.converters.onnx.names.dataflow`). Those of a transformer form a chain of sets. Let R be the
+sources of the residual stream, at first the embedding tables. Then
+
+- query, key and value are the layers whose sources are exactly R and whose outputs meet in an attention;
+- the output projection o is the one layer whose sources are query, key and value;
+- the MLP's first half (gate and up) has the sources R + o; the second half d has the first half's bits;
+- the next layer begins with R + o + d, and the heads have the sources of the last residual stream.
+
+Query and key are told apart by which operand of the attention they are, and once more by the outputs in which
+the graph keeps keys and values for later tokens; gate and up by the activation. Norms are told by the sources
+of what they take. Names and order in the file play no part.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What an architecture calls the parts of its model that an ONNX graph tells apart: its names, read back.
 
-Parts with the same name are one tensor, one below the other in the order of the roles. Those of experts have
-"expert" before their role, where layers without experts may be, too. A name for a role with
-its kind ("predictions bias") is that of the tensor itself.
+A role is what a weight does ("query", "mlp norm", "router"); with the number of its layer and expert it is a
+place. Roles with the same name are one tensor, one below the other in the order of the roles. Those of
+experts have "expert" before their role, where layers without experts may be, too. A name for a role with its
+kind ("predictions bias") is that of the tensor itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Initializers as the tensors that Hugging Face stores: transposed, cut or decoded without being copied."""
+"""Initializers as the tensors that Hugging Face stores.
+
+A transposed initializer, rows of one, or one matrix of a stack is an extent with other strides, so nothing is
+copied; a quantized one is decoded when it is read.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from ....tensors.stored import Extent, StoredTensor, contiguous_strides
 from .dataflow import Dataflow
 from .values import InitializerView
 
-#: bits of the integer types that weights are quantised to, and whether they have a sign
+#: bits of the integer types that weights are quantized to, and whether they have a sign
 _CODES = {
     "INT8": (8, True),
     "UINT8": (8, False),

@@ -1,4 +1,4 @@
-"""Quantised Hugging Face directories: what is understood, what is refused, and what comes out."""
+"""Quantized Hugging Face directories: what is understood, what is refused, and what comes out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dequantisation against its definition, on every code and every scale."""
+"""Dequantization against its definition, on every code and every scale."""
 
 from __future__ import annotations
 

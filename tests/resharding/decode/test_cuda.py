@@ -1,4 +1,4 @@
-"""Dequantisation by torch gives the bits of the host's kernels, on its own and in a conversion on a GPU.
+"""Dequantization by torch gives the bits of the host's kernels, on its own and in a conversion on a GPU.
 
 The kernels and the geometry run on torch's CPU device too, so that they are tested where there is no GPU.
 """

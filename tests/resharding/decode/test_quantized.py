@@ -1,4 +1,4 @@
-"""A quantised tensor read in pieces is the same as read whole, and holds no more than it is asked for."""
+"""A quantized tensor read in pieces is the same as read whole, and holds no more than it is asked for."""
 
 from __future__ import annotations
 
