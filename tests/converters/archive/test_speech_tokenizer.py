@@ -88,10 +88,10 @@ def test_two_pieces_of_one_text_are_refused():
 def test_blank_and_padding_have_their_roles():
     unknown, pad = b"\x0a\x09\x0a\x05<unk>\x18\x02", b"\x0a\x09\x0a\x05<pad>\x18\x03"
     plain, padded = reader.loads(unknown, "x"), reader.loads(unknown + pad, "x")
-    assert speech_tokenizer.ctc_roles(plain) == speech_tokenizer.Roles("<pad>", 1, ("<pad>",))
-    assert speech_tokenizer.ctc_roles(padded) == speech_tokenizer.Roles("<blank>", 2, ("<blank>",))
-    assert speech_tokenizer.transducer_roles(plain) == speech_tokenizer.Roles("<blank>", 1, ("<blank>",))
-    assert speech_tokenizer.transducer_roles(padded) == speech_tokenizer.Roles("<pad>", 1, ("<blank>",))
+    assert speech_tokenizer.ctc_roles(plain) == speech_tokenizer.TokenRoles("<pad>", 1, ("<pad>",))
+    assert speech_tokenizer.ctc_roles(padded) == speech_tokenizer.TokenRoles("<blank>", 2, ("<blank>",))
+    assert speech_tokenizer.transducer_roles(plain) == speech_tokenizer.TokenRoles("<blank>", 1, ("<blank>",))
+    assert speech_tokenizer.transducer_roles(padded) == speech_tokenizer.TokenRoles("<pad>", 1, ("<blank>",))
     tokens = json.loads(speech_tokenizer.tokenizer_json(padded, ["<blank>"]))["added_tokens"]
     assert [(t["id"], t["content"], t["special"]) for t in tokens] == [
         (0, "<unk>", True),
