@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ..errors import NemoconvError, UnsupportedConfig
 from ..formats.text.fiddle import Symbol
@@ -14,11 +14,24 @@ from .hf.fields import Value, read_config
 from .nemo2.fields import ArchivesOnly
 from .table import HOLE_SIZES, Table
 
-if TYPE_CHECKING:
-    from .architecture import Architecture
+
+class Described(Protocol):
+    """What the checks ask of an architecture."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hf_class(self) -> str: ...
+
+    @property
+    def samples(self) -> Sequence[Mapping[str, Any]]: ...
+
+    @property
+    def table(self) -> Table: ...
 
 
-def check(architecture: Architecture) -> None:
+def check(architecture: Described) -> None:
     """Raise ValueError, naming what is wrong, for an architecture that could not work.
 
     Tensors named twice, or that have a hole on one side only, are found where its table is compiled.
@@ -63,7 +76,7 @@ def _unknown_conditions(table: Table) -> Iterator[str]:
                 yield f"{rule.nemo} is there when {name} says so, a field that no rule for config.json sets"
 
 
-def _without_size(architecture: Architecture) -> Iterator[str]:
+def _without_size(architecture: Described) -> Iterator[str]:
     """Factors and holes of rules for which there is no size in the samples' models."""
     table = architecture.table
     for config in models(architecture):
@@ -77,7 +90,7 @@ def _without_size(architecture: Architecture) -> Iterator[str]:
                 yield f"{rule.nemo} has the factor {name}, for which there is no size"
 
 
-def models(architecture: Architecture) -> list[dict[str, Value]]:
+def models(architecture: Described) -> list[dict[str, Value]]:
     """The model configs of the samples; where there are none, of a config.json that leaves all to
     transformers' defaults."""
     table = architecture.table
@@ -89,7 +102,7 @@ def models(architecture: Architecture) -> list[dict[str, Value]]:
     return [read_config(table.fields, {**kind, **sample})[0] for sample in architecture.samples or ({},)]
 
 
-def confused(one: Architecture, others: Iterable[Architecture]) -> Iterator[str]:
+def confused(one: Described, others: Iterable[Described]) -> Iterator[str]:
     """Of which of ``others`` a NeMo 2 config of ``one`` might be as well: none declares the other
     (``read_as``), and no field tells."""
     nemo = one.table.nemo

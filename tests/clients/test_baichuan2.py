@@ -11,7 +11,7 @@ import pytest
 
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
-from nemoconv.mappings.baichuan_fields import BAICHUAN2_VOCABULARY
+from nemoconv.mappings.models.baichuan import BAICHUAN2_VOCABULARY
 
 from . import models
 from .checks import assert_megatron_agrees, megatron_difference

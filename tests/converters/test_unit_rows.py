@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from nemoconv.converters.run.convert import convert
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig, UsageError
 from nemoconv.mappings import samples
-from nemoconv.mappings.baichuan_fields import BAICHUAN2_VOCABULARY
+from nemoconv.mappings.models.baichuan import BAICHUAN2_VOCABULARY
 from nemoconv.testing import data_of
 
 CONFIG: dict[str, Any] = {

@@ -204,7 +204,7 @@ def test_layers_that_predict_further_tokens_are_left_out_on_demand(tmp_path: Pat
         convert(tmp_path / "hf", tmp_path / "nemo", to="nemo2")
     ignored = ["num_nextn_predict_layers"]
     report = convert(tmp_path / "hf", tmp_path / "nemo", to="nemo2", allow_ignored=ignored, verify=True)
-    assert any("predict further tokens are left out" in note for note in report.notes)
+    assert any("multi-token prediction layers are left out" in note for note in report.notes)
     assert report.ignored_keys == ignored
     convert(tmp_path / "nemo", tmp_path / "back", to="hf")
     left = data_of(tmp_path / "back")
