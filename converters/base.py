@@ -63,13 +63,26 @@ class Request:
     rank: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class StorageForm:
+    """How a checkpoint keeps tensors otherwise than their table means them; who joins them undoes it.
+
+    ``shifted`` are the names of tensors that hold 1 more than they mean. ``in_blocks``: each rank has q, k
+    and v of all its heads one below the other, where rules have those of each head together.
+    """
+
+    shifted: frozenset[str] = frozenset()
+    in_blocks: bool = False
+
+
 @dataclass(slots=True)
 class Model:
     """A model apart from its weights: what one format understood and another writes down.
 
     ``config`` is the model config in Megatron's names, ``table`` the architecture it belongs to.
     ``inert`` are the config.json keys that do not enter the mathematics and are carried along.
-    ``files`` are tokenizer files and the like by their Hugging Face names.
+    ``files`` are tokenizer files and the like by their Hugging Face names. ``storage`` is of the checkpoint
+    that was read, not of the model.
     """
 
     table: Table
@@ -79,6 +92,7 @@ class Model:
     ignored: list[str] = field(default_factory=list)
     #: sizes of factors as the target has them; known once a conversion is planned
     sizes: Mapping[str, int] = field(default_factory=dict)
+    storage: StorageForm = field(default_factory=StorageForm)
 
 
 class Opened(ABC):
@@ -124,6 +138,11 @@ class Checkpoint(Opened):
     @abstractmethod
     def stored(self, name: str) -> StoredTensor:
         """Where the bytes of a tensor lie; its extents tile it."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether ranks hold pieces of some tensors."""
+        return False
 
     def joins(self, name: str) -> bool:
         """Whether the whole of a tensor is known. Where ranks hold pieces and no rule says how they join,

@@ -13,6 +13,7 @@ from ..tensors.dtypes import DType
 from ..tensors.layout import Layout
 from ..tensors.stored import Extent, StoredTensor
 from .base import Checkpoint, Model, Request, Side
+from .joining import Joiner
 from .step import Step
 from .steps import steps_of
 
@@ -80,6 +81,7 @@ class Bound:
         self.steps = steps_of(model.table)
         self._claimed: dict[Step, list[tuple[str, str | None]]] = {}
         self.instances = list(model.table.instances(model.config, self.sizes))
+        self._joiner = Joiner(checkpoint.path, model, self.sizes, checkpoint.layout, lambda: self.instances)
         self._renamed: dict[str, str] = {}
         self._check_names()
 
@@ -96,7 +98,7 @@ class Bound:
         for rule in self.model.table.rules:
             for name in (rule.nemo, *rule.also):
                 if rule.pad and name in self.names:
-                    rows = self.checkpoint.spec(name).shape[0]
+                    rows = sum(sum(piece.stored.shape[:1]) for piece in self.checkpoint.pieces(name))
                     if rows < self.sizes["true_vocab"]:
                         raise CorruptCheckpoint(
                             f"{self.checkpoint.path}: {name} has {rows:,} rows, "
@@ -165,10 +167,6 @@ class Bound:
         """The same; None where it holds none."""
         return self._renamed.get(name)
 
-    def stored(self, name: str) -> StoredTensor:
-        """A tensor that the checkpoint calls ``name``."""
-        return self.checkpoint.stored(name)
-
     def spelled(self, name: str) -> str:
         """What the checkpoint calls a tensor that belongs to no rule."""
         return self._spelled.get(name, name)
@@ -181,6 +179,33 @@ class Bound:
         """(tensor, the one that it must be equal to) of what a step claimed."""
         pairs = [(copy, original) for copy, original in self.claimed(step) if original is not None]
         return [(self.stored(copy), self.stored(original)) for copy, original in pairs]
+
+    def stored(self, name: str, rule: Rule | None = None) -> StoredTensor:
+        """The whole of a tensor that the checkpoint calls ``name``, joined where ranks hold it."""
+        pieces = self.checkpoint.pieces(name)
+        return self._joiner.stored(pieces, rule or (self._joiner.rule(name) if self._joins else None))
+
+    @property
+    def _joins(self) -> bool:
+        return self.checkpoint.cut or self.model.storage.in_blocks
+
+    def keep_shifted(self) -> None:
+        """Take tensors that are kept with 1 added as they are, for a target that says so, too."""
+        self._joiner.shifted = frozenset()
+
+    @property
+    def shifted(self) -> frozenset[str]:
+        """Names of tensors that 1 is taken off."""
+        return self._joiner.shifted
+
+    def replicas(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
+        """What every tensor-parallel rank holds whole (norms, biases): (another rank's, the first one's)."""
+        for instance in self.instances if self.checkpoint.cut else ():
+            name = self._renamed.get(instance.nemo)
+            if instance.rule.cut is None and name is not None:
+                first, *others = self.checkpoint.pieces(name)
+                for other in others:
+                    yield other.stored, first.stored
 
     def space(self, rule: Rule, sizes: Sizes) -> Space:
         """The rule's space, wide enough for both sides."""
@@ -230,7 +255,7 @@ class Bound:
         if self.lacks(instance):
             return ()
         for member in members(instance, self.checkpoint.side, self.sizes, self._memory):
-            tensor = self.checkpoint.stored(self._renamed[member.name])
+            tensor = self.stored(self._renamed[member.name], instance.rule)
             if tensor.shape != member.shape:
                 raise CorruptCheckpoint(
                     f"{self.checkpoint.path}: {tensor.name} has shape {list(tensor.shape)}, "

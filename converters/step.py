@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from ..mappings.hf.fields import Value
-from ..mappings.table import Instance, Table
+from ..mappings.table import Instance, Rule, Table
 from ..tensors.stored import StoredTensor
 from .base import Checkpoint, Model, Side
 
@@ -26,8 +26,8 @@ class Binding(Protocol):
     sizes: dict[str, int]
     instances: list[Instance]
 
-    def stored(self, name: str) -> StoredTensor:
-        """A tensor that the checkpoint calls ``name``."""
+    def stored(self, name: str, rule: Rule | None = None) -> StoredTensor:
+        """The whole of a tensor that the checkpoint calls ``name``, by its rule where that is known."""
 
     def held_as(self, name: str) -> str | None:
         """What the checkpoint calls the tensor ``name`` of a rule, None where it has none of that name."""

@@ -82,7 +82,7 @@ class Zeros(Step):
         for instance in bound.instances if not kept else ():
             if instance.in_hf or instance.rule.idle:
                 continue
-            tensor = bound.stored(bound.held_as(instance.nemo) or instance.nemo)
+            tensor = bound.stored(bound.held_as(instance.nemo) or instance.nemo, instance.rule)
             place = first_nonzero(tensor)
             if place is not None:
                 raise CorruptCheckpoint(

@@ -85,7 +85,7 @@ def _check(bound: Binding) -> None:
     parts = [(rule, part) for rule in table.rules for part in rule.parts if part.hf in table.unit_rows]
     for rule, part in parts:
         name = part.hf if side == "hf" else rule.nemo
-        tensor = bound.stored(bound.held_as(name) or name)
+        tensor = bound.stored(bound.held_as(name) or name, rule)
         if isinstance(tensor.extents[0].file, DecodedFile):  # they get it as they are read
             continue
         rows, columns = bound.sizes["true_vocab"], tensor.shape[1]

@@ -15,6 +15,7 @@ from ..abilities import Checksummed, folder_of
 from ..base import Checkpoint, holdings
 from ..bind import Bound
 from ..registry import open_alike, open_checkpoint
+from ..run import reading
 from ..run.compare import Comparison, check_repeated, compare
 
 Progress = Callable[[str, int, int], None]
@@ -90,6 +91,7 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
         kind += f", {cut:,} tensors in pieces that no rule joins" if cut else ""
         for name in names:
             checkpoint.pieces(name)
+        bound = None
     else:
         kind = model.table.architecture
         bound = Bound(checkpoint, model)
@@ -99,6 +101,8 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
     check_repeated(checkpoint)
     for _, nbytes in checkpoint.verify_checksums() if isinstance(checkpoint, Checksummed) else ():
         advance(nbytes)
+    if bound is not None:
+        reading.check_replicas(bound)
     own = done > 0
     directory = folder_of(checkpoint)
     written = manifest.read(directory) if directory is not None else None

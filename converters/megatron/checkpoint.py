@@ -18,11 +18,12 @@ from ...errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, s
 from ...formats.torch.checkpoint import StateDict, TorchFile, leaves
 from ...formats.torch.pickles import Stub
 from ...formats.torch.zip import TensorRef
+from ...mappings.hf.fields import Value
 from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.stored import StoredTensor
 from ..base import Model
-from ..hf.checkpoint import read_hf_config
-from ..nemo1.checkpoint import NeMo1Checkpoint
+from ..hf.checkpoint import hf_config, read_hf_config
+from ..ranks.cut_checkpoint import CutCheckpoint, given_model
 from ..ranks.weights import Rank, RankWeights
 
 FILE: Final = "model_optim_rng.pt"
@@ -79,31 +80,21 @@ def read_rank(file: SourceFile) -> StateDict:
     return StateDict(opened, tensors, others, around)
 
 
-class MegatronCheckpoint(NeMo1Checkpoint):
+class MegatronCheckpoint(CutCheckpoint):
     """An open directory of ranks, with ``config`` given."""
 
     format = "megatron"
 
     def __init__(self, path: Path, *, config: str | Path | None = None) -> None:
-        self.path, self._folder, self._yaml = path, SourceDir(path), {}
-        self._where = str(path)
+        self.path, self._folder, self._where = path, SourceDir(path), str(path)
         self._hf = read_hf_config(config) if config is not None else None
-        self._manifest = None
         try:
             self.ranks = find_ranks(self._folder)
-            self._weights = self._ranks = RankWeights(self._folder, self.ranks, read_rank)
+            self._weights = self.weights = RankWeights(self._folder, self.ranks, read_rank)
         except BaseException:
             self._folder.close()
             raise
-        self.layout = self._ranks.layout
-        self._rules = None
-        self._sizes = {}
-        self._shifted = None
-
-    @property
-    def weights(self) -> RankWeights:
-        """The tensors as they lie, cut by rank."""
-        return self._ranks
+        self.layout = self.weights.layout
 
     @property
     def around(self) -> Mapping[str, Any]:
@@ -115,13 +106,17 @@ class MegatronCheckpoint(NeMo1Checkpoint):
         args = self.around.get("args")
         return args.get(name) if isinstance(args, Stub) else None
 
-    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+    def _understand(self, allow_ignored: Sequence[str]) -> Model:
         if self._hf is None:
             raise UnsupportedConfig(
                 f"{self.path}: Megatron-LM's options do not say enough of the model",
                 hint="pass --config with the model's config.json",
             )
-        return super().model(allow_ignored)
+        return given_model(self._hf, str(self.path), self.keys(), allow_ignored)
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return self._hf if self._hf is not None else hf_config(self.model())
 
     @property
     def tokenizer_files(self) -> Mapping[str, SourceFile]:

@@ -24,14 +24,13 @@ _INERT: Final = frozenset(
 class NeMo1Adapters(NeMo1Checkpoint):
     """The archive as PEFT sees it."""
 
-    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+    def _understand(self, allow_ignored: Sequence[str]) -> Model:
         rank, alpha, dropout = self._settings()
         table, config, _ = nemo1_config.model_of(self._yaml, self._where, allow_ignored=allow_ignored)
         config[RANK] = rank
         config["vocab_size"] = config["vocab_size"] or 1  # adapters have none
         adapters = adapter_table(table, set(self.keys()))
         config |= told(adapters)
-        self._set_rules(adapters, config)
         said = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

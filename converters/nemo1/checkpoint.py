@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from ...errors import (
-    CorruptCheckpoint,
-    MappingError,
-    NemoconvError,
-    UnsupportedError,
-    UnsupportedFormat,
-    some,
-)
+from ...errors import CorruptCheckpoint, UnsupportedFormat
 from ...formats.tar import TarFolder
-from ...mappings import table_for
-from ...mappings.hf.fields import INERT, Value, read_config
+from ...mappings.hf.fields import Value
 from ...mappings.nemo1 import families as nemo1_families
 from ...mappings.nemo1 import fields_t5 as nemo1_fields_t5
 from ...mappings.nemo1.families import NORM_WEIGHT
-from ...mappings.table import Rule, Table
+from ...mappings.table import Table
 from ...stores.files import Folder, SourceDir, SourceFile
-from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
-from ...tensors.stored import StoredTensor
 from .. import believed, manifest
-from .. import mtp_layers as further_layers
 from ..archive import archive as nemo_archive
-from ..base import Checkpoint, Model, Piece, TensorSpec
+from ..base import Checkpoint, Model, StorageForm
 from ..hf import tokenizer_files
 from ..hf.checkpoint import GENERATION_CONFIG, hf_config, read_hf_config
+from ..ranks.cut_checkpoint import CutCheckpoint, given_model
 from ..ranks.weights import RankWeights, find_ranks
-from ..torch_dist.weights import DistWeights, open_dist_weights
+from ..torch_dist.weights import open_dist_weights
 from . import config as nemo1_config
 from .rank_file import read_rank
 
@@ -44,19 +33,17 @@ PREFIX: Final = "model."
 _ADAPTER: Final = "adapter"
 #: opens an archive, from its place, its files and model_config.yaml
 View = Callable[[Path, Folder, Mapping[str, Any]], Checkpoint]
+#: in names of experts, and at the end of those of q, k and v that lie together
 _EXPERT: Final = ".experts."
+_FUSED: Final = tuple(
+    f".{name}.{kind}" for name in ("linear_qkv", "linear_kv") for kind in ("weight", "bias")
+)
 
 
-class NeMo1Checkpoint(Checkpoint):
+class NeMo1Checkpoint(CutCheckpoint):
     """An open ``.nemo``."""
 
     format = "nemo"
-    side = "nemo"
-    #: whether q, k and v of all heads of a rank lie one below the other
-    _in_blocks = False
-    #: why nobody knows the model, so that no tensor has a rule
-    _refused: NemoconvError | None = None
-
     _views: Mapping[str, View] = MappingProxyType({})
 
     def __init__(
@@ -73,21 +60,25 @@ class NeMo1Checkpoint(Checkpoint):
         self._where = f"{path}: {nemo_archive.CONFIG}"
         self._hf = read_hf_config(config) if config is not None else None
         self._manifest = manifest.read(folder)
-        self._weights: RankWeights | DistWeights
+        #: of an archive in state dicts; None for a distributed checkpoint
+        self._ranks: RankWeights | None = None
         if folder.exists(f"{DIST_FOLDER}/metadata.json"):
             self._weights = open_dist_weights(folder, DIST_FOLDER, PREFIX)
             self.layout = self._stated_layout()
         else:
             family = nemo1_config.family_of(yaml) or nemo1_families.GPT
             ranks = find_ranks(folder, nemo_archive.WEIGHTS)
-            self._weights = RankWeights(folder, ranks, read_rank, family.dialect)
-            self.layout = self._weights.layout
+            self._ranks = RankWeights(folder, ranks, read_rank, family.dialect, self._partial)
+            self._weights = self._ranks
+            self.layout = self._ranks.layout
             self._check_layout()
-        self._in_blocks = nemo1_fields_t5.in_blocks(yaml)
-        self._rules: dict[str, Rule] | None = None
-        self._sizes: dict[str, int] = {}
-        #: norms that hold 1 + weight, where the table means the weight
-        self._shifted: set[str] | None = None
+
+    def _partial(self, name: str) -> bool:
+        """Whether a tensor is no whole even where it is not cut: it is one of the experts of an
+        expert-parallel rank, which all count theirs from 0, or has its rows in another order."""
+        if _EXPERT in name:
+            return self._stated_layout().expert_parallel_size > 1
+        return name.endswith(_FUSED) and nemo1_fields_t5.in_blocks(self._yaml)
 
     def _stated_layout(self) -> Layout:
         def size(name: str) -> int:
@@ -108,119 +99,18 @@ class NeMo1Checkpoint(Checkpoint):
                     hint="ranks are missing, or the config is of another checkpoint",
                 )
 
-    # tensors
-
-    def keys(self) -> Sequence[str]:
-        return list(self._weights.names())
-
-    def spec(self, name: str) -> TensorSpec:
-        weights, rule = self._weights, self._rule(name)
-        if not isinstance(weights, RankWeights):
-            return TensorSpec(name, *weights.spec(name))
-        if rule is not None:
-            return TensorSpec(name, weights.dtype(name), rule.view.shape(self._sizes_of(name, rule)))
-        self._check_joins(name)
-        whole = weights.stored(name)
-        return TensorSpec(name, whole.dtype, whole.shape)
-
-    def dtype(self, name: str) -> DType:
-        weights = self._weights
-        return weights.dtype(name) if isinstance(weights, RankWeights) else weights.spec(name)[0]
-
-    def joins(self, name: str) -> bool:
-        weights = self._weights
-        if not isinstance(weights, RankWeights) or self._rule(name) is not None:
-            return True
-        cut = _EXPERT in name and self._stated_layout().expert_parallel_size > 1
-        return weights.tensor_parallel_size == 1 and not cut
-
-    def pieces(self, name: str) -> Sequence[Piece]:
-        if isinstance(self._weights, RankWeights):
-            return self._weights.held(name)
-        return [Piece(name, None, self._weights.stored(name))]
-
-    def _check_joins(self, name: str) -> None:
-        """Raise, with the reason, where ranks hold a tensor and no rule says how it is cut between them:
-        then a piece of it and a replica look alike. Raises KeyError for an unknown name."""
-        if self.pieces(name) and self.joins(name):
-            return
-        why = self._refused or MappingError(f"no rule of the model is for {name}")
-        raise type(why)(
-            f"{self.path}: what ranks hold of {name} cannot be joined without its rule: {why.message}",
-            hint=why.hint or "convert --to safetensors to have what each rank holds",
-        )
-
-    def stored(self, name: str) -> StoredTensor:
-        rule = self._rule(name)
-        if rule is None:
-            self._check_joins(name)
-        if not isinstance(self._weights, RankWeights):
-            tensor = self._weights.stored(name)
-        else:
-            sizes = self._sizes_of(name, rule) if rule else None
-            tensor = self._weights.stored(name, rule, sizes, in_blocks=self._in_blocks)
-        if not self._shifted or name not in self._shifted:
-            return tensor
-        from ...resharding.decode.offset_norms import less_one
-
-        return less_one(tensor)
-
-    def _rule(self, name: str) -> Rule | None:
-        """The rule of a tensor; None while nobody knows the model, or where it has none."""
-        if self._rules is None and self._refused is None:
-            try:
-                self.model()
-            except (UnsupportedError, CorruptCheckpoint) as error:
-                self._refused = error
-        return (self._rules or {}).get(name)
-
-    def _sizes_of(self, name: str, rule: Rule) -> dict[str, int]:
-        """Sizes of a rule's factors; the vocabulary's are told by the files, with their padding."""
-        if rule.pad is None or not isinstance(self._weights, RankWeights):
-            return self._sizes
-        return {**self._sizes, rule.pad: self._weights.rows(name)}
-
-    def _set_rules(self, table: Table, config: Mapping[str, Value]) -> None:
-        sizes = table.sizes(config)
-        held = len(self._weights.names())
-        if isinstance(self._weights, RankWeights) and sizes["layers"] > held:  # where each is by itself
-            raise CorruptCheckpoint(f"{self._where}: says num_layers={sizes['layers']}, of {held} tensors")
-        rules: dict[str, Rule] = {}
-        for instance in table.instances(config, sizes):
-            for template in (instance.rule.nemo, *instance.rule.also):
-                rules[template.format(**instance.index)] = instance.rule
-        for copy, original in table.tied:
-            if original in rules:
-                rules.setdefault(copy, rules[original])
-        self._rules, self._sizes = rules, sizes
-
-    def copies(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
-        if isinstance(self._weights, RankWeights):
-            yield from self._weights.repeated
-
-    def _replicas(self) -> Iterator[tuple[StoredTensor, StoredTensor]]:
-        """What every tensor-parallel rank holds whole (norms, biases): (another rank's, the first one's)."""
-        if not isinstance(self._weights, RankWeights):
-            return
-        for name in self._weights.names():
-            rule = self._rule(name)
-            if rule is not None and rule.cut is None:
-                first, *others = self._weights.pieces(name)
-                for other in others:
-                    yield other, first
-
     # the model
 
-    def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+    def _understand(self, allow_ignored: Sequence[str]) -> Model:
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         added = nemo1_config.tokenizer_config(self.tokenizer_files)
         if added is not None:
             files[tokenizer_files.CONFIG] = added
+        ignored = sorted(key for key in allow_ignored if key in self._yaml)
+        in_blocks = self._ranks is not None and nemo1_fields_t5.in_blocks(self._yaml)
         if self._hf is not None:
-            table = table_for(self._hf, str(self.path))
-            config, passed = read_config(table.fields, self._hf, allow_ignored)
-            further_layers.settle(table, config, self._weights.names(), allow_ignored, told={})
-            inert = {key: self._hf[key] for key in passed if key in INERT}
+            model = given_model(self._hf, str(self.path), self.keys(), allow_ignored)
+            model.files, model.ignored, model.storage = files, ignored, StorageForm(in_blocks=in_blocks)
         else:
             nemo1_config.check_family(self._yaml, self._where)
             self._refuse_adapters()
@@ -232,13 +122,12 @@ class NeMo1Checkpoint(Checkpoint):
                 allow_ignored=allow_ignored,
             )
             self._settle(table, config)
-            if plain_norms and self._shifted is None:
-                self._shifted = {name for name in self.keys() if NORM_WEIGHT.fullmatch(name)}
             inert = believed.inert_keys(self._manifest, self.tokenizer_files.get(GENERATION_CONFIG))
-        self._set_rules(table, config)
-        self._check_frequencies(config)
-        ignored = sorted(key for key in allow_ignored if key in self._yaml)
-        return Model(table, config, inert, files, ignored)
+            shifted = filter(NORM_WEIGHT.fullmatch, self.keys()) if plain_norms else ()
+            storage = StorageForm(frozenset(shifted), in_blocks)
+            model = Model(table, config, inert, files, ignored, storage=storage)
+        self._check_frequencies(model.config)
+        return model
 
     def _refuse_adapters(self) -> None:
         adapters = [name for name in self._weights.names() if _ADAPTER in name]
@@ -247,7 +136,8 @@ class NeMo1Checkpoint(Checkpoint):
 
     def _settle(self, table: Table, config: dict[str, Value]) -> None:
         """The true vocabulary, and what else NeMo's config cannot say."""
-        rows = next((self._rows(r.nemo) for r in table.rules if r.pad and r.nemo in self.keys()), None)
+        held = set(self.keys())
+        rows = next((self.rows(r.nemo) for r in table.rules if r.pad and r.nemo in held), None)
         yaml, files = self._yaml, self.tokenizer_files
         believed.settle(
             self._manifest,
@@ -257,14 +147,10 @@ class NeMo1Checkpoint(Checkpoint):
             lambda: nemo1_config.true_vocab_size(yaml, files, rows, self.layout),
         )
 
-    def _rows(self, name: str) -> int:
-        weights = self._weights
-        return weights.rows(name) if isinstance(weights, RankWeights) else weights.spec(name)[1][0]
-
     def _check_frequencies(self, config: Mapping[str, Value]) -> None:
         """Rotary frequencies are computed from the config; where a file holds them too, they must agree,
         since NeMo would take the file's."""
-        if not isinstance(self._weights, RankWeights) or config.get("rope_scaling"):
+        if config.get("rope_scaling"):
             return
         from ...tensors.read import read_box
 
@@ -289,9 +175,6 @@ class NeMo1Checkpoint(Checkpoint):
 
     # facts
 
-    def skipped(self) -> Mapping[str, int]:
-        return self._weights.skipped
-
     def notes(self) -> Sequence[str]:
         notes = []
         if isinstance(self._folder, TarFolder) and self._folder.compressed:
@@ -300,23 +183,7 @@ class NeMo1Checkpoint(Checkpoint):
         if isinstance(tokenizer, dict) and not self.tokenizer_files and tokenizer.get("type"):
             name = str(tokenizer["type"])[:200]
             notes.append(f"the archive holds no tokenizer, only the name of one: {name}")
-        if self._shifted:
-            notes.append(
-                f"the weights of {len(self._shifted)} norms are kept with 1 added, for layers that do not "
-                "add it; it is taken off again, in float32"
-            )
-        differing = self._differing
-        if differing:  # NeMo's own tools take the first rank's, too
-            notes.append(
-                f"{len(differing)} tensors that ranks should share differ between them; those of "
-                f"tensor-parallel rank 0 are taken: {some(differing, 3)}"
-            )
         return notes
-
-    @cached_property
-    def _differing(self) -> list[str]:
-        """Names of what ranks should share and do not."""
-        return sorted({copy.name for copy, first in self._replicas() if _difference(copy, first)})
 
     def view_for(self, name: str) -> Checkpoint:
         """Under NeMo's own names, where all there is to do is to move tensors as they are; or as adapters."""
@@ -338,25 +205,13 @@ class NeMo1Checkpoint(Checkpoint):
     # another layout
 
     @property
-    def weights(self) -> RankWeights | DistWeights:
-        """The tensors as they lie: cut by rank, or in a distributed checkpoint."""
-        return self._weights
-
-    def keep_norms(self) -> None:
-        """Norms stay as they are stored: the config goes along, and says how they are meant."""
-        self._shifted = set()
-
-    @property
-    def folder(self) -> Folder:
-        return self._folder
+    def rank_weights(self) -> RankWeights | None:
+        """The tensors as ranks hold them; None in a distributed checkpoint."""
+        return self._ranks
 
     @property
     def yaml(self) -> Mapping[str, Any]:
         return self._yaml
-
-    def rows(self, name: str) -> int:
-        """The length of a tensor's first axis, of all ranks together."""
-        return self._rows(name)
 
     @property
     def vocab_divisor(self) -> int | None:
@@ -370,23 +225,6 @@ class NeMo1Checkpoint(Checkpoint):
         if isinstance(self._folder, TarFolder):  # what we write is never compressed
             return None if self._folder.compressed else TarFolder(self.path)
         return SourceDir(self.path)
-
-    def verify_checksums(self) -> Iterator[tuple[str, int]]:
-        yield from self._weights.verify_checksums()
-        for copy, first in self._replicas():
-            if difference := _difference(copy, first):
-                raise CorruptCheckpoint(f"{self.path}: ranks hold {copy.name} differently: {difference}")
-
-    def close(self) -> None:
-        self._folder.close()
-
-
-def _difference(a: StoredTensor, b: StoredTensor) -> str | None:
-    from ...resharding.equal import first_difference
-
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return "their shapes or dtypes differ"
-    return first_difference(a, b)
 
 
 def _only_adapters(path: object, adapters: Sequence[str], others: int) -> UnsupportedFormat:

@@ -13,7 +13,6 @@ from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout
 from ..archive import archive as nemo_archive
 from ..base import Model
-from ..ranks.weights import RankWeights
 from ..ranks.writer import Rank, RankWriter, empty_entries
 from ..sink import Sink
 from . import build as nemo1_build
@@ -22,6 +21,7 @@ from .writer import NeMo1Sink
 
 if TYPE_CHECKING:
     from ..bind import Bound
+    from ..ranks.weights import RankWeights
     from .checkpoint import NeMo1Checkpoint
 
 _EMBEDDING = "embedding.word_embeddings.weight"
@@ -71,9 +71,8 @@ def changed_config(yaml: Mapping[str, Any], layout: Layout, rows: int, held: int
 
 def rewrite(output: OutputDirectory, source: NeMo1Checkpoint, model: Model, layout: Layout) -> Sink:
     """A writer of the same archive in another layout, with weights as it has them: by rank, or not."""
-    source.keep_norms()
-    if isinstance(source.weights, RankWeights):
-        return NeMo1Resharder(output, source, source.weights, model, layout)
+    if source.rank_weights is not None:
+        return NeMo1Resharder(output, source, source.rank_weights, model, layout)
     return NeMo1DistResharder(output, source, model, layout)
 
 
@@ -120,6 +119,7 @@ class NeMo1Resharder(RankWriter):
 
     def begin(self, bound: Bound) -> None:
         bound.leave_out_idle()
+        bound.keep_shifted()  # the config goes along, and says how they are meant
         super().begin(bound)
 
     def notes(self) -> list[str]:
@@ -169,6 +169,10 @@ class NeMo1DistResharder(NeMo1Sink):
         self._yaml = plain_yaml.loads_mapping(config, nemo_archive.CONFIG)
         folder = source.folder
         self._members = {name: folder.read(name) for name in _other_members(folder)}
+
+    def begin(self, bound: Bound) -> None:
+        bound.keep_shifted()
+        super().begin(bound)
 
     def notes(self) -> list[str]:
         return []

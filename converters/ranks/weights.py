@@ -1,28 +1,25 @@
 """Weights that lie cut by model-parallel rank, one state dict a rank: NeMo 1's, and older Megatron's.
 
-A rank's tensors are put together by the fragments of the table's rule, the same that a writer of ranks
-uses. Which layers a pipeline stage holds is told by the files themselves: every stage numbers its own
-from 0.
+What a rank holds is handed out as it is; how it joins is not known here. Which layers a pipeline stage
+holds is told by the files themselves: every stage numbers its own from 0.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, product
 from typing import Final
 
 from ...errors import CorruptCheckpoint, UnsupportedFormat, some
 from ...formats.torch.checkpoint import StateDict, read_state_dict
 from ...mappings.nemo1.dialects import GPT, Dialect
-from ...mappings.table import GROUP, Rule, Sizes
 from ...stores.files import Folder, SourceFile
-from ...tensors.boxes import intersect, narrow
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
-from ...tensors.stored import Extent, StoredTensor
-from ..base import Piece
+from ...tensors.stored import StoredTensor
+from ..base import Piece, TensorSpec
 from . import names as nemo1_names
 from .grouped_experts import is_grouped, split_grouped
 from .names import Name
@@ -94,7 +91,8 @@ class Pieces:
 class RankWeights:
     """The tensors of all ranks under their names in the whole model.
 
-    Raises CorruptCheckpoint for ranks that do not belong together.
+    With one tensor-parallel rank a tensor lies there whole, but for those of which ``partial`` says otherwise
+    by their name. Raises CorruptCheckpoint for ranks that do not belong together.
     """
 
     def __init__(
@@ -103,9 +101,10 @@ class RankWeights:
         files: Mapping[Rank, str],
         read: Callable[[SourceFile], StateDict] = read_state_dict,
         dialect: Dialect = GPT,
+        partial: Callable[[str], bool] = lambda _: False,
     ) -> None:
         self.path = folder.path
-        self._read_file, self._dialect = read, dialect
+        self._read_file, self._dialect, self._partial = read, dialect, partial
         self.tensor_parallel_size, self.pipeline_parallel_size = (
             max(rank[i] for rank in files) + 1 for i in (0, 1)
         )
@@ -234,100 +233,26 @@ class RankWeights:
     def names(self) -> Sequence[str]:
         return list(self._pieces)
 
-    def dtype(self, name: str) -> DType:
-        pieces = self._pieces[name]
-        return pieces.of(min(pieces.ranks), f"{self.path}: {name}").dtype
+    @property
+    def cut(self) -> bool:
+        return self.tensor_parallel_size > 1
 
-    def held(self, name: str) -> list[Piece]:
-        """The pieces that are there, whether or not every tensor-parallel rank has one."""
+    def dtype(self, name: str) -> DType:
+        halves = next(iter(self._pieces[name].ranks.values()))
+        return halves[min(halves)].dtype
+
+    def specs(self, name: str) -> Sequence[tuple[int | None, TensorSpec]]:
+        return [(p.rank, TensorSpec(name, p.stored.dtype, p.stored.shape)) for p in self.pieces(name)]
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        """Those that are there, whether or not every tensor-parallel rank has one."""
         pieces, where = self._pieces[name], f"{self.path}: {name}"
+        if not self.cut and not self._partial(name):
+            return [Piece(name, None, replace(pieces.of(0, where), name=name))]
         first = pieces.stage * self.tensor_parallel_size
         return [Piece(name, first + rank, pieces.of(rank, where)) for rank in sorted(pieces.ranks)]
-
-    def rows(self, name: str) -> int:
-        """The length of the first axis, of all ranks together."""
-        return sum(piece.shape[0] for piece in self.pieces(name))
-
-    def pieces(self, name: str) -> list[StoredTensor]:
-        """What each tensor-parallel rank holds of a tensor."""
-        where = f"{self.path}: {name}"
-        found = [self._pieces[name].of(rank, where) for rank in range(self.tensor_parallel_size)]
-        if len({piece.dtype for piece in found}) > 1:
-            raise CorruptCheckpoint(f"{where} has different dtypes on different ranks")
-        return found
-
-    def stored(
-        self, name: str, rule: Rule | None = None, sizes: Sizes | None = None, *, in_blocks: bool = False
-    ) -> StoredTensor:
-        """A whole tensor, put together as its rule cuts it. Without a rule there must be one
-        tensor-parallel rank only, whose tensors are whole.
-
-        ``in_blocks``: a rank has q, k and v of all its heads one below the other, where the rule has those of
-        each head together.
-        """
-        pieces = self.pieces(name)
-        if rule is None or sizes is None:
-            (whole,) = pieces
-            return whole
-        if in_blocks and rule.cut == GROUP and len(rule.parts) > 1:
-            heads = sizes[GROUP] // len(pieces)
-            pieces = [by_head(f"{self.path}: {name}", piece, len(rule.parts), heads) for piece in pieces]
-        return assemble(f"{self.path}: {name}", name, pieces, rule, sizes)
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
         """Those of the zip archives; the older layout of torch.save has none."""
         for file_name, state in self._states.items():
             yield file_name, state.file.verify_crc()
-
-
-def by_head(where: str, piece: StoredTensor, kinds: int, heads: int) -> StoredTensor:
-    """A rank's tensor with the rows of each head together, of one that has those of each kind together.
-
-    [kinds * heads * channels, ...] -> [heads * kinds * channels, ...]. Raises CorruptCheckpoint where the
-    rows are no such product.
-    """
-    rows, *rest = piece.shape
-    if heads < 1 or rows % (kinds * heads):
-        raise CorruptCheckpoint(f"{where} has {rows} rows, which are not {kinds} blocks of {heads} heads")
-    channels = rows // (kinds * heads)
-    box, extents = (channels, *rest), []
-    for extent in piece.extents:
-        for kind, head in product(range(kinds), range(heads)):
-            first = ((kind * heads + head) * channels, *(0 for _ in rest))
-            common = intersect(extent.start, extent.shape, first, box)
-            if common:
-                part = narrow(extent, *common)
-                shift = ((head * kinds + kind) - (kind * heads + head)) * channels
-                extents.append(part._replace(start=(part.start[0] + shift, *part.start[1:])))
-    return StoredTensor(piece.name, piece.dtype, piece.shape, tuple(extents))
-
-
-def assemble(where: str, name: str, pieces: Sequence[StoredTensor], rule: Rule, sizes: Sizes) -> StoredTensor:
-    """The whole of a tensor from what the tensor-parallel ranks hold of it.
-
-    A rank's tensor is its fragments one after another, along the axis that the rule cuts. Raises
-    CorruptCheckpoint for a piece of another shape, LayoutError where the rule cannot be cut so.
-    """
-    shape = rule.view.shape(sizes)
-    axis = next((i for i, names in enumerate(rule.view.axes) if rule.cut in names), 0)
-    held = [0] * len(pieces)
-    extents: list[Extent] = []
-    for rank, start, box in rule.fragments(sizes, Layout(len(pieces))):
-        local = (*start[:axis], held[rank], *start[axis + 1 :]) if shape else ()
-        held[rank] += box[axis] if shape else 1
-        shift = tuple(a - b for a, b in zip(start, local, strict=True))
-        for extent in pieces[rank].extents:
-            common = len(extent.shape) == len(box) and intersect(extent.start, extent.shape, local, box)
-            if common:
-                part = narrow(extent, *common)
-                moved = tuple(a + b for a, b in zip(part.start, shift, strict=True))
-                extents.append(part._replace(start=moved))
-    for rank, piece in enumerate(pieces):
-        length = held[rank] if rule.cut is not None else (shape[axis] if shape else 1)
-        expected = (*shape[:axis], length, *shape[axis + 1 :]) if shape else ()
-        if piece.shape != expected:
-            raise CorruptCheckpoint(
-                f"{where} has shape {list(piece.shape)} on tensor-parallel rank {rank} of {len(pieces)}, "
-                f"the config asks for {list(expected)}"
-            )
-    return StoredTensor(name, pieces[0].dtype, shape, tuple(extents))

@@ -13,6 +13,7 @@ from ..abilities import Repeating, plain_tensors, seen_beside
 from ..base import Checkpoint, Model, holdings
 from ..bind import Bound, members
 from ..mtp_layers import COPIED
+from . import reading
 
 
 @dataclass(slots=True)
@@ -73,6 +74,7 @@ def compare(
         return result
     total = sum(spec.nbytes for _, spec in holdings(a))
     bounds = Bound(a, model_a), Bound(b, model_b)
+    result.notes = [note for b in bounds for note in (*b.checkpoint.notes(), *reading.notes(b))]
     _compare_bound(*bounds, result, progress, total)
     for bound in bounds:
         _compare_copies(bound, result)

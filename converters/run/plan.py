@@ -30,6 +30,7 @@ from ..bind import Asker, Bound, Wanted
 from ..format import Format, Options
 from ..options import DEFAULT_MAX_MEMORY, VOCABULARY
 from ..sink import Sink
+from . import reading
 
 if TYPE_CHECKING:
     from ...resharding.execute import Limits
@@ -151,8 +152,7 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
         source.decode_as(wish.dtype)
     model = source.model(wish.allow_ignored)
     bound = Bound(source, model)
-    notes = list(source.notes())
-    notes += _settle_dtype(bound, model, wish.dtype)
+    notes = _settle_dtype(bound, model, wish.dtype)
     layout, more = _settle_layout(bound, to, wish.layout)
     notes += more
     sizes = model.sizes = _target_sizes(bound, to, layout, wish)
@@ -166,6 +166,7 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
     if not writer.keeps_everything:
         notes += [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
     writer.begin(bound)
+    read = [*source.notes(), *reading.notes(bound)]
     plan, payloads = _build_plan(bound, writer, layout, wish.dtype)
     for checkpoint, companion in writer.companions().values():
         held = Bound(checkpoint, model, partial=True)
@@ -200,14 +201,14 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
         plan_seconds=time.perf_counter() - started,
         inert_keys=sorted(model.inert),
         ignored_keys=model.ignored,
-        notes=notes,
+        notes=[*read, *notes],
     )
     header: dict[str, Value] = {
         "written_by": f"nemoconv {__version__}",
         "format": to.name,
         "architecture": model.table.architecture,
         "source_format": source.format,
-        "source_notes": list(source.notes()),
+        "source_notes": read,
         "dtype": wish.dtype.name if wish.dtype else None,
         "layout": asdict(layout),
         "model_config": model.config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
@@ -15,6 +16,7 @@ from ...formats.torch import zip as torch_zip
 from ...stores.files import Folder
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from ..base import Piece, TensorSpec
 from . import names as names
 from .chunks import DistChunks, count_objects, join_halves, name_rows
 
@@ -22,27 +24,59 @@ _MAX_CHUNKS: Final = 1 << 20
 _METADATA: Final = "metadata.json"
 
 
-class TorchDistWeights:
+class DistWeights(ABC):
+    """Tensors that lie there whole, whatever ranks wrote them."""
+
+    cut = False
+    writer: str
+    skipped: dict[str, int]
+    repeated: Sequence[tuple[StoredTensor, StoredTensor]] = ()
+    derived: Sequence[tuple[str, StoredTensor]] = ()
+
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """The tensors' names, one for each layer (and expert)."""
+
+    @abstractmethod
+    def _spec(self, name: str) -> TensorSpec:
+        """What headers say of a tensor."""
+
+    @abstractmethod
+    def stored(self, name: str) -> StoredTensor:
+        """Where a tensor lies."""
+
+    @abstractmethod
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        """Check those of the format, yielding (file, bytes read)."""
+
+    def dtype(self, name: str) -> DType:
+        return self._spec(name).dtype
+
+    def specs(self, name: str) -> Sequence[tuple[int | None, TensorSpec]]:
+        return [(None, self._spec(name))]
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        return [Piece(name, None, self.stored(name))]
+
+
+class TorchDistWeights(DistWeights):
     """The tensors of a torch_dist folder, their names without ``prefix``."""
 
     def __init__(self, folder: Folder, under: str, prefix: str) -> None:
         self._metadata = torch_dist.read_metadata(folder, under)
+        self.writer = str(self._metadata.writer)
         self._chunks = DistChunks(folder, under)
         joined = join_halves(self._metadata.tensors, folder.path)
         self._places = name_rows(joined.values(), prefix, folder.path)
         self.skipped: dict[str, int] = {}
         count_objects(self._metadata, self.skipped)
 
-    @property
-    def writer(self) -> str:
-        return str(self._metadata.writer)
-
     def names(self) -> Sequence[str]:
         return list(self._places)
 
-    def spec(self, name: str) -> tuple[DType, tuple[int, ...]]:
+    def _spec(self, name: str) -> TensorSpec:
         tensor, index = self._places[name]
-        return tensor.dtype, tensor.shape[len(index) :]
+        return TensorSpec(name, tensor.dtype, tensor.shape[len(index) :])
 
     def stored(self, name: str) -> StoredTensor:
         """The tensor of one layer (and expert), out of the chunks of the one that is stored."""
@@ -54,7 +88,7 @@ class TorchDistWeights:
         return self._chunks.verify(self._metadata)
 
 
-class ZarrWeights:
+class ZarrWeights(DistWeights):
     """The arrays of a zarr (version 2) folder that are not compressed, read chunk by chunk in place.
 
     Source: the zarr storage specification, version 2; megatron/core/dist_checkpointing/strategies/zarr.py,
@@ -85,9 +119,9 @@ class ZarrWeights:
     def names(self) -> Sequence[str]:
         return list(self._arrays)
 
-    def spec(self, name: str) -> tuple[DType, tuple[int, ...]]:
+    def _spec(self, name: str) -> TensorSpec:
         array, index = self._arrays[name]
-        return array.dtype, array.shape[len(index) :]
+        return TensorSpec(name, array.dtype, array.shape[len(index) :])
 
     def stored(self, name: str) -> StoredTensor:
         array, index = self._arrays[name]
@@ -169,9 +203,6 @@ def _sizes(value: Any, where: str) -> tuple[int, ...]:
     if any(type(size) is not int or size < 0 for size in value):
         raise CorruptCheckpoint(f"{where}: {json.dumps(value)[:80]} is no shape")
     return tuple(value)
-
-
-DistWeights = TorchDistWeights | ZarrWeights
 
 
 def open_dist_weights(folder: Folder, under: str, prefix: str) -> DistWeights:

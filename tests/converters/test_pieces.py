@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 import nemoconv
 from nemoconv.converters.look.inspect import inspect, tensor_rows
 from nemoconv.converters.look.verify import verify
+from nemoconv.converters.nemo1.checkpoint import NeMo1Checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.errors import (
     CorruptCheckpoint,
@@ -28,6 +29,7 @@ from nemoconv.errors import (
     UnsupportedConfig,
     UnsupportedFormat,
 )
+from nemoconv.mappings.table import Table
 from nemoconv.tensors.read import read_box
 
 torch = pytest.importorskip("torch")
@@ -322,3 +324,58 @@ def test_verify_of_an_unknown_architecture_says_that_nothing_was_joined(tmp_path
     assert "27 tensors in pieces that no rule joins" in json.loads(checked.stdout)["model"]
     whole, _ = archive(tmp_path / "y.nemo", REFUSED["architecture"][0])
     assert verify(whole).model == "architecture unknown: names not checked"
+
+
+def counted(monkeypatch):
+    """How often a model is understood and a table expanded, from now on."""
+    counts = {"models": 0, "expansions": 0}
+    understand, expand = NeMo1Checkpoint._understand, Table.instances
+
+    def model(self, allow_ignored):
+        counts["models"] += 1
+        return understand(self, allow_ignored)
+
+    def instances(self, config, sizes):
+        counts["expansions"] += 1
+        return expand(self, config, sizes)
+
+    monkeypatch.setattr(NeMo1Checkpoint, "_understand", model)
+    monkeypatch.setattr(Table, "instances", instances)
+    return counts
+
+
+def test_a_conversion_expands_the_table_once(tmp_path, monkeypatch):
+    """The reader hands out pieces; only the binder, which joins them, needs the rules."""
+    source, _ = archive(tmp_path / "x.nemo", {}, tp=2, pp=2)
+    counts = counted(monkeypatch)
+    convert(source, tmp_path / "hf", to="hf")
+    assert counts == {"models": 1, "expansions": 1}
+    counts |= {"models": 0, "expansions": 0}
+    with nemoconv.open(source) as opened:
+        for name in opened.keys():  # noqa: SIM118
+            opened.read(name)
+    assert counts == {"models": 1, "expansions": 1}
+    refused, _ = archive(tmp_path / "y.nemo", REFUSED["normalization"][0], tp=2)
+    counts |= {"models": 0, "expansions": 0}
+    with nemoconv.open(refused) as opened:
+        assert not any(map(opened.joins, opened.keys()))
+    assert counts == {"models": 1, "expansions": 0}
+
+
+def test_pieces_come_before_any_model(tmp_path, monkeypatch):
+    source, _ = archive(tmp_path / "x.nemo", {}, tp=2)
+    counts = counted(monkeypatch)
+    with nemoconv.open(source) as opened:
+        assert sum(len(opened.pieces(name)) for name in opened.keys()) == 54  # noqa: SIM118
+        assert {opened.dtype(name).name for name in opened.keys()} == {"bfloat16"}  # noqa: SIM118
+        assert opened.rows("embedding.word_embeddings.weight") == 40
+    assert counts == {"models": 0, "expansions": 0}
+
+
+def test_an_embedding_without_axes_is_an_error_of_the_checkpoint(tmp_path):
+    states = legacy.states(tiny.tensors(legacy.CONFIG), legacy.CONFIG, tp=2)
+    for state in states.values():
+        state["model.embedding.word_embeddings.weight"] = torch.tensor(1.0).bfloat16()
+    files = legacy.members(states, legacy.yaml_of(legacy.CONFIG))
+    with pytest.raises(CorruptCheckpoint, match="has 0 rows"):
+        convert(legacy.pack(tmp_path / "x.nemo", files), tmp_path / "hf", to="hf")

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import tarfile
 
 import legacy_nemo as legacy
 import numpy
 import pytest
 import tiny
+import yaml
 
 from nemoconv.converters.look.inspect import inspect
 from nemoconv.converters.look.verify import verify
-from nemoconv.converters.registry import open_checkpoint
+from nemoconv.converters.registry import find_format, open_checkpoint
 from nemoconv.converters.run.convert import convert
+from nemoconv.converters.run.plan import Wish, prepare
 from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import UnsupportedArchitecture
+from nemoconv.formats.tar_output import OutputArchive
 from nemoconv.mappings import samples
+from nemoconv.tensors.layout import Layout
+from nemoconv.tensors.read import read_box
 
 torch = pytest.importorskip("torch")
 
@@ -88,6 +94,47 @@ def test_another_layout_leaves_the_one_where_it_is(tmp_path):
     assert numpy.array_equal(
         tiny.load(tmp_path / "plain")[name], ranks[0, 0][name].view(torch.int16).numpy().view("u2")
     )
+
+
+@pytest.mark.parametrize("kind", ["ranks of 1", "ranks of 2", "torch_dist"])
+def test_another_layout_changes_no_norm_and_not_the_source(tmp_path, kind):
+    """Norms that hold the one go along as they are, and both archives are read as the same model."""
+    norm = "decoder.final_layernorm.weight"
+    if kind == "torch_dist":
+        files = unpacked(as_torch_dist(tmp_path))
+        settings = yaml.safe_load(files["model_config.yaml"])
+        assert settings.pop("layernorm_zero_centered_gamma") is True
+        files["model_config.yaml"] = yaml.safe_dump(settings).encode()
+    else:
+        states = legacy.states(finite(tiny.tensors(CONFIG)), CONFIG, tp=int(kind[-1]))
+        states = {rank: plus_one(state) for rank, state in states.items()}
+        files = legacy.members(states, legacy.yaml_of(CONFIG, **SAID))
+    source = legacy.pack(tmp_path / "x.nemo", files)
+    with open_checkpoint(source) as opened:
+        before = opened.read(norm).tobytes()
+        held = opened.pieces(norm)[0].stored
+        assert read_box(held, (0,), held.shape).tobytes() != before
+        with OutputArchive(tmp_path / "planned.nemo") as output:
+            prepare(opened, output, find_format("nemo"), Wish(Layout(4), rewrite=True))
+        assert opened.read(norm).tobytes() == before
+    report = reshard(source, tmp_path / "y.nemo", tensor_parallel_size=4, verify=True)
+    assert not any("taken off" in note for note in report.notes)
+    with open_checkpoint(tmp_path / "y.nemo") as opened:
+        assert opened.read(norm).tobytes() == before
+    compared = verify(source, tmp_path / "y.nemo")
+    assert compared.equal
+    assert sum("9 norms" in note for note in compared.notes) == 2
+
+
+def as_torch_dist(folder):
+    samples.build(folder / "hf", CONFIG)
+    convert(folder / "hf", folder / "dist.nemo", to="nemo")
+    return folder / "dist.nemo"
+
+
+def unpacked(path):
+    with tarfile.open(path) as archive:
+        return {m.name.removeprefix("./"): archive.extractfile(m).read() for m in archive if m.isfile()}
 
 
 @pytest.mark.parametrize("rank_files", [False, True], ids=["torch_dist", "rank files"])

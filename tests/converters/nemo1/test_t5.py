@@ -13,6 +13,7 @@ import tiny
 
 from nemoconv.converters.look.inspect import inspect
 from nemoconv.converters.look.verify import verify
+from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import (
@@ -23,7 +24,8 @@ from nemoconv.errors import (
     UnsupportedArchitecture,
     UnsupportedConfig,
 )
-from nemoconv.mappings import samples
+from nemoconv.mappings import load_table, samples
+from nemoconv.mappings.table import GROUP
 
 torch = pytest.importorskip("torch")
 
@@ -273,3 +275,25 @@ def test_layers_beyond_all_measure_are_refused_at_once(tmp_path):
     states = ranks_of(hf_model(tmp_path / "hf"))
     with pytest.raises(CorruptCheckpoint, match="num_layers=1000000000"):
         convert(pack(tmp_path / "x.nemo", states, {"num_layers": 10**9}), tmp_path / "back", to="hf")
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_rows_in_another_order_are_not_the_tensor(tmp_path, tp):
+    """Where q, k and v lie in blocks, even a single rank has no ``linear_qkv`` without the rule."""
+    states = ranks_of(hf_model(tmp_path / "hf"), tp=tp)
+    whole = pack(tmp_path / "x.nemo", states)
+    refused = pack(tmp_path / "y.nemo", states, {"normalization": "batchnorm"})
+    fused = [f"{stack}.layers.0.self_attention.linear_qkv.weight" for stack in ("encoder", "decoder")]
+    fused.append("decoder.layers.0.cross_attention.linear_kv.weight")
+    with open_checkpoint(whole) as known, open_checkpoint(refused) as opened:
+        for name in fused:
+            with pytest.raises(UnsupportedConfig, match="cannot be joined without its rule.*batchnorm"):
+                opened.read(name)
+            assert len(opened.pieces(name)) == tp
+            assert known.read(name).shape[1] == HIDDEN
+        others = [name for name in opened.keys() if opened.joins(name)]  # noqa: SIM118
+        assert len(others) == (len(opened.keys()) - 3 * LAYERS if tp == 1 else 0)
+        for name in others:
+            assert opened.read(name).tobytes() == known.read(name).tobytes()
+    rules = [rule for rule in load_table("t5").rules if rule.cut == GROUP and len(rule.parts) > 1]
+    assert {rule.nemo.split(".")[-2] for rule in rules} == {"linear_qkv", "linear_kv"}

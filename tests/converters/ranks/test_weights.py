@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from nemoconv.converters.ranks.weights import assemble
+from nemoconv.converters.joining import assemble, cut_by
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.mappings import load_table
 from nemoconv.mappings.hf.fields import read_config
@@ -58,10 +58,10 @@ def test_every_rule(tmp_path, architecture, count):
             store(tmp_path / f"{number}_{rank}", piece)
             for rank, piece in enumerate(cut(rule, sizes, whole, count))
         ]
-        tensor = assemble("here", "x", pieces, rule, sizes)
+        tensor = assemble("here", "x", pieces, cut_by(rule, sizes, count))
         assert tensor.shape == whole.shape
         assert sum(numpy.prod(extent.shape) for extent in tensor.extents) == whole.size
         assert numpy.array_equal(read_box(tensor, (0,) * whole.ndim, whole.shape), whole), rule.nemo
         wrong = store(tmp_path / "wrong", numpy.zeros((*pieces[0].shape, 2), numpy.int16))
         with pytest.raises(CorruptCheckpoint, match="rank 0"):
-            assemble("here", "x", [wrong, *pieces[1:]], rule, sizes)
+            assemble("here", "x", [wrong, *pieces[1:]], cut_by(rule, sizes, count))
