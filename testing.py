@@ -117,6 +117,18 @@ class ConverterTests:
                     assert part.tobytes() == whole[1:5, 2:7].tobytes()
                     assert checkpoint.read(name, (3,)).tobytes() == whole[3].tobytes()
 
+    def test_hands_out_pieces(self, tmp_path: Path) -> None:
+        """Of each tensor the whole, or what every rank holds in the order of ranks."""
+        _, target = self._both(tmp_path)
+        with open_checkpoint(target) as checkpoint:
+            for name in checkpoint.keys():  # noqa: SIM118
+                pieces, spec = checkpoint.pieces(name), checkpoint.spec(name)
+                assert {piece.stored.dtype for piece in pieces} == {spec.dtype}
+                ranks = [piece.rank for piece in pieces if piece.rank is not None]
+                assert ranks == sorted(set(ranks))
+                if not ranks:
+                    assert [piece.stored.shape for piece in pieces] == [spec.shape]
+
     def test_inspects(self, tmp_path: Path) -> None:
         _, target = self._both(tmp_path)
         facts = inspect(target)

@@ -80,8 +80,9 @@ class Bound:
         self._memory: Memory = {}
         self.steps = steps_of(model.table)
         self._claimed: dict[Step, list[tuple[str, str | None]]] = {}
-        self.instances = list(model.table.instances(model.config, self.sizes))
-        self._joiner = Joiner(checkpoint.path, model, self.sizes, checkpoint.layout, lambda: self.instances)
+        self.instances = instances = list(model.table.instances(model.config, self.sizes))
+        # the list itself: a method of ours would make a cycle, which outlives every plan
+        self._joiner = Joiner(checkpoint.path, model, self.sizes, checkpoint.layout, lambda: instances)
         self._renamed: dict[str, str] = {}
         self._check_names()
 

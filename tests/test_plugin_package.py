@@ -72,7 +72,7 @@ def test_it_passes_the_inherited_tests(environment: dict[str, str], tmp_path: Pa
         command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=300
     )
     assert result.returncode == 0, result.stdout
-    assert "19 passed" in result.stdout
+    assert "20 passed" in result.stdout
 
 
 def run(environment: dict[str, str], *arguments: object) -> subprocess.CompletedProcess[str]:

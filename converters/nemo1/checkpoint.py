@@ -64,31 +64,17 @@ class NeMo1Checkpoint(CutCheckpoint):
         self._ranks: RankWeights | None = None
         if folder.exists(f"{DIST_FOLDER}/metadata.json"):
             self._weights = open_dist_weights(folder, DIST_FOLDER, PREFIX)
-            self.layout = self._stated_layout()
+            self.layout = _stated_layout(yaml)
         else:
             family = nemo1_config.family_of(yaml) or nemo1_families.GPT
             ranks = find_ranks(folder, nemo_archive.WEIGHTS)
-            self._ranks = RankWeights(folder, ranks, read_rank, family.dialect, self._partial)
+            self._ranks = RankWeights(folder, ranks, read_rank, family.dialect, _partial(yaml))
             self._weights = self._ranks
             self.layout = self._ranks.layout
             self._check_layout()
 
-    def _partial(self, name: str) -> bool:
-        """Whether a tensor is no whole even where it is not cut: it is one of the experts of an
-        expert-parallel rank, which all count theirs from 0, or has its rows in another order."""
-        if _EXPERT in name:
-            return self._stated_layout().expert_parallel_size > 1
-        return name.endswith(_FUSED) and nemo1_fields_t5.in_blocks(self._yaml)
-
-    def _stated_layout(self) -> Layout:
-        def size(name: str) -> int:
-            value = self._yaml.get(f"{name}_model_parallel_size")
-            return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 1
-
-        return Layout(size("tensor"), size("pipeline"), size("expert"))
-
     def _check_layout(self) -> None:
-        stated = self._stated_layout()
+        stated = _stated_layout(self._yaml)
         held = self.layout
         for name in ("tensor_parallel_size", "pipeline_parallel_size"):
             if getattr(stated, name) != getattr(held, name):
@@ -225,6 +211,22 @@ class NeMo1Checkpoint(CutCheckpoint):
         if isinstance(self._folder, TarFolder):  # what we write is never compressed
             return None if self._folder.compressed else TarFolder(self.path)
         return SourceDir(self.path)
+
+
+def _stated_layout(yaml: Mapping[str, Any]) -> Layout:
+    def size(name: str) -> int:
+        value = yaml.get(f"{name}_model_parallel_size")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 1
+
+    return Layout(size("tensor"), size("pipeline"), size("expert"))
+
+
+def _partial(yaml: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Which tensors are no wholes even where they are not cut: experts of expert-parallel ranks, which all
+    count theirs from 0, and those with their rows in another order."""
+    ends = _FUSED if nemo1_fields_t5.in_blocks(yaml) else ()
+    experts = _stated_layout(yaml).expert_parallel_size > 1
+    return lambda name: name.endswith(ends) or (experts and _EXPERT in name)
 
 
 def _only_adapters(path: object, adapters: Sequence[str], others: int) -> UnsupportedFormat:

@@ -111,7 +111,8 @@ def model_of(
             config["params_dtype"] = None  # what the tensors are; precision is that of a run
             return Described(table, config, plain_norms)
         except (UnsupportedError, CorruptCheckpoint) as error:
-            reasons.append((_complaints(family, table, entry, fields, base), name, error))
+            reason = error.with_traceback(None)  # whose frames hold the list, and the checkpoint
+            reasons.append((_complaints(family, table, entry, fields, base), name, reason))
     corrupt = [error for _, _, error in reasons if isinstance(error, CorruptCheckpoint)]
     if 2 * len(corrupt) > len(reasons):
         raise corrupt[0]

@@ -61,7 +61,7 @@ class CutCheckpoint(Checkpoint):
             try:
                 self.model()
             except (UnsupportedError, CorruptCheckpoint) as error:
-                self._refused = error
+                self._refused = error.with_traceback(None)  # whose frames hold this object
         return self._joiner
 
     def _rule(self, name: str) -> Rule | None:

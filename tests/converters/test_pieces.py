@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
 import subprocess
 import sys
 import tarfile
+import weakref
 
 import legacy_nemo as legacy
 import numpy
@@ -18,6 +20,7 @@ import yaml
 from safetensors.numpy import load_file
 
 import nemoconv
+from nemoconv.converters.bind import Bound
 from nemoconv.converters.look.inspect import inspect, tensor_rows
 from nemoconv.converters.look.verify import verify
 from nemoconv.converters.nemo1.checkpoint import NeMo1Checkpoint
@@ -379,3 +382,26 @@ def test_an_embedding_without_axes_is_an_error_of_the_checkpoint(tmp_path):
     files = legacy.members(states, legacy.yaml_of(legacy.CONFIG))
     with pytest.raises(CorruptCheckpoint, match="has 0 rows"):
         convert(legacy.pack(tmp_path / "x.nemo", files), tmp_path / "hf", to="hf")
+
+
+@pytest.mark.parametrize("kind", ["ranks", "megatron"])
+def test_what_is_no_longer_needed_is_gone_at_once(tmp_path, kind):
+    """Plans and headers of large models are millions of objects; one circle among them keeps them all."""
+    if kind == "ranks":
+        source, config = archive(tmp_path / "x.nemo", {}, tp=2)[0], None
+    else:
+        tiny.write(tmp_path / "hf", **legacy.CONFIG)
+        source, config = megatron(tmp_path / "lm", tp=2)[0], tmp_path / "hf"
+    gc.collect()
+    gc.disable()
+    try:
+        opened = nemoconv.open(source, config=config)
+        opened.read(FC2)
+        bound = Bound(opened, opened.model())
+        bound.stored(FC2)
+        watched = [weakref.ref(thing) for thing in (bound, opened)]
+        opened.close()
+        del bound, opened
+        assert [ref() for ref in watched] == [None, None]
+    finally:
+        gc.enable()
