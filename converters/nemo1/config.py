@@ -24,6 +24,7 @@ from ...mappings.nemo1.entry import Nemo1
 from ...mappings.nemo1.families import Family
 from ...mappings.nemo1.fields import defaults, read_fields
 from ...mappings.nemo1.rules import Word
+from ...mappings.nemo2.fields import text
 from ...mappings.rules import padded_vocab_size
 from ...mappings.table import Table
 from ...stores.files import Folder, SourceFile
@@ -95,7 +96,10 @@ def model_of(
         if name in held:
             raise UnsupportedArchitecture(f"{where}: {why} (it holds {name})")
     fields |= {name: tensor in held for name, tensor in family.told.items()}
-    fields["vocab_size"] = None if family.pads_vocabulary else yaml.get("override_vocab_size")
+    stated = None if family.pads_vocabulary else yaml.get("override_vocab_size")
+    if stated is not None and (isinstance(stated, bool) or not isinstance(stated, int) or stated < 1):
+        raise CorruptCheckpoint(f"{where}: override_vocab_size={text(stated)} is not a number of tokens")
+    fields["vocab_size"] = stated
     base = defaults(family.rules)
     reasons: list[tuple[int, str, Exception]] = []
     for name in sorted(family.architectures, key=lambda name: name != written_as):

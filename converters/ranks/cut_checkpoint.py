@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from ...errors import CorruptCheckpoint, MappingError, NemoconvError, UnsupportedError
 from ...mappings import table_for
@@ -21,6 +22,9 @@ from .. import mtp_layers as further_layers
 from ..base import Checkpoint, Model, Piece, TensorSpec
 from ..joining import Joiner
 from .stored_weights import StoredWeights
+
+#: holes of names that each have a tensor at least: how many they are, and what configs call that
+_COUNTED: Final = {"layer": ("layers", "num_layers"), "expert": ("experts", "num_moe_experts")}
 
 
 class CutCheckpoint(Checkpoint):
@@ -44,8 +48,10 @@ class CutCheckpoint(Checkpoint):
         model = self._understand(allow_ignored)
         table, sizes = model.table, model.table.sizes(model.config)
         held = len(self._weights.names())
-        if sizes["layers"] > held:
-            raise CorruptCheckpoint(f"{self._where}: says num_layers={sizes['layers']}, of {held} tensors")
+        holes = {hole for rule in table.rules for hole in rule.holes}
+        for hole, (size, key) in _COUNTED.items():
+            if hole in holes and sizes[size] > held:
+                raise CorruptCheckpoint(f"{self._where}: says {key}={sizes[size]}, of {held} tensors")
         config = dict(model.config)  # which may be told more later
         self._joiner = Joiner(self.path, model, sizes, self.layout, lambda: table.instances(config, sizes))
         return model
@@ -112,7 +118,8 @@ class CutCheckpoint(Checkpoint):
         unknown = MappingError(f"no rule of the model is for {name}")
         why = unknown if joiner is not None else self._refused or unknown
         raise type(why)(
-            f"{self.path}: what ranks hold of {name} cannot be joined without its rule: {why.message}",
+            f"{self.path}: what ranks hold of {name} cannot be joined without its rule: "
+            f"{why.message.removeprefix(f'{self.path}: ')}",
             hint=why.hint or "convert --to safetensors to have what each rank holds",
         )
 

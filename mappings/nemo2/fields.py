@@ -118,7 +118,10 @@ class Base:
     names = frozenset({"rotary_base"})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
-        config["rotary_base"] = float(fields["rotary_base"])
+        base = fields["rotary_base"]
+        if isinstance(base, bool) or not isinstance(base, (int, float)):
+            raise UnsupportedConfig(f"rotary_base={text(base)} is not a number")
+        config["rotary_base"] = float(base)
 
     def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
         fields["rotary_base"] = config["rotary_base"]

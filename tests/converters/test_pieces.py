@@ -46,6 +46,10 @@ REFUSED = {
     "key": ({"invented_key": 1}, UnsupportedConfig),
     "layers": ({"num_layers": "four"}, CorruptCheckpoint),
     "too many layers": ({"num_layers": 10**9}, CorruptCheckpoint),
+    "too many experts": ({"num_moe_experts": 10**9, "moe_router_topk": 2}, CorruptCheckpoint),
+    "rotary base": ({"rotary_base": "fast"}, UnsupportedArchitecture),
+    "vocabulary": ({"override_vocab_size": "all"}, CorruptCheckpoint),
+    "no vocabulary": ({"override_vocab_size": -1}, CorruptCheckpoint),
 }
 
 
