@@ -226,7 +226,7 @@ def _add_graph(
     if out is not None and not (os.path.exists(out) and os.path.samefile(path, out)):
         raise click.UsageError("--in-place writes into SRC: leave out OUT")
     said = {name: value for name, value in options.said(given).items() if value != ()}
-    taken = ("flavor", "overwrite", "dry_run", "allow_ignored")
+    taken = ("flavor", "overwrite", "dry_run", "allow_ignored", "ignore_manifest")
     others = sorted(said.keys() - {*taken, "max_memory"})
     if others:
         raise click.UsageError(f"--in-place leaves the weights alone: leave out {', '.join(others)}")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ..errors import CorruptCheckpoint
@@ -25,6 +28,19 @@ VERSION: Final = 1
 _CHUNK: Final = 4 << 20
 #: how a manifest ends: with the checksum of all that stands before
 _END: Final = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\s*\Z')
+_CRC32: Final = re.compile(r"[0-9a-f]{8}")
+#: the checkpoint whose manifest is left alone
+_DISREGARDED: Final[ContextVar[Path | None]] = ContextVar("nemoconv_manifest_disregarded", default=None)
+
+
+@contextmanager
+def disregarded(path: Path) -> Iterator[None]:
+    """Within, the checkpoint at ``path`` has no manifest: what lies there is left alone."""
+    token = _DISREGARDED.set(path)
+    try:
+        yield
+    finally:
+        _DISREGARDED.reset(token)
 
 
 def build(header: Mapping[str, Value], payloads: Iterable[Payload], output: OutputDirectory) -> bytes:
@@ -74,19 +90,22 @@ def read(directory: Folder) -> dict[str, Value] | None:
 
     Raises CorruptCheckpoint when it is not one; what it says is checked where it is used.
     """
-    if not directory.exists(NAME):
+    if _DISREGARDED.get() == directory.path or not directory.exists(NAME):
         return None
     where = str(directory.path / NAME)
     data = directory.read(NAME)
     end = _END.search(data, max(0, len(data) - 40))
+    changed = CorruptCheckpoint(
+        f"{where}: has another checksum than it says",
+        hint="it changed after it was written; copy it again, or remove it to go without",
+    )
     if end is not None and crc32(data[: end.start()]) != int(end[1], 16):
-        raise CorruptCheckpoint(
-            f"{where}: has another checksum than it says",
-            hint="it changed after it was written; copy it again, or remove it to go without",
-        )
+        raise changed
     manifest = plain_json.loads(data, where, max_bytes=256 << 20)
     if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise CorruptCheckpoint(f"{where}: is not a manifest of version {VERSION}")
+    if end is None:  # its last bytes are covered by nothing but their form, from which any flip departs
+        raise changed
     for key in ("files", "model_config", "inert_config"):
         if not isinstance(manifest.get(key), dict):
             raise CorruptCheckpoint(f"{where}: {key} is not a table")
@@ -100,7 +119,7 @@ def _is_file(entry: object) -> bool:
     """A size, a checksum, and perhaps a row for each tensor: name, offset, bytes, checksum."""
     if not isinstance(entry, dict) or not _is_natural(entry.get("size")):
         return False
-    if not isinstance(entry.get("crc32"), str):
+    if not _is_checksum(entry.get("crc32")):
         return False
     rows = entry.get("tensors", [])
     return isinstance(rows, list) and all(
@@ -110,8 +129,13 @@ def _is_file(entry: object) -> bool:
         and _is_natural(row[1])
         and _is_natural(row[2])
         and row[1] + row[2] <= entry["size"]
+        and _is_checksum(row[3])
         for row in rows
     )
+
+
+def _is_checksum(value: object) -> bool:
+    return isinstance(value, str) and _CRC32.fullmatch(value) is not None
 
 
 def _is_natural(value: object) -> bool:

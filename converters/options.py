@@ -156,6 +156,9 @@ VERIFY: Final = Option("verify", "flag", "Read the output back and compare every
 DRY_RUN: Final = Option("dry_run", "flag", "Plan and check, write nothing.")
 RESUME: Final = Option("resume", "flag", "With torchrun: continue a run that did not finish.")
 MAX_MEMORY: Final = Option("max_memory", "size", "Bound on memory.", "2GiB", default="512MiB")
+IGNORE_MANIFEST: Final = Option(
+    "ignore_manifest", "flag", "Do not compare SRC with its own nemoconv_manifest.json; recorded."
+)
 DEVICE: Final = Option(
     "device",
     "text",
@@ -175,8 +178,9 @@ SETTINGS: Final = (
     MAX_MEMORY,
     DEVICE,
     PICTURE,
+    IGNORE_MANIFEST,
 )  #: what commands that write take, besides --html and --svg
-RUN: Final = (DRY_RUN, OVERWRITE, VERIFY, RESUME, MAX_MEMORY, DEVICE, ALLOW_IGNORED)
+RUN: Final = (DRY_RUN, OVERWRITE, VERIFY, RESUME, MAX_MEMORY, DEVICE, ALLOW_IGNORED, IGNORE_MANIFEST)
 #: every one that is no format's own
 COMMON: Final = (*LAYOUT, DTYPE, OVERWRITE, VERIFY, DRY_RUN, *SETTINGS)
 
@@ -209,6 +213,7 @@ class Common(ParallelSizes, total=False):
     allow_ignored: Sequence[str]
     config: str | Path | None
     device: str
+    ignore_manifest: bool
     make_vocab_size_divisible_by: int | None
     max_memory: int | str
     picture: str | Path | None
@@ -222,6 +227,7 @@ class Settings:
     allow_ignored: tuple[str, ...] = ()
     device: str = "cpu"
     exact: bool = False
+    ignore_manifest: bool = False
     max_memory: int = DEFAULT_MAX_MEMORY
     picture: str | Path | None = None
     resume: bool = False

@@ -13,7 +13,8 @@ import stat
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
@@ -24,6 +25,12 @@ from ..tensors.checksum import crc32, crc32_combine
 MAX_SMALL_FILE = 256 << 20
 #: pieces of records held at most: who reads here and there for days must not fill the memory
 _MAX_PIECES = 1 << 16
+#: (its first byte, the byte after its last, its CRC-32) of what was read of a record
+Piece = tuple[int, int, int]
+#: who says a checksum: the format itself
+STORED = "was stored with it"
+_BLOCK = 4 << 20
+_CHANGED = "it changed after it was written; copy the file again"
 
 
 class SourceFile:
@@ -72,6 +79,17 @@ class SourceFile:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` (a writable view of bytes) from ``offset``."""
+        self._fill(offset, buffer)
+        if self._checks is not None and (wrong := self._checks.seen(offset, buffer)):
+            raise CorruptCheckpoint(f"{self.path}: {wrong}", hint=_CHANGED)
+
+    def _read(self, offset: int, nbytes: int) -> bytes:
+        """Bytes that are compared by who reads them."""
+        buffer = bytearray(nbytes)
+        self._fill(offset, memoryview(buffer))
+        return bytes(buffer)
+
+    def _fill(self, offset: int, buffer: memoryview) -> None:
         done = 0
         while done < len(buffer):
             try:
@@ -84,16 +102,37 @@ class SourceFile:
                     hint="was the file changed by another process?",
                 )
             done += got
-        if self._checks is not None and (wrong := self._checks.seen(offset, buffer)):
-            raise CorruptCheckpoint(
-                f"{self.path}: {wrong}", hint="it changed after it was written; copy the file again"
-            )
 
-    def expect(self, offset: int, nbytes: int, checksum: int, name: str) -> None:
-        """Whoever reads these bytes, in whatever pieces, is to have CorruptCheckpoint for another CRC-32."""
+    def expect(self, offset: int, nbytes: int, checksum: int, name: str, by: str = STORED) -> None:
+        """Whoever reads these bytes, in whatever pieces, is to have CorruptCheckpoint for another CRC-32.
+
+        ``by`` says who told the checksum. CorruptCheckpoint at once where another was told before.
+        """
         if self._checks is None:
             self._checks = RecordChecks()
-        self._checks.expect(offset, nbytes, checksum, name)
+        if wrong := self._checks.expect(offset, nbytes, checksum, name, by):
+            raise CorruptCheckpoint(f"{self.path}: {wrong}", hint=_CHANGED)
+
+    def settle(self, *, untouched: bool = False) -> None:
+        """Compare what was read in part, or twice in part, with the checksums that are expected, reading what
+        is missing; with ``untouched`` also what was not read at all."""
+        for record, pieces in self._checks.rest(untouched=untouched) if self._checks is not None else ():
+            found, reached = 0, record.start
+            for low, high, checksum in (*pieces, (record.end, record.end, 0)):
+                for at in range(reached, low, _BLOCK):
+                    found = crc32(self._read(at, min(_BLOCK, low - at)), found)
+                found, reached = crc32_combine(found, checksum, high - low), high
+            if wrong := record.against(found):
+                raise CorruptCheckpoint(f"{self.path}: {wrong}", hint=_CHANGED)
+
+    def read_pieces(self) -> list[Piece]:
+        """(first byte, end, CRC-32) of what was read of runs that are expected and not whole yet."""
+        return self._checks.pieces() if self._checks is not None else []
+
+    def take_pieces(self, pieces: Iterable[Piece]) -> None:
+        """Count in what another process has read of this file."""
+        if self._checks is not None and (wrong := self._checks.take(pieces)):
+            raise CorruptCheckpoint(f"{self.path}: {wrong}", hint=_CHANGED)
 
     def position(self, offset: int) -> tuple[str, int]:
         """A key that sorts reads as they lie on the disk."""
@@ -166,43 +205,118 @@ class FilePart(SourceFile):
         """Nothing to do: the file is the archive's."""
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A run of a file and the CRC-32 that it should have, as ``by`` says."""
+
+    start: int
+    end: int
+    checksum: int
+    name: str
+    by: str
+
+    def against(self, found: int) -> str:
+        """What is wrong with a record whose bytes have this checksum, nothing if it is as it should be."""
+        if found == self.checksum:
+            return ""
+        return (
+            f"{self.name} (bytes {self.start:,}..{self.end:,}) has checksum {found:08x}, "
+            f"but {self.checksum:08x} {self.by}"
+        )
+
+
 class RecordChecks:
     """The records of one file whose CRC-32 is known, and what of them was read so far.
 
     A record may be read in any pieces, in any order, from any thread: checksums of neighbouring pieces are
-    combined. One whose pieces never join up exactly, because bytes were read twice or not at all, is not
-    compared; nothing is read for the sake of comparing.
+    combined. One whose pieces do not join up, because bytes were read twice or not at all, is compared by
+    whoever asks for the :meth:`rest` and reads what is missing.
     """
 
-    __slots__ = ("_ends", "_lock", "_pieces", "_records", "_starts")
+    __slots__ = ("_ends", "_held", "_lock", "_more", "_pieces", "_records", "_starts", "_touched", "settled")
 
     def __init__(self) -> None:
-        self._records: dict[int, tuple[int, int, str]] = {}
+        self._records: dict[int, Record] = {}
         self._starts: list[int] = []
         #: start of a piece -> (its end, its checksum), and its end -> its start
         self._pieces: dict[int, tuple[int, int]] = {}
         self._ends: dict[int, int] = {}
+        #: pieces that overlap another one: the same bytes were read twice, from different places on
+        self._held: list[Piece] = []
+        #: starts of records of which something was read
+        self._touched: set[int] = set()
+        #: records that overlap these: two writers framed the same bytes differently
+        self._more: RecordChecks | None = None
+        #: how many records were compared
+        self.settled = 0
         self._lock = threading.Lock()
 
-    def expect(self, offset: int, nbytes: int, checksum: int, name: str) -> None:
-        """The ``nbytes`` at ``offset``, called ``name``, should have this CRC-32. Records do not overlap."""
+    def expect(self, offset: int, nbytes: int, checksum: int, name: str, by: str = STORED) -> str:
+        """The ``nbytes`` at ``offset``, called ``name``, should have this CRC-32, as ``by`` says.
+
+        Returns what is wrong if something else was said of the same bytes before: no byte need be read then.
+        """
+        if not nbytes:
+            return ""
+        new = Record(offset, offset + nbytes, checksum, name, by)
         with self._lock:
-            if nbytes and offset not in self._records:
-                self._records[offset] = offset + nbytes, checksum, name
+            known = self._records.get(offset)
+            if known is not None and known.end == new.end:
+                if known.checksum == checksum:
+                    if known.by == STORED:  # a manifest knows the tensor's name
+                        self._records[offset] = new
+                    return ""
+                return (
+                    f"{name}: its checksum is {known.checksum:08x}, which {known.by}, but {checksum:08x} {by}"
+                )
+            if self._free(new):
+                self._records[offset] = new
                 insort(self._starts, offset)
+                return ""
+            if self._more is None:
+                self._more = RecordChecks()
+        return self._more.expect(offset, nbytes, checksum, name, by)
+
+    def _free(self, new: Record) -> bool:
+        """Whether no record lies where this one would."""
+        at = bisect_right(self._starts, new.start)
+        before = self._records[self._starts[at - 1]] if at else None
+        after = self._starts[at] if at < len(self._starts) else new.end
+        return (before is None or before.end <= new.start) and after >= new.end
 
     def seen(self, offset: int, data: memoryview) -> str:
         """Told what was read at ``offset``: what is wrong with a record that is whole now, nothing if it is
         as it should be."""
-        at = bisect_right(self._starts, offset) - 1
-        start = self._starts[at] if at >= 0 else -1
-        record = self._records.get(start)
-        low, high = offset, offset + len(data)
-        if record is None or low >= high or high > record[0]:
-            return ""
-        end, expected, name = record
-        found = crc32(data)
+        for record in self._met(offset, offset + len(data)):
+            low, high = max(offset, record.start), min(offset + len(data), record.end)
+            if wrong := self._join(record, low, high, crc32(data[low - offset : high - offset])):
+                return wrong
+        return self._more.seen(offset, data) if self._more is not None else ""
+
+    def _met(self, low: int, high: int) -> list[Record]:
+        """The records that these bytes touch and that are not settled yet."""
         with self._lock:
+            first = max(0, bisect_right(self._starts, low) - 1)
+            found = []
+            for at in range(first, len(self._starts)):
+                record = self._records[self._starts[at]]
+                if record.start >= high:
+                    break
+                if record.end > low:
+                    found.append(record)
+            return found
+
+    def _join(self, record: Record, low: int, high: int, found: int) -> str:
+        """Add a piece of a record to what was read of it; what is wrong with the record once it is whole."""
+        start, end = record.start, record.end
+        with self._lock:
+            if start not in self._records or low >= high:  # another thread has settled it
+                return ""
+            self._touched.add(start)
+            if (low, high) != (start, end) and (low in self._pieces or high in self._ends):
+                if len(self._held) < _MAX_PIECES:
+                    self._held.append((low, high, found))
+                return ""
             if low > start and (before := self._ends.pop(low, None)) is not None:
                 found = crc32_combine(self._pieces.pop(before)[1], found, high - low)
                 low = before
@@ -211,17 +325,60 @@ class RecordChecks:
                 high = after[0]
                 del self._ends[high]
             if (low, high) == (start, end):
-                self._records.pop(start, None)
-                if found == expected:
-                    return ""
-                return (
-                    f"{name} (bytes {start:,}..{end:,}) has checksum {found:08x}, "
-                    f"but {expected:08x} was stored with it"
-                )
-            if low not in self._pieces and high not in self._ends and len(self._pieces) < _MAX_PIECES:
+                self._settled(start)
+                return record.against(found)
+            if len(self._pieces) < _MAX_PIECES:
                 self._pieces[low] = high, found
                 self._ends[high] = low
         return ""
+
+    def _settled(self, start: int) -> None:
+        """Forget a record that was compared."""
+        self.settled += 1
+        del self._records[start]
+        del self._starts[bisect_right(self._starts, start) - 1]
+        self._touched.discard(start)
+
+    def pieces(self) -> list[Piece]:
+        """What was read of records that are not whole yet."""
+        with self._lock:
+            own = [(low, high, found) for low, (high, found) in self._pieces.items()] + self._held
+        return own + (self._more.pieces() if self._more is not None else [])
+
+    def take(self, pieces: Iterable[Piece]) -> str:
+        """Add what another process has read: what is wrong with a record that is whole now."""
+        for low, high, found in pieces:
+            for record in self._met(low, high):
+                if record.start <= low and high <= record.end:
+                    if wrong := self._join(record, low, high, found):
+                        return wrong
+                    break
+            else:
+                if self._more is not None and (wrong := self._more.take([(low, high, found)])):
+                    return wrong
+        return ""
+
+    def rest(self, *, untouched: bool = False) -> Iterator[tuple[Record, list[Piece]]]:
+        """Records that were read in part, and pieces that tile the part that was read, in order; with
+        ``untouched`` also those of which nothing was read."""
+        with self._lock:
+            every = sorted(
+                [*self._held, *((low, high, found) for low, (high, found) in self._pieces.items())],
+                key=lambda piece: (piece[0], -piece[1]),
+            )
+            wanted = [self._records[at] for at in self._starts if untouched or at in self._touched]
+        at = 0
+        for record in wanted:
+            chosen, reached = [], record.start
+            while at < len(every) and every[at][0] < record.end:
+                low, high, _ = every[at]
+                if low >= reached and high <= record.end:
+                    chosen.append(every[at])
+                    reached = high
+                at += 1
+            yield record, chosen
+        if self._more is not None:
+            yield from self._more.rest(untouched=untouched)
 
 
 def _open(path: str) -> int:

@@ -14,7 +14,7 @@ class MemoryFile(SourceFile):
     def __init__(self, whole: ByteSource, name: str, data: bytes) -> None:
         self._whole, self._data = whole, data
         self.path, self.name, self.size = f"{whole.path}: {name}", whole.name, len(data)
-        self._fd = None
+        self._fd = self._checks = None
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         buffer[:] = self._data[offset : offset + len(buffer)]

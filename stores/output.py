@@ -126,8 +126,19 @@ class OutputFile:
 
     def read_back(self, offset: int = 0, nbytes: int | None = None) -> bytes:
         """What was written before: the whole of a small file, or a small part."""
+        left = self.size if nbytes is None else nbytes
+        parts = []
         with reported(self.path):
-            return os.pread(self.fd, self.size if nbytes is None else nbytes, offset)
+            while left:
+                part = os.pread(self.fd, left, offset)
+                if not part:
+                    raise OutputError(
+                        f"{self.path}: ended at byte {offset:,} while it was read back",
+                        hint="was the file changed by another process?",
+                    )
+                parts.append(part)
+                offset, left = offset + len(part), left - len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def sync(self) -> None:
         with reported(self.path):

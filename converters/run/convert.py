@@ -14,7 +14,7 @@ from ...resharding.devices import check_device
 from ...stores.output import OutputDirectory
 from ...tensors.dtypes import BY_NAME
 from ...tensors.layout import Layout
-from .. import manifest
+from .. import manifest, source_manifest
 from ..abilities import HasOptimizer, seen_by
 from ..hf.format import HFOptions
 from ..layouts import asked_sizes, settle_layout
@@ -126,6 +126,7 @@ def run(
         if part.follows:
             part.committed()
             return replace(report, notes=notes, seconds=time.perf_counter() - started)
+        part.settle()
         conversion.writer.finish()
         output.write(manifest.NAME, manifest.build(conversion.header, conversion.payloads, output))
         output.complete()
@@ -214,8 +215,8 @@ def convert(
     with (phase, bytes done, bytes in all), from worker threads, one call at a time.
 
     Other ``options`` are those of :mod:`nemoconv.converters.options` (``max_memory``, ``device``,
-    ``allow_ignored``, ``picture``, ``resume``) and of the two formats; ``nemoconv convert --help`` lists
-    all of them. Sizes are in bytes, or texts such as "2GiB".
+    ``allow_ignored``, ``ignore_manifest``, ``picture``, ``resume``) and of the two formats; ``nemoconv
+    convert --help`` lists all of them. Sizes are in bytes, or texts such as "2GiB".
 
     Raises the errors of :mod:`nemoconv.errors`, UsageError for an option that means nothing here; the target
     is then absent, or what it was before.
@@ -235,7 +236,8 @@ def convert(
     found = recognize(Path(source))
     own = {name: value for name, value in given.items() if name not in {option.name for option in COMMON}}
     reading, writing = split_options(own, found, written)
-    with found.open(Path(source), reading) as opened:
+    ignored = settings.ignore_manifest
+    with source_manifest.opened(found, Path(source), reading, ignore=ignored) as (opened, told):
         wish = Wish(
             wanted,
             BY_NAME[cast] if cast else None,
@@ -247,6 +249,7 @@ def convert(
         conversion = (
             prepare_plain(seen, output, wish) if written.plain else prepare(seen, output, written, wish)
         )
+        told.compare(conversion)
         if settings.exact:
             _check_exact(conversion.plan)
         return carry_out(conversion, settings, verify=verify, dry_run=dry_run, progress=progress)

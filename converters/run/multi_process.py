@@ -27,6 +27,7 @@ from ...errors import MappingError, OutputError, UsageError, printable
 from ...resharding.devices import Execute
 from ...resharding.plan import Job, Payload, Plan
 from ...resharding.worker import CastReport
+from ...stores.files import SourceFile
 from ...stores.output import OutputFile, reported
 from ...tensors.boxes import Shape, intersect, narrow
 from ...tensors.checksum import crc32
@@ -95,6 +96,14 @@ class Alone:
     def execute(self, execute: Execute, advance: Callable[[int], None]) -> CastReport:
         """Write every file."""
         return execute(self.conversion.plan, self.conversion.limits, advance)
+
+    def settle(self) -> None:
+        """Compare what of the sources was read in part with the checksums that are known of it."""
+        for file in self._sources():
+            file.settle()
+
+    def _sources(self) -> list[SourceFile]:
+        return [file for file in self.conversion.plan.sources() if isinstance(file, SourceFile)]
 
     def committed(self) -> None:
         """The output has its name."""
@@ -197,6 +206,7 @@ class Together(Alone):
     def execute(self, execute: Execute, advance: Callable[[int], None]) -> CastReport:
         """Write the files that are this rank's; the leader then waits for those of the others."""
         casts = CastReport()
+        self._resumed = False
 
         def watched(nbytes: int) -> None:
             self._look()
@@ -208,6 +218,7 @@ class Together(Alone):
             record = self._record(file)
             if self.resume and self._is_finished(file, record):
                 casts.take(_casts(record))
+                self._resumed = True
                 watched(sum(p.nbytes for p in self.conversion.payloads if p.file is file))
                 continue
             with reported(file.path), suppress(FileNotFoundError):
@@ -223,7 +234,8 @@ class Together(Alone):
                 casts.take(found)  # empties it: the records of the others count nothing
         for source in self.conversion.plan.sources():
             source.check_unchanged()
-        self._say("done", {"run": self._run})
+        read = {file.path: pieces for file in self._sources() if (pieces := file.read_pieces())}
+        self._say("done", {"run": self._run, "read": read, "resumed": self._resumed})
         if self.follows:
             for file in every[self.ranks.rank]:
                 file.close()
@@ -231,12 +243,20 @@ class Together(Alone):
         for rank in range(1, self.ranks.count):
             while (done := self._heard_of("done", rank)) is None or done["run"] != self._run:
                 self._wait(f"rank {rank}")
+            self._resumed = self._resumed or done["resumed"]
+            for source in self._sources():
+                source.take_pieces(done["read"].get(source.path, ()))
             for file in every[rank]:
                 record = self._record(file)
                 self._take_checksums(file, record)
                 casts.take(_casts(record))
                 file.adopt()
         return casts
+
+    def settle(self) -> None:
+        """The leader knows what all have read; of what a run before has read only that it was read."""
+        for file in self._sources():
+            file.settle(untouched=self._resumed)
 
     def _record_path(self, file: OutputFile) -> Path:
         return self.folder / f"file-{hashlib.sha256(file.name.encode()).hexdigest()[:16]}.json"

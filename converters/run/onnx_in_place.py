@@ -14,6 +14,7 @@ from ...stores.files import SourceFile
 from ...stores.output import OutputDirectory, OutputFile, add_files, check_absent
 from ...tensors.byte_source import ByteSource
 from ...tensors.layout import Layout
+from .. import source_manifest
 from ..base import Model, Request
 from ..bind import Bound
 from ..format import Options
@@ -21,7 +22,7 @@ from ..hf.checkpoint import json_bytes
 from ..onnx.format import FLAVOR, OnnxFormat
 from ..onnx.graph.builder import Weight
 from ..onnx.graph_files import GraphFiles
-from ..registry import open_checkpoint
+from ..registry import recognize
 from ..sink import Sink
 from .plan import Report, Wish, prepare
 
@@ -89,6 +90,7 @@ def add_graph(
     overwrite: bool = False,
     dry_run: bool = False,
     allow_ignored: Sequence[str] = (),
+    ignore_manifest: bool = False,
 ) -> Report:
     """Add model.onnx and genai_config.json to a Hugging Face directory of regular files.
 
@@ -97,7 +99,7 @@ def add_graph(
     """
     started = time.perf_counter()
     place = Path(directory)
-    with open_checkpoint(place) as source:
+    with source_manifest.opened(recognize(place), place, {}, ignore=ignore_manifest) as (source, told):
         if source.format != "hf":
             raise UnsupportedFormat(
                 f"{place}: a graph is added to Hugging Face directories only, this is {source.format}",
@@ -105,6 +107,7 @@ def add_graph(
             )
         wish = Wish(options={FLAVOR.name: flavor}, allow_ignored=tuple(allow_ignored))
         conversion = prepare(source, OutputDirectory(place), _InPlace(), wish)
+        told.compare(conversion)
         writer = conversion.writer
         assert isinstance(writer, _Existing)
         check_absent(place, writer.files, overwrite=overwrite)

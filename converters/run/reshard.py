@@ -11,6 +11,7 @@ from ...resharding.devices import check_device
 from ...stores.output import OutputDirectory
 from ...tensors.layout import Layout, even
 from ...tensors.ranks import spans
+from .. import source_manifest
 from ..abilities import Layered
 from ..base import Checkpoint
 from ..layers import parse_layers
@@ -59,7 +60,8 @@ def reshard(
     found = recognize(Path(source))
     own = {name: value for name, value in given.items() if name not in {option.name for option in COMMON}}
     reading, writing = split_options(own, found, found)
-    with found.open(Path(source), reading) as opened:
+    ignored = settings.ignore_manifest
+    with source_manifest.opened(found, Path(source), reading, ignore=ignored) as (opened, told):
         wanted = settle_layout(opened.layout, sizes, layout)
         notes: list[str] = []
         if layers is not None or stage is not None:
@@ -74,6 +76,7 @@ def reshard(
         wish = Wish(wanted, None, writing, settings.allow_ignored, settings.max_memory, rewrite=True)
         conversion = prepare(opened, output, found, wish)
         conversion.report.notes.extend(notes)
+        told.compare(conversion)
         conversion.config = Path(reading["config"]) if "config" in reading else None
         return carry_out(conversion, settings, verify=verify, dry_run=dry_run, progress=progress)
 

@@ -60,6 +60,7 @@ def test_each_tensor_of_a_nemo_2_directory(root: Path, tmp_path: Path, layout: s
     for number, name in enumerate(places(root / layout)):
         broken, out = tmp_path / f"{number}", tmp_path / "out"
         shutil.copytree(root / layout, broken)
+        (broken / "nemoconv_manifest.json").unlink()  # as NeMo writes it
         path, offset = places(broken)[name]
         flip(path, offset)
         for run in (
@@ -89,7 +90,7 @@ def test_rank_files_of_an_archive(root: Path, tmp_path: Path, layout: str) -> No
     assert at > 0
     shutil.copy(source, tmp_path / "broken.nemo")
     flip(tmp_path / "broken.nemo", at)
-    with pytest.raises(CorruptCheckpoint, match=r"record data/\d+ \(bytes .* has checksum"):
+    with pytest.raises(CorruptCheckpoint, match=r"(record data/\d+|\.weight of tp) .*has checksum"):
         convert(tmp_path / "broken.nemo", tmp_path / "out", to="hf")
     assert not (tmp_path / "out").exists()
     convert(source, tmp_path / "out", to="hf")
@@ -117,7 +118,7 @@ def test_every_record_is_compared(root: Path, tmp_path: Path, monkeypatch: pytes
         ):
             made.clear()
             run()
-            assert sum(len(checks._starts) for checks in made) > 10, number
+            assert sum(checks.settled for checks in made) > 10, number
             assert all(not checks._records for checks in made), number
 
 
