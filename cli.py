@@ -34,7 +34,7 @@ class _Signal(BaseException):
 
 
 @contextmanager
-def _outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
+def _outcome(*, as_json: bool, debug: bool, ranks: bool = False) -> Iterator[None]:
     """Turn what goes wrong into one line and an exit code."""
 
     def stop(number: int, _frame: object) -> NoReturn:
@@ -45,8 +45,7 @@ def _outcome(*, as_json: bool, debug: bool) -> Iterator[None]:
     try:
         yield
     except _Signal as caught:
-        several = "WORLD_SIZE" in os.environ
-        left = "what is finished stays for --resume" if several else "nothing was left behind"
+        left = "what is finished stays for --resume" if ranks else "nothing was left behind"
         print(f"stopped by {signal.Signals(caught.number).name}; {left}", file=sys.stderr)
         sys.exit(128 + caught.number)
     except NemoconvError as error:
@@ -82,9 +81,10 @@ def _common(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
     @wraps(command)
     def wrapped(as_json: bool, debug: bool, quiet: bool, no_progress: bool, **arguments: Any) -> None:
-        follows = os.environ.get("RANK", "0") != "0"  # of several ranks the first one speaks
+        ranks = bool(arguments.get("ranks"))
+        follows = ranks and os.environ.get("RANK", "0") != "0"  # of several ranks the first one speaks
         quiet, told = quiet or follows, as_json and not follows
-        with _outcome(as_json=as_json, debug=debug):
+        with _outcome(as_json=as_json, debug=debug, ranks=ranks):
             command(as_json=told, quiet=quiet, show=not (quiet or no_progress), **arguments)
 
     return wrapped
@@ -270,7 +270,9 @@ def convert(**arguments: Any) -> None:
     _convert(**arguments)
 
 
-@_converting(idle=[options.VERIFY, options.RESUME, options.OVERWRITE, options.DRY_RUN, options.DEVICE])
+@_converting(
+    idle=[options.VERIFY, options.RANKS, options.RESUME, options.OVERWRITE, options.DRY_RUN, options.DEVICE]
+)
 @_picture
 def plan(**arguments: Any) -> None:
     """Show what convert would do: tensors, moves, bytes, memory, disk. Writes nothing but the picture."""

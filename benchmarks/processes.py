@@ -20,7 +20,8 @@ def together(count: int, command: list[str]) -> list[str]:
     """The command as ranks of a job, started at once as a launcher would; fails if one of them does."""
     if count == 1:
         return command
-    ranks = [f"RANK={rank} WORLD_SIZE={count} {shlex.join(command)} & p{rank}=$!" for rank in range(count)]
+    line = shlex.join([*command, "--ranks"])
+    ranks = [f"RANK={rank} WORLD_SIZE={count} {line} & p{rank}=$!" for rank in range(count)]
     return ["sh", "-c", "\n".join([*ranks, *(f"wait $p{rank} || exit 1" for rank in range(count))])]
 
 

@@ -154,7 +154,12 @@ ALLOW_IGNORED: Final = Option(
 OVERWRITE: Final = Option("overwrite", "flag", "Replace OUT, once the new one is whole.")
 VERIFY: Final = Option("verify", "flag", "Read the output back and compare every bit.")
 DRY_RUN: Final = Option("dry_run", "flag", "Plan and check, write nothing.")
-RESUME: Final = Option("resume", "flag", "With torchrun: continue a run that did not finish.")
+RESUME: Final = Option("resume", "flag", "With --ranks: continue a run that did not finish.")
+RANKS: Final = Option(
+    "ranks",
+    "flag",
+    "Share the work with the other processes of a launcher (RANK, WORLD_SIZE).",
+)
 MAX_MEMORY: Final = Option("max_memory", "size", "Bound on memory.", "2GiB", default="512MiB")
 IGNORE_MANIFEST: Final = Option(
     "ignore_manifest", "flag", "Do not compare SRC with its own nemoconv_manifest.json; recorded."
@@ -174,13 +179,14 @@ PICTURE: Final = Option(
 SETTINGS: Final = (
     EXACT,
     ALLOW_IGNORED,
+    RANKS,
     RESUME,
     MAX_MEMORY,
     DEVICE,
     PICTURE,
     IGNORE_MANIFEST,
 )  #: what commands that write take, besides --html and --svg
-RUN: Final = (DRY_RUN, OVERWRITE, VERIFY, RESUME, MAX_MEMORY, DEVICE, ALLOW_IGNORED, IGNORE_MANIFEST)
+RUN: Final = (DRY_RUN, OVERWRITE, VERIFY, RANKS, RESUME, MAX_MEMORY, DEVICE, ALLOW_IGNORED, IGNORE_MANIFEST)
 #: every one that is no format's own
 COMMON: Final = (*LAYOUT, DTYPE, OVERWRITE, VERIFY, DRY_RUN, *SETTINGS)
 
@@ -217,6 +223,7 @@ class Common(ParallelSizes, total=False):
     make_vocab_size_divisible_by: int | None
     max_memory: int | str
     picture: str | Path | None
+    ranks: bool
     resume: bool
 
 
@@ -230,6 +237,7 @@ class Settings:
     ignore_manifest: bool = False
     max_memory: int = DEFAULT_MAX_MEMORY
     picture: str | Path | None = None
+    ranks: bool = False
     resume: bool = False
 
     @classmethod

@@ -63,6 +63,7 @@ def carry_out(
         exact=settings.exact,
         device=settings.device,
         resume=settings.resume,
+        ranks=settings.ranks,
         progress=progress,
     )
 
@@ -87,12 +88,13 @@ def run(
     exact: bool = False,
     device: str = "cpu",
     resume: bool = False,
+    ranks: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Carry out a planned conversion on a device; the output appears whole or not at all.
 
-    Where RANK and WORLD_SIZE say that this is one of several processes, they share the work; ``resume``
-    continues what they did not finish (see :mod:`nemoconv.converters.run.multi_process`).
+    With ``ranks`` this is one of several processes, of which RANK and WORLD_SIZE tell, and they share work;
+    ``resume`` continues what they did not finish (see :mod:`nemoconv.converters.run.multi_process`).
     """
     from ...resharding.devices import executor
     from .multi_process import staged
@@ -110,7 +112,7 @@ def run(
         if progress:
             progress("write", done, report.write_nbytes)
 
-    with staged(conversion, resume=resume) as part:
+    with staged(conversion, resume=resume, ranks=ranks) as part:
         casts = part.execute(executor(device), advance)
         for name, count in casts.overflows.items():
             notes.append(f"{name}: {count:,} finite values became infinite in the new dtype")
@@ -215,8 +217,8 @@ def convert(
     with (phase, bytes done, bytes in all), from worker threads, one call at a time.
 
     Other ``options`` are those of :mod:`nemoconv.converters.options` (``max_memory``, ``device``,
-    ``allow_ignored``, ``ignore_manifest``, ``picture``, ``resume``) and of the two formats; ``nemoconv
-    convert --help`` lists all of them. Sizes are in bytes, or texts such as "2GiB".
+    ``allow_ignored``, ``ignore_manifest``, ``picture``, ``ranks``, ``resume``) and of the two formats;
+    ``nemoconv convert --help`` lists all of them. Sizes are in bytes, or texts such as "2GiB".
 
     Raises the errors of :mod:`nemoconv.errors`, UsageError for an option that means nothing here; the target
     is then absent, or what it was before.

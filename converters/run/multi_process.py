@@ -115,7 +115,7 @@ class Together(Alone):
     def __init__(self, conversion: Conversion, ranks: Ranks, *, resume: bool) -> None:
         super().__init__(conversion)
         if any(file.whole is not file for file in _files(conversion)):
-            raise UsageError("an archive is written by one process", hint="run it without torchrun")
+            raise UsageError("an archive is written by one process", hint="leave out --ranks")
         self.ranks, self.resume = ranks, resume
         self.follows = ranks.rank > 0
         target = conversion.output.target
@@ -386,14 +386,25 @@ class Together(Alone):
                 )
 
 
-def staged(conversion: Conversion, *, resume: bool) -> Alone:
-    """How this process takes part in writing: alone, or as one of several ranks."""
-    ranks = ranks_of()
-    if ranks is None:
+def staged(conversion: Conversion, *, resume: bool, ranks: bool = False) -> Alone:
+    """How this process takes part in writing: alone, or, where ``ranks`` asks for it, as one of several.
+
+    What a launcher put into the environment means nothing by itself: a training job that converts something
+    on its first rank has RANK and WORLD_SIZE, too.
+    """
+    if not ranks:
         if resume:
-            raise UsageError("--resume continues a run of several ranks", hint="start it with torchrun")
+            raise UsageError(
+                "--resume continues a run of several ranks", hint="add --ranks and start it with torchrun"
+            )
         return Alone(conversion)
-    return Together(conversion, ranks, resume=resume)
+    mine = ranks_of()
+    if mine is None:
+        raise UsageError(
+            "--ranks shares the work between processes, but RANK and WORLD_SIZE are not set",
+            hint="start it with torchrun, or set them for each process",
+        )
+    return Together(conversion, mine, resume=resume)
 
 
 def _replace(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+from click.testing import CliRunner
 
+from nemoconv.cli import main
 from nemoconv.converters.registry import find_format, open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.multi_process import Ranks, _part, _shares, ranks_of
@@ -47,7 +49,7 @@ PLAIN = "from nemoconv.cli import main; main()"
 def start(rank: int, world: int, *arguments: object, script: str = PLAIN, dies: tuple[str, ...] = ()):
     environment = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "NEMOCONV_RANK_TIMEOUT": "4"}
     return subprocess.Popen(
-        [sys.executable, "-c", script, *dies, *map(str, arguments)],
+        [sys.executable, "-c", script, *dies, *map(str, arguments), "--ranks"],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -186,7 +188,7 @@ def test_a_timeout_that_is_none(hf: Path, tmp_path: Path, monkeypatch: pytest.Mo
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "NEMOCONV_RANK_TIMEOUT": said}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UsageError, match=f"NEMOCONV_RANK_TIMEOUT='{said}' is no number of seconds"):
-        convert(hf, tmp_path / "out", to="nemo2")
+        convert(hf, tmp_path / "out", to="nemo2", ranks=True)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,5 +206,51 @@ def test_a_signal_to_a_rank_keeps_what_is_finished(hf: Path, tmp_path: Path) -> 
 
 
 def test_resume_is_for_several_ranks(hf: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="start it with torchrun"):
+    with pytest.raises(UsageError, match="add --ranks and start it with torchrun"):
         convert(hf, tmp_path / "out", to="nemo2", resume=True)
+    with pytest.raises(UsageError, match="RANK and WORLD_SIZE are not set"):
+        convert(hf, tmp_path / "out", to="nemo2", ranks=True)
+
+
+@pytest.mark.parametrize("rank", ["0", "3", "many"])
+def test_what_a_launcher_says_means_nothing_by_itself(
+    hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: str
+) -> None:
+    """As in a training job, or in a pod whose operator sets RANK for everything that runs in it."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    convert(hf, tmp_path / "nemo", to="nemo2", tensor_parallel_size=2)
+    reshard(tmp_path / "nemo", tmp_path / "again", tensor_parallel_size=1)
+    for arguments in (
+        ["inspect", str(hf), "--json"],
+        ["verify", str(tmp_path / "nemo"), "--json"],
+        ["supported", "--json"],
+        ["convert", str(hf), str(tmp_path / "out"), "--to", "nemo2", "--json"],
+        ["demo", str(tmp_path / "demo"), "--json"],
+    ):
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)
+        said = CliRunner().invoke(main, [each for each in arguments if each != "--json"][:2])
+        assert said.output
+
+
+def test_ranks_compare_what_each_has_read_with_the_manifest(hf: Path, tmp_path: Path) -> None:
+    """A tensor of which every rank reads a part is compared all the same, and a flipped bit ends all ranks."""
+    convert(hf, tmp_path / "nemo", to="nemo2")
+    convert(tmp_path / "nemo", tmp_path / "source", to="hf")
+    arguments = ("convert", tmp_path / "source", tmp_path / "out", "--to", "nemo2", "--tp", 4)
+    codes, _, errors = finish([start(rank, 2, *arguments) for rank in range(2)])
+    assert codes == [0, 0], errors
+    weights = tmp_path / "source" / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    for place in (len(data) // 3, len(data) - 1):
+        data[place] ^= 1
+        weights.write_bytes(data)
+        codes, _, errors = finish(
+            [start(rank, 2, *arguments[:2], tmp_path / "bad", *arguments[3:]) for rank in range(2)]
+        )
+        assert all(codes), errors
+        assert any("stands in nemoconv_manifest.json" in error for error in errors)
+        assert not (tmp_path / "bad").exists()
+        data[place] ^= 1
