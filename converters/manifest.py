@@ -28,6 +28,8 @@ VERSION: Final = 1
 _CHUNK: Final = 4 << 20
 #: how a manifest ends: with the checksum of all that stands before
 _END: Final = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\s*\Z')
+#: how it begins, before any key that somebody could have changed
+_BEGIN: Final = b'{"manifest_version":1,'
 _CRC32: Final = re.compile(r"[0-9a-f]{8}")
 #: the checkpoint whose manifest is left alone
 _DISREGARDED: Final[ContextVar[Path | None]] = ContextVar("nemoconv_manifest_disregarded", default=None)
@@ -104,7 +106,9 @@ def read(directory: Folder) -> dict[str, Value] | None:
     manifest = plain_json.loads(data, where, max_bytes=256 << 20)
     if not isinstance(manifest, dict) or manifest.get("manifest_version") != VERSION:
         raise CorruptCheckpoint(f"{where}: is not a manifest of version {VERSION}")
-    if end is None:  # its last bytes are covered by nothing but their form, from which any flip departs
+    if end is None and data.startswith(
+        _BEGIN
+    ):  # ours, so it had a checksum; who edits it writes other spaces
         raise changed
     for key in ("files", "model_config", "inert_config"):
         if not isinstance(manifest.get(key), dict):

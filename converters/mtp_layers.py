@@ -15,6 +15,8 @@ from .step import Binding, Pairs, Step
 
 #: of a model config: the originals of what these layers hold again in Hugging Face files
 COPIED: Final = "mtp_copies"
+#: of a model config: how many such layers there are
+COUNT: Final = "mtp_num_layers"
 _MTP: Final = "mtp.layers."
 #: layers beyond the last one that are looked for
 _MAX_BEYOND: Final = 16
@@ -52,6 +54,16 @@ def settle(
         )
     elif isinstance(told.get(COPIED), list):
         config[COPIED] = [name for name in told[COPIED] if isinstance(name, str)]
+
+
+def absent(
+    promised: Value, config: Mapping[str, Value], hf: Mapping[str, Value], allow_ignored: Collection[str]
+) -> list[str]:
+    """A note on layers that a config.json promises and a checkpoint has not: the key will say so."""
+    if not promised or config.get(COUNT) or not set(KEYS).isdisjoint(allow_ignored):
+        return []
+    key = next((key for key in KEYS if key in hf), KEYS[0])
+    return [f"config.json says {key}={promised}, but holds no such layer: {key}=0 is written"]
 
 
 def copies(table: Table, layers: int, count: int) -> Iterator[tuple[str, str, Depth]]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _CONFIG: Final = "adapter_config.json"
 _WEIGHTS: Final = "adapter_model.safetensors"
+_PICKLED: Final = "adapter_model.bin"
 
 
 class PeftFormat(Format):
@@ -26,7 +27,7 @@ class PeftFormat(Format):
     looks_for = f"{_CONFIG} beside {_WEIGHTS}"
 
     def recognizes(self, path: Path) -> bool:
-        return (path / _CONFIG).is_file() and (path / _WEIGHTS).is_file()
+        return (path / _CONFIG).is_file() and any((path / name).is_file() for name in (_WEIGHTS, _PICKLED))
 
     def open(self, path: Path, options: Options) -> Checkpoint:
         from .peft import PeftCheckpoint

@@ -25,6 +25,7 @@ from ..nemo1.adapters import ADAPTER_CONFIG
 from ..sink import Sink
 
 WEIGHTS: Final = "adapter_model.safetensors"
+_PICKLED: Final = "adapter_model.bin"
 
 
 class PeftCheckpoint(HeldTensors):
@@ -36,6 +37,11 @@ class PeftCheckpoint(HeldTensors):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._folder = SourceDir(path)
+        if not self._folder.exists(WEIGHTS) and self._folder.exists(_PICKLED):
+            raise UnsupportedFormat(
+                f"{path / _PICKLED}: the adapters are a pickle, which can run code when loaded",
+                hint="load them with PEFT, on a machine you can spare, and save them as safetensors",
+            )
         self._tensors = read_header(self._folder.file(WEIGHTS))[0]
         self._manifest: Mapping[str, Any] | None = manifest.read(self._folder)
 

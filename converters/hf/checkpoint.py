@@ -28,11 +28,11 @@ from ...tensors.stored import StoredTensor
 from .. import mtp_layers, unit_rows
 from ..base import HeldTensors, Model, Request, TensorSpec
 from ..sink import Sink
-from . import quantization
+from . import beside, quantization
+from .beside import INDEX as INDEX
+from .beside import SINGLE as SINGLE
 from .quantization import Quantization
 
-SINGLE: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
 #: files that make up a tokenizer, in any of the forms that transformers loads
 TOKENIZER_FILES: Final = (
     "tokenizer.json",
@@ -65,7 +65,12 @@ class HFCheckpoint(HeldTensors):
     side = "hf"
 
     def __init__(
-        self, path: Path, *, config: str | Path | None = None, normalize_rows: bool | None = None
+        self,
+        path: Path,
+        *,
+        config: str | Path | None = None,
+        normalize_rows: bool | None = None,
+        ignore_adapter: bool = False,
     ) -> None:
         self.path = path
         self._directory = SourceDir(path)
@@ -74,6 +79,8 @@ class HFCheckpoint(HeldTensors):
         self._quantization: Quantization | None = None
         self._unit_rows: tuple[str, ...] = ()
         self._decoded: quantization.Decoded | None = None
+        self._absent: list[str] = []
+        self._ignored = (beside.ADAPTER,) if ignore_adapter and self._directory.exists(beside.ADAPTER) else ()
         with suppress(UnsupportedConfig):  # model() raises it; the tensors can be looked at all the same
             self._quantization = quantization.find(self._config, str(self.path / "config.json"))
         self.decode_as(None)
@@ -105,7 +112,8 @@ class HFCheckpoint(HeldTensors):
 
     def notes(self) -> Sequence[str]:
         said = self._decoded.notes(self._quantization) if self._decoded and self._quantization else []
-        return [*said, *unit_rows.note(self._stored, self._unit_rows)]
+        left = [*beside.left_note(*left_weights(self._directory)), *beside.adapter_note(self._directory)]
+        return [*said, *unit_rows.note(self._stored, self._unit_rows), *left, *self._absent]
 
     def _own_config(self) -> dict[str, Value]:
         return plain_json.loads_object(self._directory.read("config.json"), str(self.path / "config.json"))
@@ -124,6 +132,12 @@ class HFCheckpoint(HeldTensors):
                 hint="convert them to safetensors first, on a machine you can spare",
             )
         shards = [n for n in names if n.endswith(".safetensors")]
+        if any(n.startswith("consolidated") for n in shards):
+            raise UnsupportedFormat(
+                f"{self.path}: holds {some(shards, 3)} in Mistral's own format (with params.json), which has "
+                "other names and another order of rows than transformers'",
+                hint=f"take the same repository's {SINGLE} or {INDEX} with its shards",
+            )
         if shards:
             raise CorruptCheckpoint(
                 f"{self.path}: has {some(shards, 3)} but neither {SINGLE} nor {INDEX}",
@@ -139,6 +153,9 @@ class HFCheckpoint(HeldTensors):
         return self._config
 
     def model(self, allow_ignored: Sequence[str] = ()) -> Model:
+        beside.check_adapter(self._directory, self._ignored)
+        beside.check_unmerged(self._stored, self.path)
+        beside.check_layer_types(self._config, str(self.path / "config.json"))
         if quantization.KEY not in allow_ignored:
             self._check_quantization()
         table = table_for(self._config, str(self.path))
@@ -149,14 +166,16 @@ class HFCheckpoint(HeldTensors):
         allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
         config, passed = read_config(table.fields, self._config, allowed)
         unit_rows.settle(config, self._directory, asked=bool(self._unit_rows))
+        promised = config.get(mtp_layers.COUNT)
         mtp_layers.settle(table, config, self._tensors.keys(), allow_ignored)
+        self._absent = mtp_layers.absent(promised, config, self._config, allow_ignored)
         files: dict[str, SourceFile | bytes] = dict(self.tokenizer_files)
         if self._directory.exists(GENERATION_CONFIG):
             plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))
             files[GENERATION_CONFIG] = self._directory.file(GENERATION_CONFIG)
         files |= {name: self._directory.file(name) for name in table.files if self._directory.exists(name)}
         inert = {key: self._config[key] for key in passed if key in INERT}
-        ignored = sorted(key for key in allow_ignored if key in self._config)
+        ignored = sorted([*(key for key in allow_ignored if key in self._config), *self._ignored])
         return Model(table, config, inert, files, ignored)
 
     @property
@@ -180,18 +199,32 @@ class HFCheckpoint(HeldTensors):
         self._directory.close()
 
 
+def read_index(directory: SourceDir) -> dict[str, str] | None:
+    """Tensor name -> shard, as the index says, None where there is none."""
+    if not directory.exists(INDEX):
+        return None
+    where = str(directory.path / INDEX)
+    index = plain_json.loads(directory.read(INDEX), where)
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise CorruptCheckpoint(f"{where}: has no weight_map of tensor names to files")
+    return weight_map
+
+
+def left_weights(directory: SourceDir) -> tuple[list[str], bool]:
+    """Files with weights that are not read, and whether that is because of model.safetensors."""
+    single, left = beside.shards_of(directory, read_index(directory))
+    return left, single
+
+
 def read_shards(directory: SourceDir) -> dict[str, StoredTensor]:
-    """Every tensor of model.safetensors or of the shards that the index lists.
+    """Every tensor of model.safetensors or, where that is not there, of the shards that the index lists.
 
     Raises CorruptCheckpoint where index and shards do not agree.
     """
-    path = directory.path
-    if not directory.exists(INDEX):
+    path, weight_map = directory.path, read_index(directory)
+    if weight_map is None or beside.shards_of(directory, weight_map)[0]:
         return read_header(directory.file(SINGLE))[0]
-    index = plain_json.loads(directory.read(INDEX), str(path / INDEX))
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(f, str) for f in weight_map.values()):
-        raise CorruptCheckpoint(f"{path / INDEX}: has no weight_map of tensor names to files")
     tensors: dict[str, StoredTensor] = {}
     missing = sorted(name for name in set(weight_map.values()) if not directory.exists(name))
     if missing:

@@ -22,11 +22,18 @@ NORMALIZE_ROWS: Final = Option(
     "runs. Lossy.",
     when="read",
 )
+IGNORE_ADAPTER: Final = Option(
+    "ignore_adapter",
+    "flag",
+    "Leave out the adapter that lies beside the weights, which transformers would apply; recorded.",
+    when="read",
+)
 
 
 class HFOptions(TypedDict, total=False):
     """Keywords of reading and writing Hugging Face directories."""
 
+    ignore_adapter: bool
     max_shard_nbytes: int | str
     normalize_rows: bool
 
@@ -36,14 +43,17 @@ class HFFormat(Format):
     side = "hf"
     title = "Hugging Face directory (config.json, safetensors)"
     aliases = ("huggingface", "transformers")
-    options = (CONFIG, NORMALIZE_ROWS, MAX_SHARD_NBYTES)
+    options = (CONFIG, NORMALIZE_ROWS, IGNORE_ADAPTER, MAX_SHARD_NBYTES)
     looks_for = "config.json beside *.safetensors"
 
     def recognizes(self, path: Path) -> bool:
         if not path.is_dir():
             return False
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        if (path / "adapter_config.json").exists() and not any((path / name).exists() for name in weights):
+            return False  # PEFT's directories may have the model's config.json, never its weights
         if any(path.glob("*.safetensors")):  # tensors alone, with our manifest, are no model
-            others = ("nemoconv_manifest.json", "model_config.yaml", "adapter_config.json")
+            others = ("nemoconv_manifest.json", "model_config.yaml")
             return (path / "config.json").exists() or not any((path / name).exists() for name in others)
         graphs = any(path.glob("*.onnx")) or (path / "onnx" / "model.onnx").exists()
         return (path / "config.json").exists() and not graphs
@@ -51,7 +61,12 @@ class HFFormat(Format):
     def open(self, path: Path, options: Options) -> Checkpoint:
         from .checkpoint import HFCheckpoint
 
-        return HFCheckpoint(path, config=CONFIG.of(options), normalize_rows=NORMALIZE_ROWS.of(options))
+        return HFCheckpoint(
+            path,
+            config=CONFIG.of(options),
+            normalize_rows=NORMALIZE_ROWS.of(options),
+            ignore_adapter=bool(IGNORE_ADAPTER.of(options)),
+        )
 
     def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
         from .checkpoint import HFWriter

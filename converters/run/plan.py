@@ -24,10 +24,12 @@ from ...tensors.layout import Layout
 from ...tensors.ranks import RankRow, rank_rows, table_lines
 from ...tensors.stored import Extent, contiguous_strides
 from ...version import __version__
-from ..abilities import PadsVocabulary, Quantized, Repeating
+from ..abilities import PadsVocabulary, Quantized, Repeating, Tokenized
 from ..base import Checkpoint, Model, Request
 from ..bind import Asker, Bound, Wanted
 from ..format import Format, Options
+from ..hf.beside import tokenizer_note
+from ..hf.tokenizer_files import vocabulary_size
 from ..options import DEFAULT_MAX_MEMORY, VOCABULARY
 from ..sink import Sink
 from . import reading
@@ -162,6 +164,14 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
             f"tensor_parallel_size={layout.tensor_parallel_size} is more than num_query_groups="
             f"{sizes['group']}: megatron-core 0.16 takes that, 0.14 refuses it"
         )
+    if isinstance(source, Tokenized):
+        files = source.tokenizer_files
+        tokens = (
+            vocabulary_size({"tokenizer.json": files["tokenizer.json"]})
+            if "tokenizer.json" in files
+            else None
+        )
+        notes += tokenizer_note(tokens, bound.sizes["vocab"])
     writer = _writer(source, output, to, model, layout, wish)
     if not writer.keeps_everything:
         notes += [f"{count:,} {what} not converted" for what, count in source.skipped().items()]

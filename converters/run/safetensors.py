@@ -24,7 +24,8 @@ from ...tensors.stored import contiguous_strides
 from ...version import __version__
 from ..abilities import Accompanied, plain_tensors
 from ..base import Checkpoint, HeldTensors, Model, Request
-from ..hf.checkpoint import ShardWriter, read_shards
+from ..hf import beside
+from ..hf.checkpoint import ShardWriter, left_weights, read_shards
 from ..options import MAX_SHARD_NBYTES
 from .plan import Conversion, Report, Wish, make_limits, resident_nbytes
 
@@ -46,6 +47,9 @@ class PlainCheckpoint(HeldTensors):
             self._tensors = read_header(self._folder.file(path.name))[0]
         else:
             self._tensors = read_shards(self._folder)
+
+    def notes(self) -> Sequence[str]:
+        return beside.left_note(*left_weights(self._folder)) if self.path.is_dir() else ()
 
     @property
     def config(self) -> Mapping[str, Value]:
@@ -132,6 +136,7 @@ def prepare_plain(source: Checkpoint, output: OutputDirectory, wish: Wish) -> Co
             "tensors keep the source's names; config, tokenizer and graph are not written"
             if not files
             else "tensors keep the source's names; the source's other files lie beside them",
+            *source.notes(),
             *(f"{count:,} {what} not converted" for what, count in source.skipped().items()),
         ],
     )
