@@ -79,11 +79,13 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
     if not isinstance(kind, str):
         raise UnsupportedArchitecture(f"{where}: config.json has no model_type")
     classes = config.get("architectures")
-    named = [f"{kind}:{name}" for name in classes] if isinstance(classes, list) else []
+    if classes and not (isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
+        raise UnsupportedArchitecture(f"{where}: architectures={classes!r} is no list of names of classes")
+    named = [f"{kind}:{name}" for name in classes or ()]
     ours = [name for name in named if name in entries("mappings")]
     table = load_table(ours[0] if ours else kind)
     classes = classes or [table.hf_class]
-    if not isinstance(classes, list) or not {table.hf_class, *table.other_classes}.intersection(classes):
+    if not {table.hf_class, *table.other_classes}.intersection(classes):
         raise UnsupportedArchitecture(
             f"{where}: is a {classes!r}; of model_type {kind!r} only {table.hf_class} is supported"
         )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ...errors import UnsupportedConfig, some
+from ...errors import NemoconvError, UnsupportedConfig, some
 from ...tensors.dtypes import BY_NAME
 
 Value = Any  # what JSON holds: None, bool, int, float, str, list, dict
@@ -41,6 +41,10 @@ PRIVATE = frozenset(
     _flash_attn_2_enabled _from_model_config _name_or_path
     """.split()
 )
+
+
+#: what a value of an odd kind raises where a rule calculates with it or looks it up
+_ODD = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 
 class ConfigRule(Protocol):
@@ -369,7 +373,16 @@ def read_config(
     for rule in rules:
         instead: Mapping[str, Value] = getattr(rule, "when_ignored", {})
         ignored = {key: value for key, value in instead.items() if key in allow_ignored}
-        rule.read({**hf, **ignored} if ignored else hf, config)
+        try:
+            rule.read({**hf, **ignored} if ignored else hf, config)
+        except NemoconvError:
+            raise
+        except _ODD as error:
+            given = [f"{key}={hf[key]!r}"[:200] for key in sorted(rule.hf_keys) if key in hf]
+            raise UnsupportedConfig(
+                f"config.json: {some(given) or some(sorted(rule.hf_keys))} cannot be read: a value is of "
+                "another kind than any model has"
+            ) from error
     return config, sorted(key for key in hf if key not in owned)
 
 
