@@ -8,7 +8,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -46,7 +46,7 @@ def _outcome(*, as_json: bool, debug: bool, ranks: bool = False) -> Iterator[Non
         yield
     except _Signal as caught:
         left = "what is finished stays for --resume" if ranks else "nothing was left behind"
-        print(f"stopped by {signal.Signals(caught.number).name}; {left}", file=sys.stderr)
+        terminal.complain(f"stopped by {signal.Signals(caught.number).name}; {left}")
         sys.exit(128 + caught.number)
     except NemoconvError as error:
         if debug:
@@ -57,7 +57,7 @@ def _outcome(*, as_json: bool, debug: bool, ranks: bool = False) -> Iterator[Non
         sys.stderr.close()
         sys.exit(128 + signal.SIGPIPE)
     except MemoryError:
-        print("error: out of memory; lower --max-memory", file=sys.stderr)
+        terminal.complain("error: out of memory; lower --max-memory")
         sys.exit(6)
     except (click.ClickException, click.exceptions.Exit, click.Abort):
         raise
@@ -134,7 +134,21 @@ def _converting(**settings: Any) -> Callable[[Callable[..., None]], click.Comman
     return made
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Main(click.Group):
+    """The command line as a whole: help that cannot be printed is an error of the output, too."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        with suppress(AttributeError):  # a terminal of few letters is no reason to end; not all streams can
+            sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        try:
+            return super().main(*arguments, **settings)
+        except OSError as error:
+            terminal.silence()
+            terminal.complain(f"error: standard output cannot be written ({error.strerror or error})")
+            sys.exit(6)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="nemoconv")
 def main() -> None:
     """Convert checkpoints between NeMo, Megatron and Hugging Face, bit for bit.
@@ -166,7 +180,7 @@ def _show(report: Report, *, planned: bool, as_json: bool, quiet: bool, verbose:
     if as_json:
         terminal.print_json(report.as_dict())
     elif not quiet:
-        print("\n".join(terminal.report_lines(report, planned=planned, verbose=verbose)))
+        terminal.say(terminal.report_lines(report, planned=planned, verbose=verbose))
 
 
 def _hub(arguments: dict[str, Any]) -> list[Any]:
@@ -339,10 +353,11 @@ def inspect(
         return
     if quiet:
         return
-    print("\n".join(terminal.facts_lines(facts)))
+    lines = terminal.facts_lines(facts)
     for row in rows or ():
         whose = f" (rank {row['rank']})" if "rank" in row else ""
-        print(f"{row['dtype']:>9}  {row['shape']!s:<24} {row['name']}{whose}")
+        lines.append(f"{row['dtype']:>9}  {row['shape']!s:<24} {row['name']}{whose}")
+    terminal.say(lines)
 
 
 @main.command()
@@ -368,7 +383,7 @@ def verify(
     if as_json:
         terminal.print_json({"equal": result.equal, "result": result.describe(), **result.as_dict()})
     elif not quiet:
-        print(result.describe())
+        terminal.say([result.describe()])
     sys.exit(0 if result.equal else 1)
 
 
@@ -384,13 +399,14 @@ def supported(as_json: bool, quiet: bool, **_: Any) -> None:
         return
     if quiet:
         return
-    print("formats:")
+    lines = ["formats:"]
     for row in facts["formats"]:
-        print(f"  {row['name']:<8} {row['directions']:<12} {row['title']} [{row['origin']}]")
-    print("architectures:")
+        lines.append(f"  {row['name']:<8} {row['directions']:<12} {row['title']} [{row['origin']}]")
+    lines.append("architectures:")
     for row in facts["architectures"]:
-        print(f"  {row['name']}: {row['hf_class']} [{row['origin']}]")
-        print(f"      {', '.join(row['verified'])}")
+        lines.append(f"  {row['name']}: {row['hf_class']} [{row['origin']}]")
+        lines.append(f"      {', '.join(row['verified'])}")
+    terminal.say(lines)
 
 
 @main.command()
@@ -407,6 +423,6 @@ def demo(folder: str | None, as_json: bool, quiet: bool, **_: Any) -> None:
     for line in run(folder):
         lines.append(line)
         if not (quiet or as_json):
-            print(line, flush=True)
+            terminal.say([line])
     if as_json:
         terminal.print_json({"lines": lines})

@@ -146,3 +146,8 @@ def _pair(at: str, rule: Rule, by_rank: bool) -> tuple[Rule, ...]:
 
 def _text(axis: tuple[str, ...]) -> str:
     return f"({' '.join(axis)})"
+
+
+def is_adapter(table: Table) -> bool:
+    """Whether a table is of adapters alone, such as :func:`adapter_table` gives."""
+    return all(part.hf.startswith(PREFIX) for rule in table.rules for part in rule.parts)

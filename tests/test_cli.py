@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny
 
 from nemoconv.mappings import samples
 
@@ -18,7 +19,8 @@ from nemoconv.mappings import samples
 def nemoconv(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "nemoconv", *map(str, arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **options.pop("env", {})}  # type: ignore[dict-item]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **options)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(command, text=True, timeout=120, env=environment, **streams)
 
 
 @pytest.fixture
@@ -269,6 +271,79 @@ def test_converting_imports_neither_torch_nor_the_hub(llama: Path, tmp_path: Pat
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inspect", "SRC"),
+        ("inspect", "SRC", "--tensors", "--json"),
+        ("verify", "SRC"),
+        ("convert", "SRC", "OUT", "--to", "nemo2"),
+        ("convert", "SRC", "OUT", "--to", "nemo2", "--json"),
+        ("plan", "SRC", "OUT", "--to", "nemo2"),
+        ("supported",),
+        ("supported", "--json"),
+        ("demo",),
+        ("--help",),
+        ("hf2nemo2", "--help"),
+        ("--version",),
+    ],
+)
+def test_a_full_disk_under_standard_output(llama: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    places = {"SRC": str(llama), "OUT": str(tmp_path / "out")}
+    with open("/dev/full", "w") as full:
+        result = nemoconv(*(places.get(word, word) for word in arguments), stdout=full)
+    assert result.returncode == 6
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: standard output cannot be written (No space left on device)")
+    assert "Traceback" not in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_an_error_that_nobody_can_be_told_keeps_its_code(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        result = nemoconv("inspect", tmp_path, "--json", stdout=full, stderr=full)
+    assert result.returncode == 5
+
+
+@pytest.mark.parametrize("escape", ["\x1b[31m", "\x9b31m", "\x07", "\u202e", "\r", "\n"])
+def test_nothing_of_a_file_reaches_the_terminal_as_a_command(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], escape: str
+) -> None:
+    """Versions, names of tensors, classes, keys and the writer of a manifest are what somebody else wrote."""
+    from click.testing import CliRunner
+
+    from nemoconv.cli import main
+
+    said = f"a{escape}b"
+    config = {**tiny.CONFIG, "transformers_version": said, "id2label": {"0": said}}
+    arrays = tiny.tensors(tiny.CONFIG)
+    tiny.write(tmp_path / "model", config)
+    tiny.write(tmp_path / "named", config, arrays={**arrays, f"x{said}": arrays["model.norm.weight"]})
+    tiny.write(tmp_path / "kind", {**config, "model_type": said})
+    tiny.write(tmp_path / "key", {**config, said: 1})
+    runner = CliRunner()
+    for arguments in (
+        ("convert", "model", "nemo", "--to", "nemo2", "-v"),
+        ("convert", "nemo", "back", "--to", "hf", "-v"),
+        ("inspect", "model"),
+        ("inspect", "nemo", "--tensors"),
+        ("inspect", "named", "--tensors"),
+        ("inspect", "named", "--json", "--tensors"),
+        ("inspect", "kind"),
+        ("inspect", "key"),
+        ("verify", "named"),
+        ("verify", "model", "named"),
+        ("convert", "named", "plain", "--to", "safetensors"),
+        ("convert", "key", "out", "--to", "nemo2"),
+    ):
+        places = [str(tmp_path / word) if (tmp_path / word).exists() or (word in ("nemo", "back", "plain", "out")
+                  and at == 2) else word for at, word in enumerate(arguments)]  # fmt: skip
+        result = runner.invoke(main, places)
+        assert result.exit_code in (0, 1, 5), result.output
+        printed = (result.output + result.stderr).replace("\n", "")
+        assert printed.isprintable(), printed
 
 
 def test_quiet_says_nothing(llama: Path, tmp_path: Path) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NemoconvError
+from ..errors import NemoconvError, OutputError, printable
 
 if TYPE_CHECKING:
     from ..converters.run.convert import Progress
     from ..converters.run.plan import Report
 
+#: the longest line of a result: lists of files and the like are longer than an error may be
+_LONG = 1 << 20
+#: what may be no printable character
+_UNPRINTED = re.compile(r"[^\n\x20-\x7e]")
 _VERBS = {"write": "writing", "flush": "flushing to disk", "verify": "verifying"}
 
 
@@ -68,22 +74,65 @@ def _lines() -> Progress:
         tenth = 10 * done // total if total else 10
         if tenth > said.get(phase, 0):
             said[phase] = tenth
-            print(f"{_VERBS[phase]}: {tenth * 10} % of {size(total)}", file=sys.stderr, flush=True)
+            complain(f"{_VERBS[phase]}: {tenth * 10} % of {size(total)}")
 
     return update
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print results. What came out of a file is escaped: it reaches no terminal as a command.
+
+    Raises OutputError where standard output takes no more.
+    """
+    _put("".join(printable(line, _LONG) + "\n" for line in lines))
+
+
+def print_json(value: object) -> None:
+    """A result as JSON on standard output. Raises OutputError where that takes no more."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    _put(_UNPRINTED.sub(_escaped, text) + "\n")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def _put(text: str) -> None:
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence()
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror or error})",
+            hint="free space there, or send it elsewhere",
+        ) from None
+
+
+def silence() -> None:
+    """Nothing more goes to standard output: what is still held would fail again when the interpreter ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def complain(text: str) -> None:
+    """A line on standard error; where that is full, too, nobody can be told."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def fail(error: NemoconvError, *, as_json: bool) -> None:
     """The one line of an error on stderr, and with ``as_json`` an object on stdout."""
     kind = type(error).__name__
     if as_json:
-        print(json.dumps({"error": {"code": error.exit_code, "kind": kind, "message": error.message,
-                                    "hint": error.hint}}))  # fmt: skip
-    print(f"error: {error}", file=sys.stderr)
-
-
-def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+        told = {"code": error.exit_code, "kind": kind, "message": error.message, "hint": error.hint}
+        with suppress(OSError):  # the line on stderr says what it was
+            _put(json.dumps({"error": told}) + "\n")
+    complain(f"error: {error}")
 
 
 def report_lines(report: Report, *, planned: bool, verbose: bool) -> list[str]:

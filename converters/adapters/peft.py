@@ -14,7 +14,7 @@ from ...errors import UnsupportedArchitecture, UnsupportedFormat
 from ...formats.safetensors import emit_header, read_header
 from ...mappings import load_table
 from ...mappings.hf.fields import Value
-from ...mappings.lora import PREFIX, adapter_table
+from ...mappings.lora import adapter_table, is_adapter
 from ...resharding.plan import Payload
 from ...stores.copy import copy_all
 from ...stores.files import SourceDir, SourceFile
@@ -75,7 +75,7 @@ class PeftWriter(Sink):
 
     def __init__(self, output: OutputDirectory, model: Model) -> None:
         self._output, self._files = output, model.files
-        if not all(part.hf.startswith(PREFIX) for rule in model.table.rules for part in rule.parts):
+        if not is_adapter(model.table):
             raise UnsupportedFormat(
                 f"a whole {model.table.architecture!r} model is no set of adapters", hint="convert it --to hf"
             )

@@ -13,8 +13,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import LayoutError, UsageError
+from ...errors import LayoutError, UnsupportedFormat, UsageError
 from ...mappings.hf.fields import Value
+from ...mappings.lora import is_adapter
 from ...mappings.rules import padded_vocab_size
 from ...mappings.table import Instance, check_layout, splits_groups
 from ...resharding.plan import Job, Payload, Plan, Target
@@ -153,6 +154,10 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
     if isinstance(source, Quantized):
         source.decode_as(wish.dtype)
     model = source.model(wish.allow_ignored)
+    if to.name != "peft" and is_adapter(model.table):
+        raise UnsupportedFormat(
+            f"{source.path}: holds LoRA adapters, not a model", hint="merge them with their base first"
+        )
     bound = Bound(source, model)
     notes = _settle_dtype(bound, model, wish.dtype)
     layout, more = _settle_layout(bound, to, wish.layout)

@@ -120,6 +120,27 @@ def test_what_peft_wrote_is_recognized_and_compared_only(tmp_path):
         convert(tmp_path / "peft", tmp_path / "hf", to="hf")
 
 
+def test_an_archive_and_a_peft_directory_are_compared_either_way(tmp_path):
+    source = pack(tmp_path / "x.nemo", lora.adapters(CONFIG))
+    convert(source, tmp_path / "peft", to="peft")
+    assert verify(tmp_path / "peft", source).equal
+    assert verify(source, tmp_path / "peft").equal
+    path = tmp_path / "peft" / "adapter_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert not verify(tmp_path / "peft", source).equal
+
+
+@pytest.mark.parametrize("to", ["hf", "nemo2", "nemo", "onnx"])
+def test_a_peft_directory_is_never_a_model(tmp_path, to):
+    source = pack(tmp_path / "x.nemo", lora.adapters(CONFIG))
+    convert(source, tmp_path / "peft", to="peft")
+    with pytest.raises(UnsupportedFormat, match="holds LoRA adapters, not a model"):
+        convert(tmp_path / "peft", tmp_path / "out", to=to)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "says"),
     [
