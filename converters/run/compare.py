@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ...errors import CorruptCheckpoint, UnsupportedArchitecture
+from ...mappings.hf.rope import meaning
 from ...resharding.equal import first_difference
 from ...tensors.stored import StoredTensor
 from ..abilities import Repeating, plain_tensors, seen_beside
@@ -191,5 +192,10 @@ def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any], carried: set
     return [
         f"{key}: {a.get(key)!r} and {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())
-        if key not in skipped and a.get(key) != b.get(key)
+        if key not in skipped and _meant(key, a.get(key)) != _meant(key, b.get(key))
     ]
+
+
+def _meant(key: str, value: Any) -> Any:
+    """A value of a config as what it means, where one thing can be said in several ways."""
+    return meaning(value) if key == "rope_scaling" and (value is None or isinstance(value, dict)) else value

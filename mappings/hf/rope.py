@@ -190,3 +190,22 @@ def normal_scaling(key: str, rope: Mapping[str, Value]) -> dict[str, Value] | No
         kind_of = bool if name == "truncate" else int if name.startswith("original") else float
         normal[name] = check_kind(f"{key}.{name}", given[name], kind_of)
     return normal
+
+
+def meaning(scaling: Mapping[str, Value] | None) -> dict[str, Value] | None:
+    """What a normal form computes: two that mean the same are equal, however much each of them spells out.
+
+    Source of what is taken for what is not said: transformers' ``_compute_yarn_parameters`` and the attention
+    of DeepSeek V3, which reads ``mscale_all_dim`` alone.
+    """
+    if scaling is None or (scaling["rope_type"] == "linear" and scaling["factor"] == 1):
+        return None
+    meant = dict(scaling)
+    if meant["rope_type"] == "yarn":
+        meant["beta_fast"] = meant.get("beta_fast") or 32.0
+        meant["beta_slow"] = meant.get("beta_slow") or 1.0
+        meant.setdefault("truncate", True)
+        if not meant.get("mscale_all_dim"):
+            meant.pop("mscale", None)
+            meant.pop("mscale_all_dim", None)
+    return meant
