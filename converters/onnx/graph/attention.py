@@ -22,6 +22,10 @@ from ....errors import UnsupportedConfig
 from .builder import BOOL, FLOAT32, INT32, INT64, MICROSOFT, Graph
 from .rope import Frequencies
 
+#: what onnxruntime's GroupQueryAttention wants the size of a head to be a multiple of
+#: (contrib_ops/cpu/bert/group_query_attention_helper.h)
+_MULTIPLE: Final = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Heads:
@@ -206,6 +210,12 @@ class GroupQueryAttention(Attention):
         if heads.chunk is not None:
             raise UnsupportedConfig(
                 "attention in chunks cannot be said with onnxruntime's GroupQueryAttention",
+                hint="leave out --flavor genai",
+            )
+        if heads.head_dim % _MULTIPLE:
+            raise UnsupportedConfig(
+                f"heads of {heads.head_dim} elements (head_dim): onnxruntime's GroupQueryAttention takes "
+                f"multiples of {_MULTIPLE} only",
                 hint="leave out --flavor genai",
             )
         past_key, past_value, present_key, present_value = cache_names(layer)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from ....errors import UnsupportedConfig
 from ....mappings.hf.fields import Value
 from .attention import Heads
 from .blocks import Parts
@@ -82,6 +83,12 @@ class Latent:
         width = config["qk_head_dim"] + config["qk_pos_emb_head_dim"]
         scale = float(width) ** -0.5 * _stretch(config) ** 2
         turned, value = config["qk_pos_emb_head_dim"], config["v_head_dim"]
+        if value > width:
+            raise UnsupportedConfig(
+                f"values of {value} elements a head (v_head_dim) beside queries and keys of {width}: a "
+                "graph's cache has one width, that of keys",
+                hint="nothing released is like that; convert it to another format",
+            )
         return Heads(count, count, width, scale, turned=turned, value_dim=value)
 
     def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> list[str]:
