@@ -7,16 +7,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import CorruptCheckpoint, UnsupportedArchitecture
+from ...errors import CorruptCheckpoint, UnsupportedArchitecture, some
 from ...stores.files import Folder, SourceFile
 from ...tensors.checksum import crc32
 from .. import manifest
-from ..abilities import Checksummed, folder_of
+from ..abilities import Checksummed, Filed, folder_of
 from ..base import Checkpoint, holdings
 from ..bind import Bound
 from ..registry import open_alike, open_checkpoint
 from ..run import reading
 from ..run.compare import Comparison, check_repeated, compare
+from .states import open_states
 
 Progress = Callable[[str, int, int], None]
 _BLOCK = 4 << 20
@@ -32,6 +33,8 @@ class Health:
     model: str
     #: the format has checksums of its own
     own: bool = False
+    #: files with numbers in them that lie there and were not opened
+    unopened: tuple[str, ...] = ()
 
     equal = True
 
@@ -42,11 +45,12 @@ class Health:
         """One line."""
         kinds = {"the manifest": self.manifest, "the file's own checksums": self.own}
         against = " and ".join(kind for kind, there in kinds.items() if there)
+        left = f"; not opened: {some(self.unopened, 5)}" if self.unopened else ""
         if not self.checksummed_nbytes:
-            return f"{self.tensors:,} tensors ({self.model}): complete; the format holds no checksums"
+            return f"{self.tensors:,} tensors ({self.model}): complete; the format holds no checksums{left}"
         return (
             f"{self.tensors:,} tensors ({self.model}): complete; "
-            f"{self.checksummed_nbytes:,} bytes agree with {against}"
+            f"{self.checksummed_nbytes:,} bytes agree with {against}{left}"
         )
 
 
@@ -104,16 +108,22 @@ def check(checkpoint: Checkpoint, progress: Progress | None = None) -> Health:
     if bound is not None:
         reading.check_replicas(bound)
     own = done > 0
-    directory = folder_of(checkpoint)
+    directory = folder_of(checkpoint) if checkpoint.path.is_dir() or isinstance(checkpoint, Filed) else None
+    left: list[str] = []
+    if directory is not None:
+        held = {name.rpartition("/")[2] for name in checkpoint.describe()["files"]}
+        more, left = open_states(directory, held)
+        done += more if own else 0  # else what is said to agree would be no tensor
     written = manifest.read(directory) if directory is not None else None
     if directory is not None and written is not None:
         # a format with checksums of its own was read once already: here only their agreement is left
         done = 0
         for nbytes in _check_manifest(directory, written["files"]):
             advance(nbytes)
+        left = [name for name in left if name not in written["files"]]
     if directory is not None:
         directory.close()
-    return Health(len(checkpoint.keys()), done, written is not None, kind, own)
+    return Health(len(checkpoint.keys()), done, written is not None, kind, own, tuple(left))
 
 
 def _check_manifest(directory: Folder, files: dict[str, Any]) -> list[int]:
