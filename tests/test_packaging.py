@@ -53,7 +53,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     for name in listed.stdout.splitlines():
-        if name.endswith((".py", ".toml", ".md", "py.typed", "LICENSE")) and (ROOT / name).is_file():
+        if name.endswith((".py", ".toml", ".md", ".json", "py.typed", "LICENSE")) and (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((ROOT / name).read_bytes())
     quiet = ["-q", "--no-deps", "--no-build-isolation", "-w", str(tmp_path)]
@@ -63,5 +63,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     expected = {f"nemoconv/{path.name}" for path in ROOT.glob("*.py")} | {"nemoconv/py.typed"}
     for folder in CODE:
-        expected |= {f"nemoconv/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob("*.py")}
+        for kind in ("*.py", "*.json"):
+            expected |= {f"nemoconv/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob(kind)}
     assert set(names) == expected

@@ -8,9 +8,12 @@ from typing import Final
 from ...errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
 from ...mappings.hf.fields import Value
 from ...mappings.nemo1 import families as nemo1_families
+from ...mappings.nemo1.entry import Nemo1
 from ...mappings.nemo1.families import Family
 from ...mappings.nemo1.fields import write_yaml
-from ...mappings.nemo2.fields import plain, text
+from ...mappings.nemo2 import classes
+from ...mappings.nemo2.fields import harmless, plain, text
+from ...mappings.nemo2.known import MAPPED
 from ...mappings.table import Table
 from ...stores.files import SourceFile
 from ...tensors.layout import Layout
@@ -21,9 +24,8 @@ from .run_keys import RUN
 
 #: the last NeMo with Megatron GPT models, whose layout is written
 NEMO_VERSION: Final = "2.4.1"
+_NONE: Final = object()
 _PRECISIONS: Final = {"float32": 32, "float16": 16, "bfloat16": "bf16"}
-#: NeMo 2's classes have these by default, NeMo 1 has not
-_UNSTATED: Final = {"hidden_dropout": 0.0, "bias_activation_fusion": False}
 
 
 def family_for(table: Table) -> Family:
@@ -73,7 +75,9 @@ def build_yaml(
     assert entry is not None
     size = {"vocab_size": rows, "tensor_parallel_size": layout.tensor_parallel_size}
     config_class, fields = nemo.write({**config, **size})
-    stated = {**_UNSTATED, **nemo.defaults[config_class], **fields, **entry.words, **entry.written}
+    stated = {**_told(nemo.defaults[config_class], family, entry), **fields, **entry.words, **entry.written}
+    if stated["gated_linear_unit"]:  # rounding only; NeMo 1 has no such kernel for every gated MLP
+        stated["bias_activation_fusion"] = False
     custom = {name: stated.pop(name) for name in entry.customized}
     for name, value in entry.implied.items():
         if plain(stated.pop(name, value)) != value:
@@ -105,6 +109,19 @@ def build_yaml(
         "precision": _PRECISIONS[dtype],
         "target": (ranks and family.rank_target) or family.target,
         "nemo_version": NEMO_VERSION,
+    }
+
+
+def _told(defaults: Mapping[str, Value], family: Family, entry: Nemo1) -> dict[str, Value]:
+    """What NeMo 1 is told of a NeMo 2 class's defaults: first what every decoder is made by, then what it has
+    words of its own for, and the rest where megatron-core, to which NeMo 1 leaves it, has it otherwise."""
+    core = classes.defaults("TransformerConfig")
+    own = {*MAPPED, *entry.customized, *entry.implied}.union(*(rule.fields for rule in family.rules))
+    return {
+        name: defaults[name]
+        for name in dict.fromkeys((*MAPPED, *defaults))
+        if name in defaults
+        and (name in own or not (harmless(name, defaults) or core.get(name, _NONE) == defaults[name]))
     }
 
 

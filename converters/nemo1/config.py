@@ -186,7 +186,7 @@ def _read(
 def _given(table: Table, fields: Mapping[str, Value], base: Mapping[str, Value]) -> dict[str, Value]:
     """The fields that a table's config class has, and those that are not at their default."""
     nemo = table.nemo
-    owned = frozenset().union(*(rule.names for rule in nemo.rules)) | nemo.defaults[nemo.config].keys()
+    owned = frozenset().union(*(rule.names for rule in nemo.rules))
     return {
         name: value
         for name, value in fields.items()

@@ -26,6 +26,7 @@ from ..nemo2.configs_dense import GELU, SILU
 from ..nemo2.configs_t5 import T5_DEFAULTS
 from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, plain, text, with_rules
 from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.symbols import T5_SPEC
 from ..rules import same, vocabulary
 from ..sizes import attention_sizes
 from ..table import Module, Part, Rule
@@ -330,7 +331,7 @@ def t5_like(
         tied=tuple((f"{name}.embed_tokens.weight", "shared.weight") for name in ("encoder", "decoder")),
         twice=(("output_layer.weight", "lm_head.output_layer.weight"),),
         sizes=_sizes,
-        nemo1=Nemo1("t5", read_as=read_as, only_ranks=True),
+        nemo1=Nemo1("t5", implied={"transformer_layer_spec": T5_SPEC}, read_as=read_as, only_ranks=True),
         samples=({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},),
         proofs=(
             "bit-equal",

@@ -226,7 +226,7 @@ INERT: Final = frozenset(
 )
 #: keys that TransformerConfig has too, or GPTConfig: handed on, and judged there
 _HANDED_ON: Final = (
-    nemo_configs.MAPPED
+    frozenset(nemo_configs.MAPPED)
     | frozenset(nemo_configs.OFF)
     | nemo_configs.INERT
     | frozenset(nemo_configs.ONLY_WITH).union(*nemo_configs.ONLY_WITH.values())

@@ -1,54 +1,13 @@
-"""Defaults of NeMo 2's config classes that are Llamas under other names: data only.
-
-Read off the dataclasses of nemo-toolkit 2.5.3 (``nemo/collections/llm/gpt/model``: ``llama_nemotron.py``,
-``llama_embedding.py``, ``reranker.py``).
-"""
+"""Old names for NeMo 2's config classes that are Llamas under other names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from . import classes
+from .symbols import BIDIRECTIONAL_SPEC, HETEROGENEOUS_SPEC
 
-from ...formats.text.fiddle import Symbol
-from .configs import LLAMA_DEFAULTS
-from .configs_dense import Defaults, family
+__all__ = ["BIDIRECTIONAL_SPEC", "HETEROGENEOUS_SPEC"]
 
-_MODULE: Final = "nemo.collections.llm.gpt.model."
-HETEROGENEOUS_SPEC: Final = Symbol(_MODULE + "llama_nemotron", "heterogeneous_layer_spec")
-BIDIRECTIONAL_SPEC: Final = Symbol(_MODULE + "llama_embedding", "get_nv_embedding_layer_spec")
-
-#: those of Llama-Nemotron that are plain Llamas
-NANO_DEFAULTS: Final[Mapping[str, Defaults]] = family(
-    Llama31NemotronNano8BConfig=family(LLAMA_DEFAULTS["Llama31Config8B"], kv_channels=128),
-    Llama31Nemotron70BConfig=family(LLAMA_DEFAULTS["Llama31Config70B"], kv_channels=128),
-)  # type: ignore[assignment]
-
-#: without the JSON text of the layers, which a checkpoint has to give
-LLAMA_NEMOTRON_DEFAULTS: Final[Mapping[str, Defaults]] = family(
-    Llama33NemotronSuper49BConfig=family(
-        LLAMA_DEFAULTS["Llama31Config70B"], transformer_layer_spec=HETEROGENEOUS_SPEC
-    ),
-    Llama31NemotronUltra253BConfig=family(
-        LLAMA_DEFAULTS["Llama31Config405B"], num_layers=162, transformer_layer_spec=HETEROGENEOUS_SPEC
-    ),
-)  # type: ignore[assignment]
-
-EMBEDDING_DEFAULTS: Final[Mapping[str, Defaults]] = family(
-    **{
-        f"Llama32EmbeddingConfig{size}": family(
-            LLAMA_DEFAULTS[f"Llama32Config{size}"], transformer_layer_spec=BIDIRECTIONAL_SPEC
-        )
-        for size in ("1B", "3B")
-    }
-)  # type: ignore[assignment]
-
-_RERANKER = family(
-    LLAMA_DEFAULTS["Llama32Config1B"],
-    transformer_layer_spec=BIDIRECTIONAL_SPEC,
-    pool_type="avg",
-    temperature=1.0,
-)
-RERANKER_DEFAULTS: Final[Mapping[str, Defaults]] = family(
-    Llama32Reranker1BConfig=_RERANKER,
-    Llama32Reranker500MConfig=family(_RERANKER, num_layers=8),
-)  # type: ignore[assignment]
+NANO_DEFAULTS = classes.family("Llama31NemotronNano8BConfig", "Llama31Nemotron70BConfig")
+LLAMA_NEMOTRON_DEFAULTS = classes.family("Llama33NemotronSuper49BConfig", "Llama31NemotronUltra253BConfig")
+EMBEDDING_DEFAULTS = classes.family("Llama32EmbeddingConfig1B", "Llama32EmbeddingConfig3B")
+RERANKER_DEFAULTS = classes.family("Llama32Reranker1BConfig")

@@ -155,7 +155,9 @@ MOE_DECODER: Final[tuple[NemoRule, ...]] = with_rules(
     Same("moe_router_pre_softmax"),
     Same("moe_aux_loss_coeff"),
     Balance(),
-    Harmless(frozenset({"moe_router_dtype", "moe_token_drop_policy"})),
+    # two rules, so that a table that sets the one still knows the other
+    Harmless(frozenset({"moe_router_dtype"})),
+    Harmless(frozenset({"moe_token_drop_policy"})),
     Fixed("moe_router_score_function", "softmax"),
     Fixed("moe_router_enable_expert_bias", False),
     Fixed("moe_router_num_groups", None),

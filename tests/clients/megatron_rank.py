@@ -22,6 +22,7 @@ import torch.distributed as dist  # noqa: E402
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel  # noqa: E402
 from megatron.core.models.gpt import GPTModel  # noqa: E402
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec  # noqa: E402
+from megatron.core.transformer.enums import AttnBackend  # noqa: E402
 from megatron.core.transformer.transformer_config import TransformerConfig  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
@@ -40,9 +41,10 @@ LLAMA = {
 # what has no CPU kernel, and no need to draw weights that are about to be replaced
 ON_CPU = dict.fromkeys(
     """bias_activation_fusion bias_dropout_fusion masked_softmax_fusion gradient_accumulation_fusion
-    apply_rope_fusion persist_layer_norm perform_initialization""".split(),
+    apply_rope_fusion persist_layer_norm perform_initialization moe_permute_fusion
+    moe_shared_expert_overlap""".split(),
     False,
-) | {"use_cpu_initialization": True}
+) | {"use_cpu_initialization": True, "attention_backend": AttnBackend.auto}
 TRANSFORMER_FIELDS = """
     num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels layernorm_epsilon
     gated_linear_unit add_bias_linear attention_dropout init_method_std
