@@ -7,11 +7,11 @@ A model is one protocol buffer message. Sources: sentencepiece_model.proto of go
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ..errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
+from .protobuf import Malformed, ProtobufMessage, Run, field, varint
 
 #: the largest in use have 256,000
 MAX_PIECES: Final = 2_000_000
@@ -20,7 +20,12 @@ MAX_BYTES: Final = 256 << 20
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _KINDS: Final = frozenset({NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE})
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+# Tags: the field's number << 3, and 2 for bytes, 5 for a float.
+_PIECES, _TRAINER, _NORMALIZER = 1 << 3 | 2, 2 << 3 | 2, 3 << 3 | 2  # ModelProto
+_TEXT, _SCORE, _KIND = 1 << 3 | 2, 2 << 3 | 5, 3 << 3  # SentencePiece
+_MODEL_TYPE, _VOCAB_SIZE, _SUFFIX, _BYTE_FALLBACK = 3 << 3, 4 << 3, 24 << 3, 35 << 3  # TrainerSpec
+_UNKNOWN_ID, _BEGIN_ID, _END_ID, _PADDING_ID, _UNKNOWN_PIECE = 40 << 3, 41 << 3, 42 << 3, 43 << 3, 45 << 3 | 2
+_CHARSMAP, _DUMMY_PREFIX, _EXTRA_WHITESPACES = 2 << 3 | 2, 3 << 3, 4 << 3  # NormalizerSpec
 _ALGORITHMS: Final[dict[int, Literal["unigram", "bpe", "word", "char"]]] = {
     1: "unigram",
     2: "bpe",
@@ -68,127 +73,72 @@ def loads(data: bytes, where: str) -> SentencePieceModel:
     if len(data) > MAX_BYTES:
         raise UnsafeCheckpoint(f"{where}: {len(data):,} bytes, more than the {MAX_BYTES:,} allowed")
     try:
-        model = _model(data, where)
-    except (IndexError, struct.error, UnicodeDecodeError, TypeError):
+        model = _model(ProtobufMessage.of(data), where)
+    except Malformed as error:
         raise CorruptCheckpoint(
-            f"{where}: is not a SentencePiece model", hint="the file may be cut short or damaged"
+            f"{where}: is not a SentencePiece model: {error}", hint="the file may be cut short or damaged"
         ) from None
     if sum(piece.kind == UNKNOWN for piece in model.pieces) != 1:
         raise CorruptCheckpoint(f"{where}: has no piece, or several, for unknown text")
     return model
 
 
-def _model(data: bytes, where: str) -> SentencePieceModel:
+def _model(message: ProtobufMessage, where: str) -> SentencePieceModel:
     pieces: list[TokenPiece] = []
-    trainer: dict[int, object] = {}
-    normalizer: dict[int, object] = {}
-    for field, value in _fields(data):
-        if field == 1 and isinstance(value, bytes):
-            pieces.append(_piece(value))
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for tag, run, _ in message.fields():
+        if tag == _PIECES:
+            pieces.append(_piece(message, run))
             if len(pieces) > MAX_PIECES:
                 raise UnsafeCheckpoint(f"{where}: more than {MAX_PIECES:,} pieces")
-        elif field == 2 and isinstance(value, bytes):
-            trainer = dict(_fields(value))
-        elif field == 3 and isinstance(value, bytes):
-            normalizer = dict(_fields(value))
-    kind = trainer.get(3, 1)
-    algorithm = _ALGORITHMS.get(kind) if isinstance(kind, int) else None
+        elif tag == _TRAINER:
+            trainer = message.values(run)
+        elif tag == _NORMALIZER:
+            normalizer = message.values(run)
+    kind = trainer.get(_MODEL_TYPE, 1)
+    algorithm = _ALGORITHMS.get(kind)
     if algorithm is None:
         raise UnsupportedError(f"{where}: a SentencePiece model of the unknown type {kind}")
-    charsmap = normalizer.get(2, b"")
-    if not isinstance(charsmap, bytes):
-        raise TypeError
     return SentencePieceModel(
         tuple(pieces),
         algorithm,
-        bool(trainer.get(35, 0)),
-        charsmap,
-        bool(normalizer.get(3, 1)),
-        bool(normalizer.get(4, 1)),
-        bool(trainer.get(24, 0)),
+        bool(trainer.get(_BYTE_FALLBACK, 0)),
+        normalizer.get(_CHARSMAP, b""),
+        bool(normalizer.get(_DUMMY_PREFIX, 1)),
+        bool(normalizer.get(_EXTRA_WHITESPACES, 1)),
+        bool(trainer.get(_SUFFIX, 0)),
     )
 
 
-def _piece(data: bytes) -> TokenPiece:
+def _piece(message: ProtobufMessage, whole: Run) -> TokenPiece:
     text, score, kind = b"", 0.0, NORMAL
-    for field, value in _fields(data):
-        if field == 1 and isinstance(value, bytes):
-            text = value
-        elif field == 2 and isinstance(value, float):
-            score = value
-        elif field == 3 and isinstance(value, int):
+    for tag, run, value in message.fields(whole):
+        if tag == _TEXT:
+            text = message.bytes(run)
+        elif tag == _SCORE:
+            (score,) = struct.unpack("<f", message.bytes(run))
+        elif tag == _KIND:
             kind = value
     if kind not in _KINDS:
-        raise TypeError
-    return TokenPiece(text.decode("utf-8"), score, kind)
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
-    """(field number, value) of a message, in order; 32-bit fields are floats in this format."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        wire = key & 7
-        value: int | float | bytes
-        if wire == _VARINT:
-            value, at = _varint(data, at)
-        elif wire == _FIXED32:
-            value, at = struct.unpack_from("<f", data, at)[0], at + 4
-        elif wire == _FIXED64:
-            value, at = struct.unpack_from("<Q", data, at)[0], at + 8
-        elif wire == _BYTES:
-            length, at = _varint(data, at)
-            if at + length > len(data):
-                raise IndexError
-            value, at = data[at : at + length], at + length
-        else:
-            raise TypeError
-        yield key >> 3, value
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise IndexError
-
-
-# Writing
+        raise Malformed(f"a piece of the unknown kind {kind}", whole.offset)
+    try:
+        return TokenPiece(text.decode("utf-8"), score, kind)
+    except UnicodeDecodeError:
+        raise Malformed("a piece that is not UTF-8", whole.offset) from None
 
 
 def dumps(model: SentencePieceModel) -> bytes:
     """The tokenizer.model of ``model``, which the sentencepiece library loads."""
     out = bytearray()
     for piece in model.pieces:
-        body = _text(1, piece.text.encode()) + b"\x15" + struct.pack("<f", piece.score)
-        out += _text(1, body + (_number(3, piece.kind) if piece.kind != NORMAL else b""))
-    algorithm = next(number for number, name in _ALGORITHMS.items() if name == model.algorithm)
-    trainer = _number(3, algorithm) + _number(4, len(model.pieces))
-    trainer += _number(24, model.treat_whitespace_as_suffix) + _number(35, model.byte_fallback)
-    trainer += _number(40, model.unknown[0]) + _text(45, model.unknown[1].encode())
-    trainer += b"".join(_number(field, -1) for field in (41, 42, 43))  # beginning, end, padding: none
-    normalizer = _text(2, model.charsmap) + _number(3, model.add_dummy_prefix)
-    normalizer += _number(4, model.remove_extra_whitespaces)
-    return bytes(out) + _text(2, trainer) + _text(3, normalizer)
-
-
-def _number(field: int, value: int) -> bytes:
-    return _encoded(field << 3) + _encoded(value % (1 << 64))
-
-
-def _text(field: int, value: bytes) -> bytes:
-    return _encoded(field << 3 | _BYTES) + _encoded(len(value)) + value
-
-
-def _encoded(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
+        body = field(_TEXT, piece.text.encode()) + varint(_SCORE) + struct.pack("<f", piece.score)
+        out += field(_PIECES, body + (field(_KIND, piece.kind) if piece.kind != NORMAL else b""))
+    algorithm = next(kind for kind, name in _ALGORITHMS.items() if name == model.algorithm)
+    trainer = field(_MODEL_TYPE, algorithm) + field(_VOCAB_SIZE, len(model.pieces))
+    trainer += field(_SUFFIX, model.treat_whitespace_as_suffix) + field(_BYTE_FALLBACK, model.byte_fallback)
+    trainer += field(_UNKNOWN_ID, model.unknown[0]) + field(_UNKNOWN_PIECE, model.unknown[1].encode())
+    trainer += b"".join(field(tag, -1) for tag in (_BEGIN_ID, _END_ID, _PADDING_ID))  # none
+    normalizer = field(_CHARSMAP, model.charsmap) + field(_DUMMY_PREFIX, model.add_dummy_prefix)
+    normalizer += field(_EXTRA_WHITESPACES, model.remove_extra_whitespaces)
+    return bytes(out) + field(_TRAINER, trainer) + field(_NORMALIZER, normalizer)

@@ -18,8 +18,9 @@ from ...stores.files import Folder, SourceFile
 from ...stores.memory_file import MemoryFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import Extent, StoredTensor, contiguous_strides
+from ..protobuf import Run
 from .types import TYPES, OnnxType
-from .wire import PAYLOADS, Run, split
+from .wire import PAYLOADS, split
 
 if TYPE_CHECKING:
     import numpy

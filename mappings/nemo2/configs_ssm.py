@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .fields_ssm import SSM, Pattern
 from . import classes
+from .fields_ssm import SSM, Pattern
 from .symbols import CORE_SQUARED_RELU
 
 __all__ = ["SSM", "Pattern"]
