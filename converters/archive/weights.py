@@ -8,7 +8,7 @@ from typing import Final
 
 from ...errors import UnsupportedError, UnsupportedFormat, some
 from ...formats.torch.checkpoint import StateDict, read_state_dict
-from ...formats.torch.zip import TensorRef
+from ...formats.torch.tensors import TensorRef
 from ...stores.files import Folder
 from ...tensors.stored import StoredTensor
 from ..ranks.weights import find_ranks

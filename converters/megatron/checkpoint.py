@@ -17,7 +17,7 @@ from typing import Any, Final
 from ...errors import CorruptCheckpoint, UnsupportedConfig, UnsupportedFormat, some
 from ...formats.torch.checkpoint import StateDict, TorchFile, leaves
 from ...formats.torch.pickles import Stub
-from ...formats.torch.zip import TensorRef
+from ...formats.torch.tensors import TensorRef
 from ...mappings.hf.fields import Value
 from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.stored import StoredTensor

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ...errors import CorruptCheckpoint
 from ...formats.torch.checkpoint import StateDict, leaves, read_state_dict
-from ...formats.torch.zip import TensorRef
+from ...formats.torch.tensors import TensorRef
 from ...stores.files import SourceFile
 from ...tensors.stored import StoredTensor
 

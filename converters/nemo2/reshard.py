@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from ...errors import LayoutError, NemoconvError, some
 from ...formats.text.fiddle import Node
+from ...formats.torch import common as torch_common
 from ...formats.torch import dist_writer as torch_dist_writer
-from ...formats.torch import zip as torch_zip
 from ...formats.torch.dist import DistObject, DistTensor
 from ...resharding.plan import Payload
 from ...stores.files import Folder, SourceFile
@@ -89,7 +89,7 @@ class NeMo2Resharder(NeMo2Sink):
             return
         data = self._source.directory.read(name)
         try:
-            common = torch_zip.read_object(data, where=str(self._source.path / name))
+            common = torch_common.read_object(data, where=str(self._source.path / name))
         except NemoconvError as error:
             self._notes.append(f"carried along unread: {error.message}")
             return

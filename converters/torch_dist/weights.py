@@ -12,7 +12,7 @@ from typing import Any, Final
 from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedFormat
 from ...formats.text import plain_json
 from ...formats.torch import dist as torch_dist
-from ...formats.torch import zip as torch_zip
+from ...formats.torch import tensors as torch_tensors
 from ...stores.files import Folder
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.stored import Extent, StoredTensor, contiguous_strides
@@ -168,7 +168,7 @@ class _Array:
         if len(self.shape) != len(self._chunk) or 0 in self._chunk:
             raise CorruptCheckpoint(f"{where}: chunks {list(self._chunk)} of shape {list(self.shape)}")
         counts = [-(-size // step) for size, step in zip(self.shape, self._chunk, strict=True)]
-        if prod(self.shape) > torch_zip.MAX_ELEMENTS or prod(counts) > _MAX_CHUNKS:
+        if prod(self.shape) > torch_tensors.MAX_ELEMENTS or prod(counts) > _MAX_CHUNKS:
             raise UnsafeCheckpoint(f"{where}: {prod(counts):,} chunks of shape {list(self.shape)}")
         self._counts = tuple(counts)
         self._separator = "/" if facts.get("dimension_separator") == "/" else "."
@@ -198,7 +198,7 @@ class _Array:
 
 
 def _sizes(value: Any, where: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or len(value) > torch_zip.MAX_AXES:
+    if not isinstance(value, list) or len(value) > torch_tensors.MAX_AXES:
         raise CorruptCheckpoint(f"{where}: {json.dumps(value)[:80]} is no shape")
     if any(type(size) is not int or size < 0 for size in value):
         raise CorruptCheckpoint(f"{where}: {json.dumps(value)[:80]} is no shape")

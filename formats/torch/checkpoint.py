@@ -23,9 +23,11 @@ from . import legacy as torch_legacy
 from . import pickle_writer as opcodes
 from . import zip as torch_zip
 from . import zip_records
+from .common import COMMON_KNOWN
 from .pickle_writer import PickleWriter
 from .pickles import Known, PickledDict, Stub, check_bounded
-from .zip import Archive, Record, TensorRef
+from .tensors import TensorRef
+from .zip import Archive, Record
 
 _ZIP_MAGIC: Final = b"PK\x03\x04"
 
@@ -33,7 +35,7 @@ _ZIP_MAGIC: Final = b"PK\x03\x04"
 #: Sources: lightning/pytorch/utilities/parsing.py, omegaconf's and megatron/training's pickles
 _LIGHTNING: Final = ("lightning.pytorch", "pytorch_lightning", "lightning_fabric", "lightning.fabric")
 STATE_DICTS_KNOWN: Final[Known] = {
-    **torch_zip.COMMON_KNOWN,
+    **COMMON_KNOWN,
     **{(f"{package}.utilities.parsing", "AttributeDict"): PickledDict for package in _LIGHTNING[:2]},
     **{(f"{package}.utilities.data", "AttributeDict"): PickledDict for package in _LIGHTNING[2:]},
     **dict.fromkeys(

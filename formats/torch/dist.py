@@ -21,6 +21,7 @@ from ...stores.files import Folder
 from ...tensors.dtypes import DType
 from ...tensors.stored import Extent
 from ..text import plain_json
+from . import tensors as torch_tensors
 from . import zip as torch_zip
 from .pickles import Known, PickledDict, Stub, brief, check_bounded, loads
 
@@ -46,7 +47,7 @@ def _layout(name: object) -> object:
 
 
 _KNOWN: Final[Known] = {
-    **torch_zip.DTYPES_KNOWN,
+    **torch_tensors.DTYPES_KNOWN,
     **dict.fromkeys(
         [
             (METADATA, "Metadata"),
@@ -75,7 +76,7 @@ _KNOWN: Final[Known] = {
         ],
         Stub,
     ),
-    ("torch", "Size"): torch_zip.torch_size,
+    ("torch", "Size"): torch_tensors.torch_size,
     ("torch.serialization", "_get_layout"): _layout,
     ("collections", "OrderedDict"): PickledDict,
 }
@@ -261,17 +262,17 @@ class _MetadataReader:
         if type(value) is list:
             value = tuple(value)
         # torch_size and the pickle reader leave other things than ints only where no Size stood
-        if type(value) is not tuple or len(value) > torch_zip.MAX_AXES:
+        if type(value) is not tuple or len(value) > torch_tensors.MAX_AXES:
             raise self.corrupt(f"{name[:200]}: a shape or offset that is not a tuple")
         for size in value:
-            if type(size) is not int or not 0 <= size <= torch_zip.MAX_ELEMENTS:
+            if type(size) is not int or not 0 <= size <= torch_tensors.MAX_ELEMENTS:
                 raise self.corrupt(f"{name[:200]}: a shape or offset that is not made of sizes")
         return value
 
     def tensor(self, name: str, entry: Stub, places: dict[Any, tuple[str, int, int]]) -> DistTensor:
         shape = self.sizes(name, entry.get("size"))
         count = prod(shape)
-        if count > torch_zip.MAX_ELEMENTS:
+        if count > torch_tensors.MAX_ELEMENTS:
             raise UnsafeCheckpoint(f"{self.where}: {name[:200]} has {count:,} elements")
         dtype = self.dtype(name, entry.get("properties"))
         listed = entry.get("chunks")

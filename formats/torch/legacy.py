@@ -14,7 +14,8 @@ from typing import Any, Final
 from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
 from ...stores.files import SourceFile
 from .pickles import MAX_BYTES, MAX_OPCODES, Known, loads
-from .zip import MAX_RECORDS, Storage, TensorRef, persistent_storage
+from .tensors import Storage, TensorRef, persistent_storage
+from .zip import MAX_RECORDS
 
 #: the first pickle, as protocol 2 writes it: the long 0x1950a86a20f9469cfc6c
 MAGIC: Final = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."

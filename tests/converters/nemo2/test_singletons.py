@@ -11,7 +11,7 @@ from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.reshard import reshard
 from nemoconv.converters.torch_dist.names import alone, halves_of, whole_of_half
 from nemoconv.errors import CorruptCheckpoint, UsageError
-from nemoconv.formats.torch import zip as torch_zip
+from nemoconv.formats.torch import common as torch_common
 from nemoconv.mappings import samples
 from nemoconv.testing import data_of
 
@@ -46,7 +46,7 @@ def test_each_tensor_has_a_key_and_the_loader_is_told(hf: Path, tmp_path: Path) 
     assert shapes[GATE] == shapes[GATE[:-1] + "v"] == (12, 16)
     assert shapes["module.decoder.layers.0.mlp.linear_fc1.weight_v"] == (24, 16)
     assert not any(".experts.experts.linear" in key or key.endswith("linear_fc1.weight") for key in shapes)
-    common = torch_zip.read_object((tmp_path / "nemo/weights/common.pt").read_bytes(), where="common.pt")
+    common = torch_common.read_object((tmp_path / "nemo/weights/common.pt").read_bytes(), where="common.pt")
     assert common["content_metadata"]["singleton_local_shards"] is True
     reshard(tmp_path / "nemo", tmp_path / "cut", tensor_parallel_size=1, expert_parallel_size=4)
     assert stored(tmp_path / "cut") == shapes

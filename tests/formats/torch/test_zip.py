@@ -23,6 +23,7 @@ from nemoconv.errors import (
     UnsupportedError,
     UsageError,
 )
+from nemoconv.formats.torch import common as torch_common
 from nemoconv.formats.torch import items as torch_items
 from nemoconv.formats.torch import zip as torch_zip
 from nemoconv.formats.torch.pickles import Stub
@@ -150,7 +151,7 @@ def test_real_checkpoints_have_sound_checksums():
     for path in sorted((NEMO2 / "mcore0161_tp2").glob("common.pt")):
         file = SourceFile(path)
         assert torch_zip.verify_crc(file, 0, file.size) > 100
-        value = torch_zip.read_object(path.read_bytes(), where=str(path))
+        value = torch_common.read_object(path.read_bytes(), where=str(path))
         assert value == torch.load(path, weights_only=True)
 
 
@@ -166,7 +167,7 @@ def test_common_with_tensors_and_objects(tmp_path):
     }
     out = io.BytesIO()
     torch.save(value, out)
-    got = torch_zip.read_object(out.getvalue(), where="common.pt")
+    got = torch_common.read_object(out.getvalue(), where="common.pt")
     assert (got["t"].shape, got["t"].dtype) == ((2, 3), BY_NAME["int64"])
     assert isinstance(got["args"], Stub)
     assert (got["args"].get("a"), got["args"].get("dtype")) == (1, BY_NAME["bfloat16"])
@@ -181,7 +182,7 @@ def test_objects():
     assert zipfile.ZipFile(io.BytesIO(data)).testzip() is None
     for weights_only in (True, False):
         assert torch.load(io.BytesIO(data), weights_only=weights_only) == value
-    assert torch_zip.read_object(data, where="x") == value
+    assert torch_common.read_object(data, where="x") == value
     with pytest.raises(UnsupportedError, match="a value of type set cannot be written"):
         torch_items.object_item({1})
 
@@ -322,7 +323,7 @@ def test_bombs_in_objects():
         (hostile.nested_lists(1000), "common.pt: values nested more than 200 deep"),
     ):
         with pytest.raises(UnsafeCheckpoint, match=words):
-            torch_zip.read_object(hostile.archive(data), where="common.pt")
+            torch_common.read_object(hostile.archive(data), where="common.pt")
 
 
 @settings(max_examples=300, deadline=1000)
