@@ -12,7 +12,6 @@ from .blocks.names import Names
 from .blocks.stack import Blocks, Stack
 from .hf.fields import ConfigRule, Dtype, Field, Fixed, HeadDim, Value
 from .hf.rope import Rope
-from .nemo2.configs_dense import GPT, family
 from .nemo2.entry import Nemo2
 from .nemo2.fields import NemoClasses, NemoRule
 from .nemo2.fields_moe import SetTo
@@ -38,7 +37,6 @@ STANDARD: Final[tuple[ConfigRule, ...]] = (
     Dtype(),
 )
 _NONE: Final[Mapping[str, Any]] = MappingProxyType({})
-_PLAIN_GPT: Final = MappingProxyType({"GPTConfig": family(GPT, rotary_interleaved=False, no_rope_freq=None)})
 
 
 def standard(
@@ -98,9 +96,7 @@ def plain_gpt(*rules: NemoRule, read_as: str = "") -> Nemo2:
     Source: nemo/collections/llm/gpt/model/base.py.
     """
     module = "nemo.collections.llm.gpt.model.base"
-    return Nemo2(
-        module, "GPTModel", "GPTConfig", _PLAIN_GPT, (SetTo("hidden_dropout", 0.0), *rules), read_as=read_as
-    )
+    return Nemo2(module, "GPTModel", "GPTConfig", (SetTo("hidden_dropout", 0.0), *rules), read_as=read_as)
 
 
 def llama_like(

@@ -17,10 +17,9 @@ from ..blocks.place import Place
 from ..hf.fields import ConfigRule, Field, Fixed, OneOf, Unread, Value
 from ..hf.fields_gpt import Gelu, Only, PlainHeads
 from ..llama_like import standard
-from ..nemo2.configs_bert import BERT_SPEC
-from ..nemo2.configs_dense import GELU, TANH_GELU
 from ..nemo2.fields import DECODER, FusedGelu, NemoRule, Same, Unused, text, with_rules
 from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.symbols import BERT_SPEC, GELU, TANH_GELU
 from ..rules import When, largest_power_of_two_divisor, same
 from ..table import Part, Rule
 

@@ -21,6 +21,7 @@ from ..blocks.stack import Blocks
 from ..hf.fields import ConfigRule, Field, Fixed, OneOf, Unread, Value
 from ..hf.fields_moe import KeyHeads, ReleasedCode
 from ..llama_like import llama_like
+from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
 
 EXPERTS: Final = {
@@ -39,6 +40,9 @@ NAMES: Final = {
     **EXPERTS,
     **SHARED,
 }
+
+#: NeMo's; a megatron-core before 0.14 calls this length max_position_embeddings: not set, it may be either
+CLASSES: Final = classes.family("DeepSeekConfig", original_max_position_embeddings=None)
 
 
 def dense_first(config: Mapping[str, Value]) -> dict[str, frozenset[int]]:

@@ -25,6 +25,7 @@ from ..hf.fields_tower import MultimodalRope, VisionHeads
 from ..hf.fields_vision import INNER_INERT, Carried, Inner, Must, TiedEmbeddings
 from ..llama_like import standard
 from ..models.qwen2 import QWEN2
+from ..nemo2 import classes
 from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Same, Unused, plain, text, with_rules
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, Part, Parts, Pixels, Width
@@ -189,14 +190,14 @@ def nemo_parts(tower: NemoClasses, defaults: Mapping[str, Mapping[str, Value]], 
     )
 
 
-def tower_classes(config: str, defaults: Mapping[str, Mapping[str, Value]], *rules: NemoRule) -> NemoClasses:
+def tower_classes(config: str, *rules: NemoRule) -> NemoClasses:
     """The class of a tower, whose own mathematics its defaults say."""
-    own = defaults[config]
+    own = classes.defaults(config)
     return NemoClasses(
         module=BASE,
         model="",
         config=config,
-        defaults=defaults,
+        defaults=classes.family(config),
         rules=(
             Count("num_layers"),
             Count("num_attention_heads"),

@@ -22,11 +22,10 @@ from ..hf.fields import Field, Fixed, Unread, Value, check_kind
 from ..hf.fields_gpt import TANH_GELUS
 from ..llama_like import standard
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import GELU, SILU
-from ..nemo2.configs_t5 import T5_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, plain, text, with_rules
 from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.symbols import T5_SPEC
+from ..nemo2.symbols import GELU, SILU, T5_SPEC
 from ..rules import same, vocabulary
 from ..sizes import attention_sizes
 from ..table import Module, Part, Rule
@@ -305,7 +304,7 @@ def t5_like(
             module="nemo.collections.llm.t5.model.t5",
             model="T5Model",
             config="T5Config",
-            defaults=T5_DEFAULTS,
+            defaults=classes.family("T5Config"),
             rules=with_rules(
                 DECODER,
                 NO_BIASES,

@@ -8,14 +8,17 @@ from typing import Final
 from ...errors import UnsupportedConfig
 from ..blocks.stack import VARIED
 from ..hf.fields import Value
-from ..nemo2.configs_vision import PROJECTOR_DEFAULTS, VISION_BASE
+from ..nemo2 import classes
 from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields_vision import OUTER
+from ..nemo2.symbols import GELU
 from ..rules import same
 from ..sizes import attention_sizes
 from ..table import Module, Rule
 
+#: NeMo's module of projectors and CLIP
+VISION_BASE: Final = "nemo.collections.vlm.vision.base"
 #: the decoder's names in NeMo's model of several parts
 DECODER: Final = "language_model."
 #: what the factors of a tower's rules end with
@@ -74,14 +77,14 @@ def projector_classes(projector_types: tuple[str, ...]) -> NemoClasses:
         module=VISION_BASE,
         model="",
         config="MultimodalProjectorConfig",
-        defaults=PROJECTOR_DEFAULTS,
+        defaults=classes.family("MultimodalProjectorConfig"),
         rules=(
             Count("input_size"),
             Count("hidden_size"),
             Count("ffn_hidden_size"),
             ProjectorType(projector_types),
             NemoFixed("bias", True),
-            NemoFixed("activation_func", PROJECTOR_DEFAULTS["MultimodalProjectorConfig"]["activation_func"]),
+            NemoFixed("activation_func", GELU),
             NemoFixed("gated_linear_unit", False),
             ParamsDtype(),
             Unused(_PLACEHOLDERS),

@@ -16,7 +16,6 @@ from ...errors import UnsupportedConfig
 from ..hf.fields import Unread, Value, check_kind
 from ..hf.fields_gpt import AutoMap, PlainHeads
 from ..llama_like import llama_like
-from ..nemo2.configs_gpt import BAICHUAN_DEFAULTS
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 
@@ -89,7 +88,6 @@ BAICHUAN = llama_like(
         "nemo.collections.llm.gpt.model.baichuan",
         "Baichuan2Model",
         "Baichuan2Config",
-        BAICHUAN_DEFAULTS,
         (NemoFixed("position_embedding_type", "rope", written=True), PlainOutput()),
     ),
     unit_rows=("lm_head.weight",),

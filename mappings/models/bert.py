@@ -17,7 +17,7 @@ from ..blocks.stack import Blocks, Stack
 from ..families.bert import BertHeads, config, names, nemo_rules
 from ..nemo1.entry import Nemo1
 from ..nemo1.fields_bert import IMPLIED
-from ..nemo2.configs_bert import BERT_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.fields import NemoClasses
 from ..table import Module
 
@@ -60,7 +60,7 @@ def bert(name: str, hf_class: str, prefix: str, *heads: bool, **more: Any) -> Ar
             module="nemo.collections.llm.bert.model.bert",
             model="HuggingFaceBertModel",
             config="HuggingFaceBertConfig",
-            defaults=BERT_DEFAULTS,
+            defaults=classes.family("HuggingFaceBertConfig"),
             rules=nemo_rules((pooler, masks, sentences)),
         ),
         extra_modules=(Module("output_layer"),),

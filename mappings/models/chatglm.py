@@ -14,7 +14,6 @@ from ..hf.fields import Field, Fixed, Unread
 from ..hf.fields_gpt import AutoMap, MultiQueryGroups, RopeRatio
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_gpt import CHATGLM_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 #: of training, of rounding, of heads for other tasks, of prefixes that are tuned apart from the model
@@ -24,7 +23,7 @@ UNREAD = tuple(
 )
 #: a Llama whose rotation turns neighbours, with biases of queries, keys and values where config.json says so
 BLOCKS = Blocks(attention=Attention(bias=There((("add_qkv_bias", True),))), neighbours=True)
-NEMO2 = Nemo2("nemo.collections.llm.gpt.model.chatglm", "ChatGLMModel", "ChatGLMConfig", CHATGLM_DEFAULTS)
+NEMO2 = Nemo2("nemo.collections.llm.gpt.model.chatglm", "ChatGLMModel", "ChatGLMConfig")
 
 CHATGLM = llama_like(
     "chatglm",

@@ -4,10 +4,9 @@ Source: see :mod:`nemoconv.mappings.families.deepseek`.
 """
 
 from ..blocks.mlp import Mixture
-from ..families.deepseek import deepseek_like, dense_first, released_code
+from ..families.deepseek import CLASSES, deepseek_like, dense_first, released_code
 from ..hf.fields import Field, Fixed, OneOf
 from ..hf.fields_moe import DenseFirst, ExpertGroups, LowRankQuery, SharedExperts
-from ..nemo2.configs_moe import DEEPSEEK_DEFAULTS
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 
@@ -32,11 +31,11 @@ DEEPSEEK_V2 = deepseek_like(
         "nemo.collections.llm.gpt.model.deepseek",
         "DeepSeekModel",
         "DeepSeekV2Config",
-        DEEPSEEK_DEFAULTS,
         (
             NemoFixed("moe_router_score_function", "softmax", written=True),
             NemoFixed("moe_router_enable_expert_bias", False, written=True),
         ),
+        defaults=CLASSES,
     ),
     samples=({"num_experts_per_tok": 6},),
     proofs=("bit-equal", "transformers logits", "megatron-core logits"),

@@ -7,11 +7,10 @@ Source: see :mod:`nemoconv.mappings.families.deepseek`.
 
 from ..blocks.mlp import Mixture
 from ..blocks.mtp import Mtp
-from ..families.deepseek import CORRECTION, deepseek_like, dense_first, released_code
+from ..families.deepseek import CLASSES, CORRECTION, deepseek_like, dense_first, released_code
 from ..hf.fields import Field, Fixed
 from ..hf.fields_moe import Aliased, DenseFirst, ExpertGroups, LowRankQuery, SharedExperts
 from ..mtp import FurtherFields, FurtherLayers
-from ..nemo2.configs_moe import DEEPSEEK_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 MIXTURE = Mixture(scores="sigmoid", normalized=True, layer_sets=dense_first)
@@ -19,8 +18,8 @@ NEMO2 = Nemo2(
     "nemo.collections.llm.gpt.model.deepseek",
     "DeepSeekModel",
     "DeepSeekV3Config",
-    DEEPSEEK_DEFAULTS,
     (FurtherFields(),),
+    defaults=CLASSES,
 )
 
 DEEPSEEK_V3 = deepseek_like(

@@ -22,9 +22,10 @@ from ..hf.fields import Fixed, Unread, Value, check_kind
 from ..hf.fields_gpt import Gelu, Only
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import GELU, GPT, TANH_GELU, family
+from ..nemo2 import classes
 from ..nemo2.fields import DECODER, ArchivesOnly, FusedGelu, Same, with_rules
 from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.symbols import GELU, TANH_GELU
 from ..rules import same
 
 _KEYS = "new_decoder_architecture parallel_attn num_ln_in_parallel_attn multi_query num_kv_heads".split()
@@ -132,11 +133,11 @@ CLASSES = ArchivesOnly(
     module="nemo.collections.nlp.models.language_modeling.megatron_gpt_model",
     model="MegatronGPTModel",
     config="MegatronGPTModel",
-    defaults=family(
-        MegatronGPTModel=family(
-            GPT, hidden_dropout=0.0, new_decoder_architecture=False, parallel_attention=False
+    defaults={
+        "MegatronGPTModel": classes.defaults(
+            "GPTConfig", hidden_dropout=0.0, new_decoder_architecture=False, parallel_attention=False
         )
-    ),  # type: ignore[arg-type]
+    },
     rules=with_rules(
         DECODER,
         NemoFixed("normalization", "LayerNorm", written=True),

@@ -9,7 +9,6 @@ from ..blocks.stack import Blocks
 from ..hf.fields import OneOf
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import GEMMA_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 BLOCKS = Blocks(norm=RMS_OF_1_PLUS, activation="gelu_pytorch_tanh", scaled_embedding=True)
@@ -35,7 +34,7 @@ GEMMA = llama_like(
         OneOf("hidden_activation", ("gelu_pytorch_tanh", None)),
         OneOf("use_bidirectional_attention", (None, False)),
     ),
-    nemo2=Nemo2("nemo.collections.llm.gpt.model.gemma", "GemmaModel", "GemmaConfig", GEMMA_DEFAULTS),
+    nemo2=Nemo2("nemo.collections.llm.gpt.model.gemma", "GemmaModel", "GemmaConfig"),
     # NVIDIA's script adds the 1 (convert_gemma_hf_to_nemo.py); that for Gemma 2 does not
     nemo1=Nemo1(words={"apply_embedding_scaling": True}, plain_norms=True),
     proofs=(

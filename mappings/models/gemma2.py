@@ -13,10 +13,10 @@ from ..blocks.attention import Attention
 from ..hf.fields import AlternatingWindow, Field, Fixed, Nullable, OneOf, Unread
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import Same
+from ..nemo2.symbols import GEMMA2_SPEC
 from .gemma import BLOCKS
 
 NAMES = {
@@ -55,7 +55,6 @@ GEMMA2 = llama_like(
         "nemo.collections.llm.gpt.model.gemma2",
         "Gemma2Model",
         "Gemma2Config",
-        GEMMA2_DEFAULTS,
         (
             NemoFixed("transformer_layer_spec", GEMMA2_SPEC),
             Same("query_pre_attn_scalar"),

@@ -10,10 +10,11 @@ from dataclasses import replace
 from ..hf.fields import Field, Fixed, OneOf, Unread, WindowPattern
 from ..hf.rope import TwoRopes
 from ..llama_like import llama_like
-from ..nemo2.configs_dense import GEMMA3_DEFAULTS, GEMMA3_SPEC
+from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import Gemma3Attention
+from ..nemo2.symbols import GEMMA3_SPEC
 from .gemma import BLOCKS
 from .gemma2 import DEFAULTS, NAMES
 from .qwen3 import HEAD_NORMS
@@ -39,13 +40,14 @@ GEMMA3_TEXT = llama_like(
         "nemo.collections.llm.gpt.model.gemma3",
         "Gemma3Model",
         "Gemma3Config1B",
-        GEMMA3_DEFAULTS,
         (
             NemoFixed("transformer_layer_spec", GEMMA3_SPEC),
             NemoFixed("is_vision_language", False, written=True),
             NemoFixed("qk_layernorm", False),  # its layers normalize heads, whatever this says
             Gemma3Attention(),
         ),
+        # not their base, which NeMo itself cannot build for want of rope_scaling_factor
+        defaults=classes.family(*(f"Gemma3Config{size}B" for size in (1, 4, 12, 27))),
     ),
     proofs=(
         "bit-equal",

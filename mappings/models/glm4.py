@@ -18,10 +18,10 @@ from ..blocks.attention import Attention
 from ..blocks.place import There
 from ..hf.fields import Value
 from ..llama_like import llama_like
-from ..nemo2.configs_dense import GEMMA2_DEFAULTS, GEMMA2_SPEC, family
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import text
+from ..nemo2.symbols import GEMMA2_SPEC
 from .chatglm import BLOCKS
 from .glm import CONFIG, DEFAULTS, NAMES
 
@@ -89,7 +89,6 @@ GLM4 = llama_like(
         "nemo.collections.llm.gpt.model.gemma2",
         "GPTModel",
         "Gemma2Config",
-        {"Gemma2Config": family(GEMMA2_DEFAULTS["Gemma2Config"], rotary_interleaved=False)},
         (
             *(NemoFixed(name, None, written=True) for name in OFF),
             NemoFixed("layernorm_zero_centered_gamma", False, written=True),

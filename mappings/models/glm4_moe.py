@@ -5,9 +5,6 @@ NeMo 2 has no class for it: its plain ``GPTConfig`` builds the model from megatr
 Source: transformers/models/glm4_moe, megatron/core/transformer/moe, nemo/collections/llm/gpt/model/base.py.
 """
 
-from types import MappingProxyType
-
-from ...formats.text.fiddle import Symbol
 from ..blocks.attention import Attention
 from ..blocks.mtp import Mtp
 from ..blocks.place import There
@@ -18,7 +15,6 @@ from ..hf.fields_moe import Aliased, DenseFirst, ExpertGroups, SharedExperts
 from ..hf.rope import PartialRope
 from ..llama_like import llama_like
 from ..mtp import FurtherFields, FurtherLayers
-from ..nemo2.configs_moe import config_class
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Count, Same
 from ..nemo2.fields import Fixed as NemoFixed
@@ -26,18 +22,6 @@ from ..nemo2.fields_moe import ScalingFactor, SetTo, WrittenBlockSpec
 from .deepseek_v3 import MIXTURE
 from .qwen3 import HEAD_NORMS
 
-#: of GPTConfig: what differs from the classes that config_class describes
-GPT_CONFIG = config_class(
-    seq_length=1024,
-    position_embedding_type="learned_absolute",
-    rotary_base=10000,
-    normalization="LayerNorm",
-    activation_func=Symbol("torch.nn.functional", "gelu"),
-    gated_linear_unit=False,
-    add_bias_linear=True,
-    share_embeddings_and_output_weights=True,
-    attention_dropout=0.1,
-)
 BIAS, NORMS = There((("add_qkv_bias", True),)), There((("qk_layernorm", True),))
 
 GLM4_MOE = llama_like(
@@ -73,7 +57,6 @@ GLM4_MOE = llama_like(
         "nemo.collections.llm.gpt.model.base",
         "GPTModel",
         "GPTConfig",
-        MappingProxyType({"GPTConfig": GPT_CONFIG}),
         (
             NemoFixed("moe_router_pre_softmax", False, written=True),
             Same("moe_router_num_groups"),

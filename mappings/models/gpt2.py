@@ -8,7 +8,6 @@ Source: transformers/models/gpt2, nemo/collections/llm/gpt/model/base.py. ``gelu
 from ..families.gpt2 import gpt2_like
 from ..hf.fields_gpt import PlainHeads
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_gpt import GPT_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 GPT2 = gpt2_like(
@@ -16,7 +15,7 @@ GPT2 = gpt2_like(
     "GPT2LMHeadModel",
     PlainHeads(),
     "gelu_new",
-    Nemo2("nemo.collections.llm.gpt.model.base", "GPTModel", "GPTConfig", GPT_DEFAULTS),
+    Nemo2("nemo.collections.llm.gpt.model.base", "GPTModel", "GPTConfig"),
     transposed=True,
     spellings=((r"^(wte|wpe|h|ln_f)\.", r"transformer.\1."),),  # of files without a head
     nemo1=Nemo1(),

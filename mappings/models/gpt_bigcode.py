@@ -7,7 +7,6 @@ Source: transformers/models/gpt_bigcode, nemo/collections/llm/gpt/model/starcode
 from ..families.gpt2 import gpt2_like
 from ..hf.fields_gpt import PlainHeads
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_gpt import STARCODER_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 GPT_BIGCODE = gpt2_like(
@@ -15,9 +14,7 @@ GPT_BIGCODE = gpt2_like(
     "GPTBigCodeForCausalLM",
     PlainHeads(multi_query=True),
     "gelu_pytorch_tanh",
-    Nemo2(
-        "nemo.collections.llm.gpt.model.starcoder", "StarcoderModel", "StarcoderConfig", STARCODER_DEFAULTS
-    ),
+    Nemo2("nemo.collections.llm.gpt.model.starcoder", "StarcoderModel", "StarcoderConfig"),
     by_group=True,
     nemo1=Nemo1(read_as="gpt2"),
     proofs=(

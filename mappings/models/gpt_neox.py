@@ -13,7 +13,6 @@ from ..hf.fields import Fixed, Unread
 from ..hf.fields_gpt import Gelu, NeoXRope, Only, PlainHeads
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_gpt import GPT_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 HF = "gpt_neox.layers.{layer}."
@@ -56,7 +55,7 @@ GPT_NEOX = llama_like(
         Unread(("hidden_dropout", "classifier_dropout")),
         NeoXRope(),
     ),
-    nemo2=Nemo2("nemo.collections.llm.gpt.model.base", "GPTModel", "GPTConfig", GPT_DEFAULTS),
+    nemo2=Nemo2("nemo.collections.llm.gpt.model.base", "GPTModel", "GPTConfig"),
     ignored=tuple(HF + f"attention.{name}" for name in ("bias", "masked_bias", "rotary_emb.inv_freq")),
     spellings=((r"^lm_head\.", "embed_out."),),
     nemo1=Nemo1(read_as="starcoder2"),

@@ -22,11 +22,11 @@ from ..hf.fields import AlternatingWindow, Field, Fixed, Unread, Value
 from ..hf.fields_moe import Aliased, AlsoCalled
 from ..hf.rope import Rope
 from ..llama_like import llama_like
-from ..nemo2.configs_gpt_oss import GPT_OSS_DEFAULTS, QUICK_GELU
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import Same, text
 from ..nemo2.fields_moe import EverySecondWindow, OneOfSymbols, Repeated
+from ..nemo2.symbols import CORE_QUICK_GELU
 
 YARN: tuple[tuple[str, object], ...] = (
     ("rope_type", "yarn"),
@@ -174,13 +174,12 @@ GPT_OSS = llama_like(
         "nemo.collections.llm.gpt.model.gpt_oss",
         "GPTOSSModel",
         "GPTOSSConfig",
-        GPT_OSS_DEFAULTS,
         (
             Repeated("moe_ffn_hidden_size", "ffn_hidden_size"),
             NemoFixed("moe_router_pre_softmax", False, written=True),
             NemoFixed("softmax_type", "learnable", written=True),
             NemoFixed("glu_linear_offset", 1.0, written=True),
-            OneOfSymbols("activation_func", QUICK_GELU),
+            OneOfSymbols("activation_func", CORE_QUICK_GELU),
             Same("activation_func_clamp_value"),
             EverySecondWindow(),
             YarnFields(),

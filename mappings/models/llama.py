@@ -10,8 +10,7 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Biases, Fixed
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs import LLAMA_DEFAULTS
-from ..nemo2.configs_llama import NANO_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
 
 #: Megatron has all biases or none: those that Hugging Face lacks are zeros there
@@ -27,9 +26,15 @@ LLAMA = llama_like(
         "nemo.collections.llm.gpt.model.llama",
         "LlamaModel",
         "LlamaConfig",
-        {**LLAMA_DEFAULTS, **NANO_DEFAULTS},
         scaled_config="Llama31Config",
         modules=("nemo.collections.llm.gpt.model.llama_nemotron",),
+        # not Llama 4, a mixture of experts with other layers
+        defaults=classes.family(
+            "LlamaConfig",
+            "Llama31NemotronNano8BConfig",
+            "Llama31Nemotron70BConfig",
+            without=("Llama4Config",),
+        ),
     ),
     nemo1=Nemo1(),
     proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),

@@ -18,11 +18,11 @@ from ..blocks.mlp import Mixture
 from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed, Unread, Value, check_kind
 from ..llama_like import llama_like
-from ..nemo2.configs_llama4 import LLAMA4_DEFAULTS, SPEC
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Count, Same, plain, text
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields_moe import Repeated
+from ..nemo2.symbols import LLAMA4_SPEC
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +244,12 @@ LLAMA4_TEXT = llama_like(
         "nemo.collections.llm.gpt.model.llama",
         "LlamaModel",
         "Llama4Config",
-        LLAMA4_DEFAULTS,
         (
             NemoFixed("moe_router_topk", 1, written=True),
             NemoFixed("moe_router_pre_softmax", False, written=True),
             NemoFixed("moe_router_score_function", "sigmoid", written=True),
             NemoFixed("moe_apply_probs_on_input", True, written=True),
-            NemoFixed("transformer_layer_spec", SPEC),
+            NemoFixed("transformer_layer_spec", LLAMA4_SPEC),
             Repeated("moe_shared_expert_intermediate_size", "moe_ffn_hidden_size"),
             Same("qk_l2_norm"),
             Count("attention_chunk_size"),

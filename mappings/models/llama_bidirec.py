@@ -15,10 +15,11 @@ from ..blocks.stack import Blocks
 from ..hf.fields import ConfigRule, Field, Fixed, Unread
 from ..hf.fields_gpt import AutoMap, Only
 from ..llama_like import llama_like
-from ..nemo2.configs_llama import BIDIRECTIONAL_SPEC, EMBEDDING_DEFAULTS, RERANKER_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import Llama3Scaling, NemoRule, Same, Unused
+from ..nemo2.symbols import BIDIRECTIONAL_SPEC
 from ..table import Module
 
 #: how NeMo trains and tokenizes
@@ -36,11 +37,13 @@ def bidirectional(
     *config: ConfigRule,
     auto_class: str,
     names: Mapping[str, str],
-    nemo2: tuple[str, str, str, Any],
+    nemo2: tuple[str, str, str],
+    also: tuple[str, ...] = (),
     rules: tuple[NemoRule, ...] = (),
     **more: Any,
 ) -> Architecture:
-    """A Llama that attends both ways. ``nemo2``: module, model and config class, and the class's defaults."""
+    """A Llama that attends both ways. ``nemo2``: module, model and config class, ``also``
+    other config classes of it."""
     others = ("hf_llama_embedding.LlamaBidirectionalConfig", f"hf_llama_embedding.{hf_class}")
     tied = Only(
         "tie_word_embeddings", True, default=False, why=UNTIED, field="share_embeddings_and_output_weights"
@@ -54,7 +57,12 @@ def bidirectional(
         blocks=Blocks(generates=False),
         config=(tied, *config, code),
         samples=({"tie_word_embeddings": True},),
-        nemo2=Nemo2(*nemo2, rules=(*own, *rules), scaled_config=nemo2[2]),
+        nemo2=Nemo2(
+            *nemo2,
+            (*own, *rules),
+            defaults=classes.family(nemo2[2], *also),
+            scaled_config=nemo2[2],
+        ),
         **more,
     )
 
@@ -70,8 +78,8 @@ LLAMA_BIDIREC = bidirectional(
         "nemo.collections.llm.gpt.model.llama_embedding",
         "LlamaEmbeddingModel",
         "Llama32EmbeddingConfig1B",
-        EMBEDDING_DEFAULTS,
     ),
+    also=("Llama32EmbeddingConfig3B",),
     spellings=((r"^model\.", ""),),
     proofs=(
         "bit-equal",
@@ -91,7 +99,6 @@ RERANKER = bidirectional(
         "nemo.collections.llm.gpt.model.reranker",
         "ReRankerModel",
         "Llama32Reranker1BConfig",
-        RERANKER_DEFAULTS,
     ),
     rules=(Same("pool_type"), Same("temperature")),
     extra_modules=(Module("score"),),

@@ -13,6 +13,7 @@ from ..blocks.names import Names
 from ..families.vision import (
     DECODER,
     PROCESSOR_FILES,
+    VISION_BASE,
     outer_rules,
     projector_classes,
     projector_rules,
@@ -23,7 +24,7 @@ from ..hf.fields import Dtype, Field, Fixed, Unread
 from ..hf.fields_projector import FeatureLayer, Projector, SelectStrategy
 from ..hf.fields_tower import VisionHeads
 from ..hf.fields_vision import INNER_INERT, Carried, Inner, Must, TiedEmbeddings
-from ..nemo2.configs_vision import CLIP_DEFAULTS, LLAVA_DEFAULTS, VISION_BASE
+from ..nemo2 import classes
 from ..nemo2.fields import NemoClasses, Same, Unused
 from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, ClipTower, DropClassToken, Part, Parts
 from ..rules import same
@@ -85,7 +86,7 @@ CLIP_CLASSES = NemoClasses(
     module=VISION_BASE,
     model="",
     config="HFCLIPVisionConfig",
-    defaults=CLIP_DEFAULTS,
+    defaults=classes.family("HFCLIPVisionConfig"),
     rules=(ClipTower(), Unused(("class_token_len", "num_image_embeddings_per_tile"))),
 )
 PROJECTOR = tuple(
@@ -133,7 +134,7 @@ LLAVA = Architecture(
         module="nemo.collections.vlm.neva.model.llava",
         model="LlavaModel",
         config="LlavaConfig",
-        defaults=LLAVA_DEFAULTS,
+        defaults=classes.family("LlavaConfig"),
         rules=outer_rules(
             Part(LANGUAGE, LLAMA.table.nemo),
             Part(VISION, CLIP_CLASSES, "vision"),

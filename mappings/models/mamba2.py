@@ -15,10 +15,11 @@ from ..families.mamba import FINAL_NORM, LAYERS, MODULES, NAMES, SPELLINGS, Mixe
 from ..hf.fields import Field, Fixed, Unread, Value
 from ..hf.fields_ssm import InnerWidth, StepLimit
 from ..llama_like import llama_like
-from ..nemo2.configs_ssm import MAMBA_DEFAULTS, SSM, Pattern
+from ..nemo2 import classes
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import NemoClasses
 from ..nemo2.fields_moe import Harmless
+from ..nemo2.fields_ssm import SSM, Pattern
 
 UNREAD = tuple(
     """chunk_size rescale_prenorm_residual residual_in_fp32 time_step_floor time_step_max time_step_min
@@ -69,7 +70,12 @@ MAMBA2 = llama_like(
         module="nemo.collections.llm.gpt.model.ssm",
         model="MambaModel",
         config="SSMConfig",
-        defaults=MAMBA_DEFAULTS,
+        # the size of the vocabulary is the tokenizer's, in a field of the model
+        defaults=classes.family(
+            "SSMConfig",
+            without=("NemotronHConfigBase", "NVIDIAMambaConfig8B", "NVIDIAMambaHybridConfig8B"),
+            vocab_size=None,
+        ),
         rules=(*SSM, NemoFixed("is_hybrid_model", False), Pattern("M"), Harmless(OF_ATTENTION)),
     ),
     extra=(FINAL_NORM,),

@@ -19,7 +19,7 @@ from ..blocks.stack import Blocks, Stack
 from ..families.bert import BertHeads, config, names, nemo_rules
 from ..nemo1.entry import Nemo1
 from ..nemo1.fields_bert import IMPLIED
-from ..nemo2.configs_bert import BERT_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.fields import ArchivesOnly
 
 #: of NeMo 2's classes, which say whose layers they build
@@ -41,7 +41,9 @@ BLOCKS = Blocks(
     generates=False,
 )
 FIELDS = {
-    name: value for name, value in BERT_DEFAULTS["HuggingFaceBertConfig"].items() if name not in NEMO_2_ONLY
+    name: value
+    for name, value in classes.defaults("HuggingFaceBertConfig").items()
+    if name not in NEMO_2_ONLY
 }
 
 

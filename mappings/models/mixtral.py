@@ -8,7 +8,6 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_moe import MIXTRAL_DEFAULTS
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields_moe import Repeated
@@ -40,7 +39,6 @@ MIXTRAL = llama_like(
         "nemo.collections.llm.gpt.model.mixtral",
         "MixtralModel",
         "MixtralConfig",
-        MIXTRAL_DEFAULTS,
         (
             Repeated("moe_ffn_hidden_size", "ffn_hidden_size"),
             NemoFixed("moe_router_pre_softmax", False, written=True),

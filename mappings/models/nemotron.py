@@ -10,7 +10,6 @@ from ..hf.fields import Unread
 from ..hf.rope import PartialRope
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import NEMOTRON_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 NEMOTRON = llama_like(
@@ -32,9 +31,7 @@ NEMOTRON = llama_like(
         Unread(("kv_channels",)),  # of released models, beside head_dim or equal to its default
         PartialRope(default_factor=0.5),
     ),
-    nemo2=Nemo2(
-        "nemo.collections.llm.gpt.model.nemotron", "NemotronModel", "NemotronConfig", NEMOTRON_DEFAULTS
-    ),
+    nemo2=Nemo2("nemo.collections.llm.gpt.model.nemotron", "NemotronModel", "NemotronConfig"),
     nemo1=Nemo1(),
     proofs=(
         "bit-equal",

@@ -18,10 +18,12 @@ from ..hf.fields import Field, Fixed, Unread, Value
 from ..hf.fields_moe import Aliased, ReleasedCode
 from ..hf.fields_ssm import LayerPattern, StepLimit
 from ..llama_like import llama_like
-from ..nemo2.configs_ssm import NEMOTRON_H_DEFAULTS, SQUARED_RELU, SSM, Pattern
+from ..nemo2 import classes
 from ..nemo2.fields import Count, NemoClasses, Same
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields_moe import OneOfSymbols
+from ..nemo2.fields_ssm import SSM, Pattern
+from ..nemo2.symbols import CORE_SQUARED_RELU
 
 KINDS = {"M": "mamba", "*": "attention", "-": "mlp"}
 RELEASED = frozenset({"configuration_nemotron_h.NemotronHConfig", "modeling_nemotron_h.NemotronHForCausalLM"})
@@ -97,7 +99,7 @@ NEMOTRON_H = llama_like(
         module="nemo.collections.llm.gpt.model.ssm",
         model="MambaModel",
         config="NemotronHConfigBase",
-        defaults=NEMOTRON_H_DEFAULTS,
+        defaults=classes.family("NemotronHConfigBase"),
         rules=(
             *SSM,
             Count("num_attention_heads"),
@@ -106,7 +108,7 @@ NEMOTRON_H = llama_like(
             Count("ffn_hidden_size", otherwise="hidden_size", factor=4),
             Same("attention_dropout"),
             NemoFixed("is_hybrid_model", True, written=True),
-            OneOfSymbols("activation_func", SQUARED_RELU),
+            OneOfSymbols("activation_func", CORE_SQUARED_RELU),
             Pattern("".join(KINDS)),
         ),
     ),

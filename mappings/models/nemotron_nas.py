@@ -20,10 +20,11 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Value
 from ..hf.fields_gpt import AutoMap
 from ..llama_like import llama_like
-from ..nemo2.configs_llama import HETEROGENEOUS_SPEC, LLAMA_NEMOTRON_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Fixed as NemoFixed
 from ..nemo2.fields import Llama3Scaling
+from ..nemo2.symbols import HETEROGENEOUS_SPEC
 from ..rules import same
 from ..sizes import attention_sizes
 from ..table import Module, Rule
@@ -221,9 +222,9 @@ NEMOTRON_NAS = llama_like(
         "nemo.collections.llm.gpt.model.llama_nemotron",
         "LlamaNemotronModel",
         CLASS,
-        LLAMA_NEMOTRON_DEFAULTS,
         (Llama3Scaling(), EncodedBlocks(), NemoFixed("transformer_layer_spec", HETEROGENEOUS_SPEC)),
         scaled_config=CLASS,
+        defaults=classes.family("Llama33NemotronSuper49BConfig", "Llama31NemotronUltra253BConfig"),
     ),
     extra=tuple(rule for where, names in LINEAR.items() for rule in linear(*where, *names)),
     extra_modules=tuple(Module(LAYER + part, layers) for part, layers in LINEAR),

@@ -9,7 +9,6 @@ from ..hf.fields import Nullable, Unread
 from ..hf.rope import PartialRope
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import PHI3_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 PHI3 = llama_like(
@@ -31,7 +30,7 @@ PHI3 = llama_like(
         Unread(("original_max_position_embeddings", "embd_pdrop", "resid_pdrop")),
         PartialRope(),
     ),
-    nemo2=Nemo2("nemo.collections.llm.gpt.model.phi3mini", "Phi3Model", "Phi3Config", PHI3_DEFAULTS),
+    nemo2=Nemo2("nemo.collections.llm.gpt.model.phi3mini", "Phi3Model", "Phi3Config"),
     nemo1=Nemo1(read_as="llama"),
     proofs=(
         "bit-equal",

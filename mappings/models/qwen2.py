@@ -9,7 +9,6 @@ from ..blocks.stack import Blocks
 from ..hf.fields import FullAttention
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import QWEN2_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 #: transformers' defaults
@@ -26,7 +25,7 @@ QWEN2 = llama_like(
     blocks=Blocks(attention=Attention(bias=ALWAYS)),
     defaults=DEFAULTS,
     config=(FullAttention(),),
-    nemo2=Nemo2("nemo.collections.llm.gpt.model.qwen2", "Qwen2Model", "Qwen2Config", QWEN2_DEFAULTS),
+    nemo2=Nemo2("nemo.collections.llm.gpt.model.qwen2", "Qwen2Model", "Qwen2Config"),
     nemo1=Nemo1(),
     proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),
 )

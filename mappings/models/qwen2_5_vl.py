@@ -5,7 +5,7 @@ from ..families.qwen_vl import nemo_parts, qwen_vl, tower_classes, tower_fields
 from ..hf.fields import Field
 from ..hf.fields_tower import FullAttentionBlocks
 from ..hf.fields_vision import Must
-from ..nemo2.configs_vision import QWEN2_5_VL_DEFAULTS, QWEN2_5_VL_TOWER
+from ..nemo2 import classes
 from ..nemo2.fields import Same
 
 QWEN2_5_VL = qwen_vl(
@@ -24,8 +24,8 @@ QWEN2_5_VL = qwen_vl(
     sample={"vision_config": {"tokens_per_second": 2}},
     mlp={},
     nemo2=nemo_parts(
-        tower_classes("Qwen25VLVisionConfig", QWEN2_5_VL_TOWER, Same("fullatt_block_indexes")),
-        QWEN2_5_VL_DEFAULTS,
+        tower_classes("Qwen25VLVisionConfig", Same("fullatt_block_indexes")),
+        classes.family("Qwen2VLConfig", *(f"Qwen25VLConfig{size}B" for size in (3, 7, 32, 72))),
         "qwen25-vl",
     ),
 )

@@ -13,7 +13,6 @@ from ..families.deepseek import EXPERTS
 from ..hf.fields import Field, FullAttention
 from ..hf.fields_moe import EveryLayerSparse, NormTopk
 from ..llama_like import llama_like
-from ..nemo2.configs_moe import QWEN2_MOE_DEFAULTS
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Count
 from ..nemo2.fields import Fixed as NemoFixed
@@ -51,7 +50,6 @@ QWEN2_MOE = llama_like(
         "nemo.collections.llm.gpt.model.qwen2",
         "Qwen2Model",
         "Qwen2Config",
-        QWEN2_MOE_DEFAULTS,
         (
             Count("moe_shared_expert_intermediate_size"),
             NemoFixed("moe_shared_expert_gate", True, written=True),

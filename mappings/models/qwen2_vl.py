@@ -5,7 +5,7 @@ from ..families.qwen_vl import nemo_parts, qwen_vl, tower_classes, tower_fields
 from ..hf.fields import Field
 from ..hf.fields_tower import MlpRatio
 from ..hf.fields_vision import Must
-from ..nemo2.configs_vision import QWEN2_VL_DEFAULTS, QWEN2_VL_TOWER
+from ..nemo2 import classes
 
 QWEN2_VL = qwen_vl(
     "qwen2_vl",
@@ -18,5 +18,9 @@ QWEN2_VL = qwen_vl(
     ),
     norm=LAYER,
     mlp={"gate": "", "up": "mlp.fc1", "down": "mlp.fc2"},
-    nemo2=nemo_parts(tower_classes("Qwen2VLVisionConfig", QWEN2_VL_TOWER), QWEN2_VL_DEFAULTS, "qwen2-vl"),
+    nemo2=nemo_parts(
+        tower_classes("Qwen2VLVisionConfig"),
+        classes.family("Qwen2VLConfig", *(f"Qwen2VLConfig{size}B" for size in (2, 7, 72))),
+        "qwen2-vl",
+    ),
 )

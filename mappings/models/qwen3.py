@@ -6,7 +6,7 @@ Source: transformers/models/qwen3, nemo/collections/llm/gpt/model/qwen3.py.
 from ..hf.fields import FullAttention
 from ..llama_like import llama_like
 from ..nemo1.entry import BLOCK_SPEC, Nemo1
-from ..nemo2.configs_dense import QWEN3_DEFAULTS
+from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
 from ..nemo2.fields import Length
 from .qwen2 import DEFAULTS
@@ -20,7 +20,12 @@ QWEN3 = llama_like(
     defaults={**DEFAULTS, "head_dim": 128},
     config=(FullAttention(),),
     nemo2=Nemo2(
-        "nemo.collections.llm.gpt.model.qwen3", "Qwen3Model", "Qwen3Config", QWEN3_DEFAULTS, (Length(),)
+        "nemo.collections.llm.gpt.model.qwen3",
+        "Qwen3Model",
+        "Qwen3Config",
+        (Length(),),
+        # not the mixtures of experts of the same module
+        defaults=classes.family("Qwen3Config", without=("Qwen3MoEConfig",)),
     ),
     nemo1=Nemo1(written=BLOCK_SPEC),
     proofs=("bit-equal", "transformers logits", "megatron-core logits", "real NeMo import and export"),

@@ -10,7 +10,6 @@ from ..hf.fields import Field, FullAttention
 from ..hf.fields_moe import Aliased, EveryLayerSparse, NormTopk
 from ..llama_like import llama_like
 from ..nemo1.entry import BLOCK_SPEC, Nemo1
-from ..nemo2.configs_moe import QWEN3_MOE_DEFAULTS
 from ..nemo2.entry import Nemo2
 from .qwen3 import HEAD_NORMS
 
@@ -36,7 +35,7 @@ QWEN3_MOE = llama_like(
         EveryLayerSparse(),
         FullAttention(),
     ),
-    nemo2=Nemo2("nemo.collections.llm.gpt.model.qwen3", "Qwen3Model", "Qwen3MoEConfig", QWEN3_MOE_DEFAULTS),
+    nemo2=Nemo2("nemo.collections.llm.gpt.model.qwen3", "Qwen3Model", "Qwen3MoEConfig"),
     nemo1=Nemo1(written=BLOCK_SPEC),
     proofs=("bit-equal", "transformers logits", "megatron-core logits"),
 )

@@ -10,7 +10,6 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed, Nullable, Unread
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
-from ..nemo2.configs_dense import STARCODER2_DEFAULTS
 from ..nemo2.entry import Nemo2
 
 #: in the files of the released models, read by the code that trained them only
@@ -47,7 +46,6 @@ STARCODER2 = llama_like(
         "nemo.collections.llm.gpt.model.starcoder2",
         "Starcoder2Model",
         "Starcoder2Config",
-        STARCODER2_DEFAULTS,
     ),
     nemo1=Nemo1(),
     proofs=(

@@ -15,9 +15,9 @@ from typing import Final
 from ...errors import CorruptCheckpoint, UnsupportedConfig, some
 from ...formats.text.fiddle import Symbol
 from ..hf.fields import Value
-from ..nemo2 import configs as nemo_configs
-from ..nemo2.configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
+from ..nemo2 import known as nemo2_fields
 from ..nemo2.fields import plain, text
+from ..nemo2.symbols import GELU, SILU, SQUARED_RELU, TANH_GELU
 from .rules import Key, Needed, Only, Required, Word, YamlRule, key, rare
 
 RELU: Final = Symbol("torch.nn.functional", "relu")
@@ -226,10 +226,10 @@ INERT: Final = frozenset(
 )
 #: keys that TransformerConfig has too, or GPTConfig: handed on, and judged there
 _HANDED_ON: Final = (
-    frozenset(nemo_configs.MAPPED)
-    | frozenset(nemo_configs.OFF)
-    | nemo_configs.INERT
-    | frozenset(nemo_configs.ONLY_WITH).union(*nemo_configs.ONLY_WITH.values())
+    frozenset(nemo2_fields.MAPPED)
+    | frozenset(nemo2_fields.OFF)
+    | nemo2_fields.INERT
+    | frozenset(nemo2_fields.ONLY_WITH).union(*nemo2_fields.ONLY_WITH.values())
 )
 Rules = tuple[YamlRule, ...]
 
@@ -284,9 +284,9 @@ def write_yaml(fields: Mapping[str, Value], rules: Rules = RULES) -> dict[str, V
         rule.write(fields, yaml)
     owned = frozenset().union(*(rule.fields for rule in rules))
     for name, value in fields.items():
-        if name in owned or name in nemo_configs.INERT or name in _SAID_ELSEWHERE:
+        if name in owned or name in nemo2_fields.INERT or name in _SAID_ELSEWHERE:
             continue
-        if name in nemo_configs.OFF and plain(value) in nemo_configs.OFF[name]:
+        if name in nemo2_fields.OFF and plain(value) in nemo2_fields.OFF[name]:
             continue
         if name not in _HANDED_ON or isinstance(plain(value), Symbol):
             raise UnsupportedConfig(f"NeMo 1 has no word for {name}={text(value)}")

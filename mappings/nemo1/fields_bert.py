@@ -13,9 +13,8 @@ from typing import Final
 
 from ...errors import CorruptCheckpoint, UnsupportedConfig
 from ..hf.fields import Value
-from ..nemo2.configs_bert import BERT_SPEC
-from ..nemo2.configs_dense import GELU, TANH_GELU
 from ..nemo2.fields import plain, text
+from ..nemo2.symbols import BERT_SPEC, GELU, TANH_GELU
 from .rules import Key, Only, Required, Says, YamlRule, key
 
 #: whether megatron-core's layers are used, or NeMo's own

@@ -15,8 +15,8 @@ from typing import Final
 
 from ...errors import CorruptCheckpoint, UnsupportedConfig, some
 from ..hf.fields import Value
-from ..nemo2.configs_dense import GELU, SILU
 from ..nemo2.fields import plain, text
+from ..nemo2.symbols import GELU, SILU
 from .rules import Key, Means, Needed, Only, Required, Says, Unspoken, YamlRule, key
 
 #: whether megatron-core's layers are used, or NeMo's own

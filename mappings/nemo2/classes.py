@@ -65,7 +65,14 @@ class _Family(Mapping[str, Defaults]):
 
 def module(name: str) -> str:
     """The module that defines a class."""
-    return _file()[name][0]
+    return _class(name)[0]
+
+
+def _class(name: str) -> tuple[str, str | None, Mapping[str, Any]]:
+    try:
+        return _file()[name]
+    except KeyError:
+        raise KeyError(f"{name} is none of the classes read off NeMo: say its defaults") from None
 
 
 @cache
@@ -81,7 +88,7 @@ def _file() -> Mapping[str, tuple[str, str | None, Mapping[str, Any]]]:
 
 @cache
 def _defaults(name: str) -> Defaults:
-    _, parent, changes = _file()[name]
+    _, parent, changes = _class(name)
     inherited = _defaults(parent) if parent else {}
     return MappingProxyType({**inherited, **{field: _value(raw) for field, raw in changes.items()}})
 
@@ -106,9 +113,9 @@ def _value(raw: Any) -> Value:
 
 def _derived(root: str, without: frozenset[str]) -> Iterator[str]:
     """``root`` and what derives from it in its module."""
-    found = {root}
+    found, own = {root}, module(root)
     yield root
     for name, (place, parent, _) in _file().items():
-        if parent in found and place == module(root) and name not in without:
+        if parent in found and place == own and name not in without:
             found.add(name)
             yield name

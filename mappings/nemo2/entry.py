@@ -12,7 +12,7 @@ from ..blocks.mlp import Mlp
 from ..blocks.place import There
 from ..blocks.stack import Stack
 from ..hf.fields import ConfigRule, Value
-from .configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
+from .classes import Defaults, family
 from .fields import (
     DECODER,
     NO_BIASES,
@@ -26,6 +26,7 @@ from .fields import (
     with_rules,
 )
 from .fields_moe import DEEPSEEK, MOE_DECODER, LayerFreq
+from .symbols import GELU, SILU, SQUARED_RELU, TANH_GELU
 
 #: NeMo's functions, by transformers' names of activations
 FUNCTIONS: Final[Mapping[str, Symbol]] = {
@@ -39,18 +40,19 @@ FUNCTIONS: Final[Mapping[str, Symbol]] = {
 class Nemo2:
     """NeMo 2's classes of an architecture: the module that they are of, the model's, and its config's.
 
-    ``defaults`` gives what each config class takes for fields that are not set. ``rules`` own fields in place
-    of those that follow, or beside them. ``scaled_config``: the class to write for llama3 rotary scaling.
-    ``modules``: further modules whose config classes ``defaults`` holds. ``arguments``: what the model class
-    takes besides its config. ``read_as``: an architecture with the same config, which is meant where neither
-    a field nor a manifest tells.
+    ``rules`` own fields in place of those that follow, or beside them. ``defaults``: the config classes with
+    what each takes for fields that are not set, where they are not ``config`` and all that derive from it in
+    its module, see :func:`~nemoconv.mappings.nemo2.classes.family`. ``scaled_config``: the class to write for
+    llama3 rotary scaling. ``modules``: further modules whose config classes ``defaults`` holds.
+    ``arguments``: what the model class takes besides its config. ``read_as``: an architecture with the same
+    config, which is meant where neither a field nor a manifest tells.
     """
 
     module: str
     model: str
     config: str
-    defaults: Mapping[str, Mapping[str, Value]] = field(hash=False)
     rules: tuple[NemoRule, ...] = ()
+    defaults: Mapping[str, Defaults] | None = field(default=None, hash=False)
     scaled_config: str | None = None
     modules: tuple[str, ...] = ()
     arguments: tuple[tuple[str, Value], ...] = ()
@@ -58,12 +60,13 @@ class Nemo2:
 
     def classes(self, stack: Stack, config: Iterable[ConfigRule]) -> NemoClasses:
         """The classes with all rules."""
-        following = tuple(_said(rule, self.defaults[self.config]) for rule in fields(stack, config))
+        known = family(self.config) if self.defaults is None else self.defaults
+        following = tuple(_said(rule, known[self.config]) for rule in fields(stack, config))
         return NemoClasses(
             self.module,
             self.model,
             self.config,
-            self.defaults,
+            known,
             rules=with_rules(following, *self.rules),
             scaled_config=self.scaled_config,
             modules=self.modules,
@@ -72,7 +75,7 @@ class Nemo2:
         )
 
 
-def _said(rule: NemoRule, defaults: Mapping[str, Value]) -> NemoRule:
+def _said(rule: NemoRule, defaults: Defaults) -> NemoRule:
     """A field with one value is written where the class would take another one."""
     if type(rule) is not Fixed or rule.name not in defaults:
         return rule

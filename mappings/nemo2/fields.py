@@ -1,7 +1,7 @@
 """Model configs <-> the fields of NeMo 2's config classes.
 
 io.json holds only fields that were set; for the rest NeMo takes the class's defaults, so those are
-known as data (:mod:`nemoconv.mappings.nemo2.configs`). Every field is owned by a rule here, known to be
+known as data (:mod:`nemoconv.mappings.nemo2.classes`). Every field is owned by a rule here, known to be
 harmless, or refused.
 """
 
@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedConfig, some
 from ...formats.text.fiddle import Node, Symbol
 from ..hf.fields import Value
-from .configs import INERT, OFF, ONLY_WITH
+from .known import INERT, OFF, ONLY_WITH
 
 
 class NemoRule(Protocol):

@@ -9,7 +9,7 @@ from typing import Final
 from ...errors import UnsupportedConfig
 from ...formats.text.fiddle import Node, Symbol
 from ..hf.fields import Value
-from .configs_vision import CLIP_MODELS, CLIP_SIZES
+from .clip import CLIP_MODELS, CLIP_SIZES
 from .fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused, text
 
 LANGUAGE: Final = "language_transformer_config"

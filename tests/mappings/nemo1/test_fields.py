@@ -7,7 +7,7 @@ import pytest
 from nemoconv.errors import CorruptCheckpoint, UnsupportedConfig
 from nemoconv.mappings.nemo1 import fields as nemo1_fields
 from nemoconv.mappings.nemo1.fields import RULES, read_fields, write_yaml
-from nemoconv.mappings.nemo2.configs_dense import GELU, SILU, SQUARED_RELU, TANH_GELU
+from nemoconv.mappings.nemo2.symbols import GELU, SILU, SQUARED_RELU, TANH_GELU
 
 LEAST = {"num_layers": 2, "hidden_size": 8, "num_attention_heads": 2}
 

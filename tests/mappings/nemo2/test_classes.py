@@ -18,7 +18,9 @@ import pytest
 from nemoconv.entry_points import BUILT_IN, entries
 from nemoconv.formats.text.fiddle import PARTIAL, Node, Symbol
 from nemoconv.mappings import architectures, load_table
+from nemoconv.mappings.llama_like import llama_like
 from nemoconv.mappings.nemo2 import classes
+from nemoconv.mappings.nemo2.entry import Nemo2
 from nemoconv.mappings.nemo2.fields import ArchivesOnly, NemoClasses, harmless
 from nemoconv.mappings.nemo2.known import MAPPED
 
@@ -164,15 +166,25 @@ def test_every_default_is_read_by_a_rule_or_known_to_change_nothing() -> None:
             assert set(unread) <= REFUSED.get(config, set()), (name, config)
 
 
-def test_the_file_is_read_when_a_class_is_asked_for() -> None:
-    """Not by ``nemoconv --help``, nor by a table of which only the Hugging Face side is wanted."""
+def test_the_file_is_read_when_the_first_table_is_made() -> None:
+    """Not by ``nemoconv --help``, nor by a list of architectures."""
     code = (
         "import nemoconv.cli\n"
-        "from nemoconv.mappings import load_table\n"
+        "from nemoconv.mappings import architectures, load_table\n"
         "from nemoconv.mappings.nemo2 import classes\n"
-        "nemo = load_table('qwen2').nemo\n"
+        "assert 'qwen2' in architectures()\n"
         "assert classes._file.cache_info().currsize == 0\n"
-        "assert 'Qwen2Config7B' in nemo.defaults\n"
+        "assert 'Qwen2Config7B' in load_table('qwen2').nemo.defaults\n"
         "assert classes._file.cache_info().currsize == 1\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_class_that_nemo_has_not_is_named() -> None:
+    """By an architecture from outside that leaves its defaults out."""
+    with pytest.raises(KeyError, match="MyConfig is none of the classes read off NeMo: say its defaults"):
+        classes.family("MyConfig")["MyConfig"]
+    with pytest.raises(KeyError, match="MyConfig is none of the classes read off NeMo"):
+        llama_like("toy", "ToyForCausalLM", nemo2=Nemo2("toy.nemo", "ToyModel", "MyConfig"))
+    own = Nemo2("toy.nemo", "ToyModel", "MyConfig", defaults={"MyConfig": classes.defaults("GPTConfig")})
+    assert set(llama_like("toy", "ToyForCausalLM", nemo2=own).table.nemo.defaults) == {"MyConfig"}
