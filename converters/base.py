@@ -82,7 +82,7 @@ class Model:
     ``config`` is the model config in Megatron's names, ``table`` the architecture it belongs to.
     ``inert`` are the config.json keys that do not enter the mathematics and are carried along.
     ``files`` are tokenizer files and the like by their Hugging Face names. ``storage`` is of the checkpoint
-    that was read, not of the model.
+    that was read, not of the model. ``notes`` are for the report.
     """
 
     table: Table
@@ -93,6 +93,7 @@ class Model:
     #: sizes of factors as the target has them; known once a conversion is planned
     sizes: Mapping[str, int] = field(default_factory=dict)
     storage: StorageForm = field(default_factory=StorageForm)
+    notes: list[str] = field(default_factory=list)
 
 
 class Opened(ABC):

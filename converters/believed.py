@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ..formats.text import plain_json
-from ..mappings.hf.fields import INERT, Value
+from ..mappings.hf import unowned
+from ..mappings.hf.fields import Value
 from ..mappings.table import Table
 from ..stores.files import SourceFile
 
@@ -49,7 +50,9 @@ def settle(
         config[key] = value if type(value) is type(usual) else usual
 
 
-def inert_keys(written: Mapping[str, Value] | None, generation: SourceFile | None) -> dict[str, Value]:
+def inert_keys(
+    written: Mapping[str, Value] | None, generation: SourceFile | None, table: Table
+) -> dict[str, Value]:
     """Keys of config.json that do not enter the mathematics: those that generation_config.json repeats, and
     what the manifest kept."""
     inert: dict[str, Value] = {}
@@ -57,4 +60,4 @@ def inert_keys(written: Mapping[str, Value] | None, generation: SourceFile | Non
         found = plain_json.loads_object(generation.pread(generation.size, 0), generation.path)
         inert = {key: found[key] for key in _TOKEN_IDS if key in found}
     kept: Mapping[str, Value] = written["inert_config"] if written is not None else {}
-    return inert | {key: value for key, value in kept.items() if key in INERT}
+    return inert | unowned.carried(kept, kept, table.model_type)

@@ -85,11 +85,24 @@ def table_for(config: Mapping[str, Any], where: str) -> Table:
     ours = [name for name in named if name in entries("mappings")]
     table = load_table(ours[0] if ours else kind)
     classes = classes or [table.hf_class]
-    if not {table.hf_class, *table.other_classes}.intersection(classes):
+    if not any(is_class_of(table, name) for name in classes):
         raise UnsupportedArchitecture(
             f"{where}: is a {classes!r}; of model_type {kind!r} only {table.hf_class} is supported"
         )
     return table
+
+
+def is_class_of(table: Table, name: object) -> bool:
+    """Whether a class that config.json names is the table's, in whatever case its letters were then
+    (``LLaMAForCausalLM``), or what that class is without its output layer."""
+    names = {each.lower() for each in (table.hf_class, *table.other_classes, *base_classes(table))}
+    return isinstance(name, str) and name.lower() in names
+
+
+def base_classes(table: Table) -> tuple[str, ...]:
+    """What a language model's class without the output layer may be called: all there is where it is tied."""
+    name = table.hf_class.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    return () if name == table.hf_class else (name + "Model", name + "TextModel")
 
 
 def table_for_nemo(

@@ -188,16 +188,18 @@ def test_a_difference_is_shown_and_exits_with_1(llama: Path, tmp_path: Path) -> 
 
 def test_ignored_keys_are_recorded(llama: Path, tmp_path: Path) -> None:
     config = json.loads((llama / "config.json").read_text())
-    (llama / "config.json").write_text(json.dumps({**config, "mystery": 3}))
+    (llama / "config.json").write_text(json.dumps({**config, "sliding_window": 3}))
     result = nemoconv("hf2nemo2", llama, tmp_path / "out")
     assert result.returncode == 5
-    assert "1 key(s) that may change what the model computes: mystery" in result.stderr
-    assert "--allow-ignored mystery" in result.stderr
-    result = nemoconv("hf2nemo2", llama, tmp_path / "out", "--allow-ignored", "mystery", "--no-progress")
+    assert "1 key(s) that may change what the model computes: sliding_window" in result.stderr
+    assert "--allow-ignored sliding_window" in result.stderr
+    result = nemoconv(
+        "hf2nemo2", llama, tmp_path / "out", "--allow-ignored", "sliding_window", "--no-progress"
+    )
     assert result.returncode == 0, result.stderr
-    assert "ignored on request: mystery" in result.stdout
+    assert "ignored on request: sliding_window" in result.stdout
     manifest = json.loads((tmp_path / "out" / "nemoconv_manifest.json").read_text())
-    assert manifest["ignored_config_keys"] == ["mystery"]
+    assert manifest["ignored_config_keys"] == ["sliding_window"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

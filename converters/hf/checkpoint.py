@@ -18,8 +18,11 @@ from ...errors import (
 )
 from ...formats.safetensors import emit_header, read_header
 from ...formats.text import plain_json
+from ...formats.text.special_floats import untagged
 from ...mappings import table_for
-from ...mappings.hf.fields import INERT, Value, read_config, write_config
+from ...mappings.hf import unowned
+from ...mappings.hf.fields import Value, read_config, write_config
+from ...mappings.hf.fields_vision import INNER_INERT
 from ...resharding.plan import Payload
 from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
@@ -116,7 +119,7 @@ class HFCheckpoint(HeldTensors):
         return [*said, *unit_rows.note(self._stored, self._unit_rows), *left, *self._absent]
 
     def _own_config(self) -> dict[str, Value]:
-        return plain_json.loads_object(self._directory.read("config.json"), str(self.path / "config.json"))
+        return parse_config(self._directory.read("config.json"), str(self.path / "config.json"))
 
     def _read_headers(self) -> dict[str, StoredTensor]:
         if not self._directory.exists(INDEX) and not self._directory.exists(SINGLE):
@@ -174,9 +177,10 @@ class HFCheckpoint(HeldTensors):
             plain_json.loads(self._directory.read(GENERATION_CONFIG), str(self.path / GENERATION_CONFIG))
             files[GENERATION_CONFIG] = self._directory.file(GENERATION_CONFIG)
         files |= {name: self._directory.file(name) for name in table.files if self._directory.exists(name)}
-        inert = {key: self._config[key] for key in passed if key in INERT}
+        inert = unowned.carried(self._config, passed)
         ignored = sorted([*(key for key in allow_ignored if key in self._config), *self._ignored])
-        return Model(table, config, inert, files, ignored)
+        notes = unowned.notes(self._config, passed, config.get(INNER_INERT))
+        return Model(table, config, inert, files, ignored, notes=notes)
 
     @property
     def tokenizer_files(self) -> Mapping[str, SourceFile]:
@@ -254,7 +258,13 @@ def read_hf_config(where: str | Path) -> dict[str, Value]:
     place = Path(where)
     file = SourceFile(place / "config.json" if place.is_dir() else place)
     with closing(file):
-        return plain_json.loads_object(file.pread(file.size, 0), file.path)
+        return parse_config(file.pread(file.size, 0), file.path)
+
+
+def parse_config(data: bytes, where: str) -> dict[str, Value]:
+    """A config.json, in which infinities and NaN may stand in either of their spellings."""
+    found: dict[str, Value] = untagged(plain_json.loads_object(data, where, allow_nonfinite=True))
+    return found
 
 
 class ShardWriter(Sink):

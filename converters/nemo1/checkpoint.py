@@ -108,7 +108,7 @@ class NeMo1Checkpoint(CutCheckpoint):
                 allow_ignored=allow_ignored,
             )
             self._settle(table, config)
-            inert = believed.inert_keys(self._manifest, self.tokenizer_files.get(GENERATION_CONFIG))
+            inert = believed.inert_keys(self._manifest, self.tokenizer_files.get(GENERATION_CONFIG), table)
             shifted = filter(NORM_WEIGHT.fullmatch, self.keys()) if plain_norms else ()
             storage = StorageForm(frozenset(shifted), in_blocks)
             model = Model(table, config, inert, files, ignored, storage=storage)

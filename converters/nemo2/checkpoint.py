@@ -13,7 +13,8 @@ from ...errors import UnsupportedConfig, UnsupportedFormat
 from ...formats.text import plain_json
 from ...formats.torch import dist as torch_dist
 from ...mappings import table_for, table_for_nemo
-from ...mappings.hf.fields import INERT, Value, read_config
+from ...mappings.hf import unowned
+from ...mappings.hf.fields import Value, read_config
 from ...mappings.mtp import KEYS
 from ...mappings.table import Table
 from ...stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
@@ -158,7 +159,8 @@ class NeMo2Checkpoint(Checkpoint):
             config, passed = read_config(table.fields, self._hf, allow_ignored)
             further_layers.settle(table, config, self._places.keys(), allow_ignored, told={})
             self._count_layers(config)
-            return Model(table, config, {key: self._hf[key] for key in passed if key in INERT}, files)
+            inert, notes = unowned.carried(self._hf, passed), unowned.notes(self._hf, passed)
+            return Model(table, config, inert, files, notes=notes)
         context = self._required_context()
         given = context.given
         where = f"{self.path}: context/io.json"
@@ -174,7 +176,7 @@ class NeMo2Checkpoint(Checkpoint):
             parts = filter(None, (context.folder, context.generation_config, GENERATION_CONFIG))
             generation = files[GENERATION_CONFIG] = self._directory.file("/".join(parts))
         files |= {name: file for name, file in self._files_beside(table.files).items() if name not in files}
-        inert = believed.inert_keys(self._manifest, generation)
+        inert = believed.inert_keys(self._manifest, generation, table)
         known = {*given, *(KEYS if given.get("mtp_num_layers") else ())}
         return Model(table, config, inert, files, sorted(key for key in allow_ignored if key in known))
 

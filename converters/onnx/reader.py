@@ -14,12 +14,13 @@ from ...errors import CorruptCheckpoint, UnsupportedArchitecture, UnsupportedErr
 from ...formats.onnx.file import Initializer, OnnxFile, read_onnx
 from ...formats.text import plain_json
 from ...mappings import table_for
-from ...mappings.hf.fields import INERT, Value, read_config
+from ...mappings.hf import unowned
+from ...mappings.hf.fields import Value, read_config
 from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
 from ..base import HeldTensors, Model
-from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, read_hf_config
+from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, parse_config, read_hf_config
 from .names.recover import RecoveredTensors, recover
 
 SUFFIX: Final = ".onnx"
@@ -106,9 +107,9 @@ class OnnxCheckpoint(HeldTensors):
         where = f"{self.onnx.file.path}: {CONFIG}"
         if self._folder.exists(self._at(_CONFIG_FILE)):
             file = self._folder.file(self._at(_CONFIG_FILE))
-            beside = plain_json.loads_object(file.pread(file.size, 0), file.path)
+            beside = parse_config(file.pread(file.size, 0), file.path)
         if CONFIG in self.onnx.metadata:
-            told = plain_json.loads_object(self.onnx.metadata[CONFIG].encode(), where)
+            told = parse_config(self.onnx.metadata[CONFIG].encode(), where)
         if beside is not None and told is not None and beside != told:
             raise CorruptCheckpoint(
                 f"{where} differs from {_CONFIG_FILE} beside it",
@@ -177,9 +178,9 @@ class OnnxCheckpoint(HeldTensors):
             plain_json.loads(file.pread(file.size, 0), file.path)
         beside = {name: self._at(name) for name in table.files}
         files |= {name: self._folder.file(at) for name, at in beside.items() if self._folder.exists(at)}
-        inert = {key: self._config[key] for key in passed if key in INERT}
+        inert, notes = unowned.carried(self._config, passed), unowned.notes(self._config, passed)
         ignored = sorted(key for key in allow_ignored if key in self._config)
-        return Model(table, config, inert, files, ignored)
+        return Model(table, config, inert, files, ignored, notes=notes)
 
     @property
     def tokenizer_files(self) -> Mapping[str, SourceFile]:

@@ -13,7 +13,8 @@ from typing import Final
 
 from ...errors import CorruptCheckpoint, MappingError, NemoconvError, UnsupportedError
 from ...mappings import table_for
-from ...mappings.hf.fields import INERT, Value, read_config
+from ...mappings.hf import unowned
+from ...mappings.hf.fields import Value, read_config
 from ...mappings.table import Rule
 from ...stores.files import Folder, SourceFile
 from ...tensors.dtypes import DType
@@ -153,5 +154,4 @@ def given_model(
     table = table_for(hf, where)
     config, passed = read_config(table.fields, hf, allow_ignored)
     further_layers.settle(table, config, names, allow_ignored, told={})
-    inert = {key: hf[key] for key in passed if key in INERT}
-    return Model(table, config, inert)
+    return Model(table, config, unowned.carried(hf, passed), notes=unowned.notes(hf, passed))

@@ -181,7 +181,7 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
     if not writer.keeps_everything:
         notes += [f"{count:,} {what} not converted" for what, count in source.skipped().items()]
     writer.begin(bound)
-    read = [*source.notes(), *reading.notes(bound)]
+    read = [*source.notes(), *model.notes, *reading.notes(bound)]
     plan, payloads = _build_plan(bound, writer, layout, wish.dtype)
     for checkpoint, companion in writer.companions().values():
         held = Bound(checkpoint, model, partial=True)

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from ...errors import NemoconvError, UnsupportedConfig, some
 from ...tensors.dtypes import BY_NAME
+from .keys_read import judge
 
 Value = Any  # what JSON holds: None, bool, int, float, str, list, dict
 
@@ -320,13 +321,16 @@ class Biases:
 
 @dataclass(frozen=True, slots=True)
 class Dtype:
-    """``dtype`` (transformers 5) and ``torch_dtype`` (4) <-> ``params_dtype``; both are written."""
+    """``dtype`` (transformers 5) and ``torch_dtype`` (4) <-> ``params_dtype``; both are written.
+
+    Either may be spelled as torch prints it, or be a dictionary of parts (``""`` for what it does not name).
+    """
 
     hf_keys = frozenset({"dtype", "torch_dtype"})
     fields = frozenset({"params_dtype"})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
-        new, old = hf.get("dtype"), hf.get("torch_dtype")
+        new, old = (_plain_dtype(hf.get(key)) for key in ("dtype", "torch_dtype"))
         if new is not None and old is not None and new != old:
             raise UnsupportedConfig(f"config.json: dtype={new!r} and torch_dtype={old!r} disagree")
         value = new if new is not None else old
@@ -337,6 +341,13 @@ class Dtype:
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
         if config.get("params_dtype"):
             hf["dtype"] = hf["torch_dtype"] = config["params_dtype"]
+
+
+def _plain_dtype(value: Value) -> Value:
+    if isinstance(value, dict):
+        parts = [value[""]] if "" in value else list(value.values())
+        value = parts[0] if parts and all(part == parts[0] for part in parts) else value
+    return None if value == "auto" else value.removeprefix("torch.") if isinstance(value, str) else value
 
 
 def check_kind(name: str, value: Value, kind: type) -> Value:
@@ -358,17 +369,11 @@ def read_config(
 ) -> tuple[dict[str, Value], list[str]]:
     """(model config, keys that no rule owns) of a config.json.
 
-    Raises UnsupportedConfig for keys that nothing knows, unless they are in ``allow_ignored``.
+    Raises UnsupportedConfig for what a rule refuses, then for keys that the code of this ``model_type``
+    reads, or may read, and nothing here knows, unless they are in ``allow_ignored``.
     """
     owned = frozenset().union(*(rule.hf_keys for rule in rules))
     unknown = sorted(key for key in hf if key not in owned and key not in INERT and key not in PRIVATE)
-    refused = [key for key in unknown if key not in allow_ignored]
-    if refused:
-        raise UnsupportedConfig(
-            f"config.json has {len(refused)} key(s) that may change what the model computes: {some(refused)}",
-            hint="if you know that they do not, pass "
-            + " ".join("--allow-ignored " + key for key in refused[:10]),
-        )
     config: dict[str, Value] = {}
     for rule in rules:
         instead: Mapping[str, Value] = getattr(rule, "when_ignored", {})
@@ -383,6 +388,14 @@ def read_config(
                 f"config.json: {some(given) or some(sorted(rule.hf_keys))} cannot be read: a value is of "
                 "another kind than any model has"
             ) from error
+    left = [key for key in unknown if key not in allow_ignored]
+    refused = judge(hf, left, hf.get("model_type")).doubtful if left else []
+    if refused:
+        raise UnsupportedConfig(
+            f"config.json has {len(refused)} key(s) that may change what the model computes: {some(refused)}",
+            hint="if you know that they do not, pass "
+            + " ".join("--allow-ignored " + key for key in refused[:10]),
+        )
     return config, sorted(key for key in hf if key not in owned)
 
 

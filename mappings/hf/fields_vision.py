@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import UnsupportedConfig, some
+from ...formats.text.special_floats import tagged
 from .fields import INERT, PRIVATE, ConfigRule, Dtype, Value, check_kind
+from .keys_read import Judged, judge
 
 TEXT = "text_config"
 TIED = "tie_word_embeddings"
@@ -60,8 +62,9 @@ class Inner:
         elif not isinstance(given, dict):
             raise UnsupportedConfig(f"config.json: {self.key} is not a dictionary")
         else:
-            self._check(given)
-            config.setdefault(INNER_INERT, {})[self.key] = self._inert(given)
+            outer = hf.get("model_type")
+            self._check(given, outer)
+            config.setdefault(INNER_INERT, {})[self.key] = self._inert(given, outer)
         inner = self._read(given)
         if self.flat and given is not hf:
             self._compare(inner, self._read({**given, **{key: hf[key] for key in self._owned & hf.keys()}}))
@@ -84,23 +87,29 @@ class Inner:
                 hint="remove what is wrong",
             )
 
-    def _check(self, given: Mapping[str, Value]) -> None:
+    def _check(self, given: Mapping[str, Value], outer: str | None) -> None:
         kind = given.get("model_type", self.model_types[0])
         if kind not in self.model_types:
             raise UnsupportedConfig(
                 f"config.json: {self.key}.model_type={kind!r} is not supported for this architecture, "
                 f"only {self.model_types[0]!r}"
             )
-        known = self._owned | INERT | PRIVATE | _REPEATED | set(self.kept)
-        if unknown := sorted(given.keys() - known):
+        if unknown := self._judged(given, outer).doubtful:
             raise UnsupportedConfig(
                 f"config.json: {self.key} has {len(unknown)} key(s) that may change what the model computes: "
                 f"{some(unknown)}"
             )
 
-    def _inert(self, given: Mapping[str, Value]) -> dict[str, Value]:
-        carried = (INERT | set(self.kept)) - self._owned - PRIVATE - _REPEATED
-        return {key: value for key, value in given.items() if key in carried}
+    def _judged(self, given: Mapping[str, Value], outer: str | None) -> Judged:
+        """The keys that are neither owned nor known to be inert, by what the code of both models reads."""
+        known = self._owned | INERT | PRIVATE | _REPEATED | set(self.kept)
+        kind = given.get("model_type", self.model_types[0])
+        return judge(given, sorted(given.keys() - known), kind, *([outer] if outer else []))
+
+    def _inert(self, given: Mapping[str, Value], outer: str | None) -> dict[str, Value]:
+        judged = self._judged(given, outer)
+        carried = INERT.union(self.kept, judged.unread, judged.default) - self._owned - PRIVATE - _REPEATED
+        return {key: tagged(value) for key, value in given.items() if key in carried}
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
         inner = config if self.field is None else config[self.field]
@@ -110,7 +119,7 @@ class Inner:
             return
         inert = config.get(INNER_INERT, {}).get(self.key)
         nested = {
-            **(self._inert(inert) if isinstance(inert, dict) else {}),
+            **(self._inert(inert, hf.get("model_type")) if isinstance(inert, dict) else {}),
             "model_type": self.model_types[0],
         }
         for rule in (*self.rules, Dtype()):

@@ -364,12 +364,27 @@ def test_no_config(model):
         ("[]", "MODEL/config.json: holds a list, not an object"),
         ("{", "MODEL/config.json: not JSON: "),
         ('{"hidden_size": 1, "hidden_size": 2}', "MODEL/config.json: the key 'hidden_size' appears twice"),
-        ('{"rope_theta": NaN}', "MODEL/config.json: holds NaN, which JSON does not have"),
     ],
 )
 def test_a_config_that_is_none(model, text, message):
     (model / "config.json").write_text(text)
     assert refused(model, CorruptCheckpoint, 3).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "spelling", ["NaN", "Infinity", '{"__float__": "NaN"}', '{"__float__": "-Infinity"}']
+)
+def test_a_number_that_json_does_not_have_is_read_and_judged_by_its_key(model, tmp_path, spelling):
+    text = (model / "config.json").read_text().rstrip().removesuffix("}")
+    (model / "config.json").write_text(text + f', "never_read": [0, {spelling}]}}')
+    report = convert(model, tmp_path / "nemo", to="nemo2")
+    assert [note for note in report.notes if "never_read" in note and "carried along" in note]
+    convert(tmp_path / "nemo", tmp_path / "back", to="hf")
+    told = json.loads((tmp_path / "back" / "config.json").read_text())["never_read"]
+    assert told == [0, {"__float__": spelling.removeprefix('{"__float__": ').strip('"}')}]
+    (model / "config.json").write_text(text + f', "rope_theta": {spelling}}}')
+    set_config(model, ["never_read"])
+    assert "rope_theta" in refused(model, UnsupportedConfig, 5)
 
 
 def test_quantized_weights_and_remote_code(model):

@@ -180,24 +180,41 @@ def test_biases_of_either_kind():
 
 def test_an_unknown_key_is_an_error_that_names_the_way_out():
     with pytest.raises(UnsupportedConfig) as caught:
-        read(sliding_window=4096, logit_scale=2.0, use_cache=True)
+        read(sliding_window=4096, swiglu_limit=2.0, use_cache=True)
     assert caught.value.message == (
-        "config.json has 2 key(s) that may change what the model computes: logit_scale, sliding_window"
+        "config.json has 2 key(s) that may change what the model computes: sliding_window, swiglu_limit"
     )
     assert caught.value.hint == (
-        "if you know that they do not, pass --allow-ignored logit_scale --allow-ignored sliding_window"
+        "if you know that they do not, pass --allow-ignored sliding_window --allow-ignored swiglu_limit"
     )
 
 
 def test_many_unknown_keys_are_counted():
     with pytest.raises(UnsupportedConfig) as caught:
-        read(**{f"key{i:02}": 1 for i in range(25)})
+        read(model_type="of_our_own", **{f"key{i:02}": 1 for i in range(25)})
     assert caught.value.message.startswith("config.json has 25 key(s)")
     assert caught.value.message.endswith("key09 and 15 more")
 
 
-def test_an_unknown_key_is_an_error_even_when_it_says_nothing():
-    assert "sliding_window" in refused(sliding_window=None)
+def test_an_unknown_key_of_a_type_without_a_list_is_an_error_even_when_it_says_nothing():
+    assert "sliding_window" in refused(model_type="of_our_own", sliding_window=None)
+    assert "sliding_window" in refused(auto_map={"AutoConfig": "own.py"}, sliding_window=None)
+
+
+def test_a_key_that_says_the_default_or_that_no_code_reads_passes():
+    hf = {
+        **BASE,
+        "attention_chunk_size": None,
+        "pooler_type": "first_token_transform",
+        "gradient_checkpointing": True,
+    }
+    config, passed = read_config(TABLE.fields, hf)
+    assert {"attention_chunk_size", "pooler_type", "gradient_checkpointing"} < set(passed)
+    assert config == read()
+
+
+def test_what_a_rule_refuses_comes_before_keys_that_nobody_knows():
+    assert "hidden_act" in refused(hidden_act="relu", sliding_window=4096)
 
 
 def test_allowed_keys_pass_and_are_listed():

@@ -10,7 +10,6 @@ from . import dense
 KEYS = [
     ("hidden_act", "tanh"),
     ("quantization_config", {}),
-    ("mlp_bias", True),
     ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
     ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
 ]
@@ -23,11 +22,10 @@ FIELDS = [
 #: refused by one of them
 OWN_KEYS: dict[str, list[tuple[str, object]]] = {
     "gemma": [("attention_bias", True), ("hidden_activation", "silu"), ("use_bidirectional_attention", True)],
-    "mistral": [("attention_bias", True), ("layer_types", ["sliding_attention"])],
+    "mistral": [("layer_types", ["sliding_attention"])],
     "qwen2": [
         ("use_sliding_window", True),
         ("layer_types", ["full_attention", "sliding_attention"]),
-        ("attention_bias", False),
     ],
     "qwen3": [
         ("use_sliding_window", True),
@@ -40,7 +38,7 @@ OWN_KEYS: dict[str, list[tuple[str, object]]] = {
         ("attention_bias", True),
         ("partial_rotary_factor", 1.5),
     ],
-    "starcoder2": [("use_bias", False), ("hidden_act", "gelu_new"), ("attention_bias", True)],
+    "starcoder2": [("use_bias", False), ("hidden_act", "gelu_new")],
     "nemotron": [("attention_bias", True), ("hidden_act", "silu"), ("partial_rotary_factor", 0.0)],
 }
 OWN_FIELDS: dict[str, list[tuple[str, object]]] = {

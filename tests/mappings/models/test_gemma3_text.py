@@ -31,7 +31,6 @@ def test_missing_keys_take_the_defaults_of_transformers() -> None:
     ("key", "value"),
     [
         ("quantization_config", {}),
-        ("mlp_bias", True),
         ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
         ("rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
         ("attention_bias", True),

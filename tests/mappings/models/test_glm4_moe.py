@@ -73,7 +73,6 @@ def test_the_plain_class_of_nemo_is_known_by_what_is_set() -> None:
         ("first_k_dense_replace", 3),
         ("topk_group", 1),
         ("hidden_act", "gelu"),
-        ("scoring_func", "softmax"),
     ],
 )
 def test_what_is_refused_is_named(key: str, value: object) -> None:

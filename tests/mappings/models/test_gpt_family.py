@@ -125,7 +125,6 @@ REFUSED = [
     ("gpt_neox", "partial_rotary_factor", 0.25),
     ("gpt_neox", "rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
     ("glm", "hidden_act", "gelu"),
-    ("glm", "mlp_bias", True),
     ("glm", "rope_scaling", {"rope_type": "dynamic", "factor": 2.0}),
     ("chatglm", "add_bias_linear", True),
     ("chatglm", "apply_residual_connection_post_layernorm", True),

@@ -58,7 +58,7 @@ def test_missing_keys_take_the_defaults_of_transformers() -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("sliding_window", 4096), ("hidden_act", "gelu"), ("quantization_config", {}), ("attention_bias", True)],
+    [("sliding_window", 4096), ("hidden_act", "gelu"), ("quantization_config", {})],
 )
 def test_what_is_refused_is_named(key: str, value: object) -> None:
     with pytest.raises(UnsupportedConfig, match=key):

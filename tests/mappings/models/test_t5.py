@@ -71,7 +71,6 @@ def test_missing_keys_take_the_defaults_of_transformers(architecture: str, chang
         ("relative_attention_num_buckets", 64),
         ("relative_attention_max_distance", 256),
         ("d_kv", "many"),
-        ("attention_bias", True),
     ],
 )
 def test_what_is_refused_is_named(key: str, value: object) -> None:
