@@ -10,6 +10,8 @@ from typing import Final
 
 from ...errors import (
     CorruptCheckpoint,
+    MappingError,
+    NemoconvError,
     UnsupportedArchitecture,
     UnsupportedConfig,
     UnsupportedFormat,
@@ -19,10 +21,11 @@ from ...errors import (
 from ...formats.safetensors import emit_header, read_header
 from ...formats.text import plain_json
 from ...formats.text.special_floats import untagged
-from ...mappings import table_for
+from ...mappings import base_classes, table_for
 from ...mappings.hf import unowned
 from ...mappings.hf.fields import Value, read_config, write_config
 from ...mappings.hf.fields_vision import INNER_INERT
+from ...mappings.table import Table
 from ...resharding.plan import Payload
 from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
@@ -31,7 +34,7 @@ from ...tensors.stored import StoredTensor
 from .. import mtp_layers, unit_rows
 from ..base import HeldTensors, Model, Request, TensorSpec
 from ..sink import Sink
-from . import beside, quantization
+from . import beside, heads, names, quantization
 from .beside import INDEX as INDEX
 from .beside import SINGLE as SINGLE
 from .quantization import Quantization
@@ -79,6 +82,8 @@ class HFCheckpoint(HeldTensors):
         self._directory = SourceDir(path)
         self._config = read_hf_config(config) if config is not None else self._own_config()
         self._tensors = self._stored = self._read_headers()
+        self._raw, self._told, self._problem = self._stored, list[str](), None
+        self._settle_names()
         self._quantization: Quantization | None = None
         self._unit_rows: tuple[str, ...] = ()
         self._decoded: quantization.Decoded | None = None
@@ -89,6 +94,46 @@ class HFCheckpoint(HeldTensors):
         self.decode_as(None)
         if normalize_rows:
             self._normalize_rows()
+
+    def _settle_names(self) -> None:
+        """Take tensors by the names of the table, and for the class that has them; :meth:`model` raises what
+        stands in the way, since the tensors can be looked at all the same."""
+        where = str(self.path)
+        try:
+            table = table_for(self._config, where)
+            model, _ = read_config(table.fields, self._config, tuple(self._config))
+        except (NemoconvError, KeyError, TypeError, ValueError):
+            return
+        try:
+            tied = bool(model.get("share_embeddings_and_output_weights"))
+            found = names.named(table, self._stored, where, tied=tied)
+        except MappingError as error:
+            self._problem = error
+            return
+        self._told = found.notes()
+        self._tensors = self._stored = found.tensors
+        larger = heads.class_of_all(self._config, self._stored, where)
+        if larger is not None:
+            self._told.append(
+                f"config.json names {self._config.get('architectures')}, and the tensors are those of a "
+                f"{larger}: architectures is taken to be {[larger]}"
+            )
+            self._config = {**self._config, "architectures": [larger]}
+
+    def _check_output_layer(self, table: Table, config: Mapping[str, Value]) -> None:
+        """A model saved without its output layer can be completed only where that is the embedding."""
+        outputs = {p.hf for rule in table.rules if rule.nemo == "output_layer.weight" for p in rule.parts}
+        named, tied = self._config.get("architectures"), config.get("share_embeddings_and_output_weights")
+        lacks = bool(outputs) and not outputs & self._tensors.keys() and not tied
+        if lacks and isinstance(named, list) and set(named) & set(base_classes(table)):
+            raise UnsupportedArchitecture(
+                f"{self.path}: is a {named[0]}, which has no output layer, and config.json says that the "
+                f"embedding is none (tie_word_embeddings); {table.hf_class} has one"
+            )
+
+    def plain(self) -> Mapping[str, StoredTensor]:
+        """Under the names of the file, unless they are read otherwise than they lie there."""
+        return self._raw if self._tensors is self._stored else self._tensors
 
     def _check_quantization(self) -> None:
         where = str(self.path / "config.json")
@@ -116,7 +161,7 @@ class HFCheckpoint(HeldTensors):
     def notes(self) -> Sequence[str]:
         said = self._decoded.notes(self._quantization) if self._decoded and self._quantization else []
         left = [*beside.left_note(*left_weights(self._directory)), *beside.adapter_note(self._directory)]
-        return [*said, *unit_rows.note(self._stored, self._unit_rows), *left, *self._absent]
+        return [*said, *self._told, *unit_rows.note(self._stored, self._unit_rows), *left, *self._absent]
 
     def _own_config(self) -> dict[str, Value]:
         return parse_config(self._directory.read("config.json"), str(self.path / "config.json"))
@@ -161,6 +206,8 @@ class HFCheckpoint(HeldTensors):
         beside.check_layer_types(self._config, str(self.path / "config.json"))
         if quantization.KEY not in allow_ignored:
             self._check_quantization()
+        if self._problem is not None:
+            raise self._problem
         table = table_for(self._config, str(self.path))
         owned = frozenset().union(*(rule.hf_keys for rule in table.fields))
         for key, (why, remedy) in _REFUSED.items():
@@ -168,6 +215,7 @@ class HFCheckpoint(HeldTensors):
                 raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
         allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
         config, passed = read_config(table.fields, self._config, allowed)
+        self._check_output_layer(table, config)
         unit_rows.settle(config, self._directory, asked=bool(self._unit_rows))
         promised = config.get(mtp_layers.COUNT)
         mtp_layers.settle(table, config, self._tensors.keys(), allow_ignored)
@@ -196,7 +244,7 @@ class HFCheckpoint(HeldTensors):
             "writer": f"transformers {self._config.get('transformers_version', '(version not recorded)')}",
             "files": files,
             "not converted": others,
-            **({"quantization": "; ".join(self.notes())} if self._decoded else {}),
+            **({"quantization": "; ".join(self._decoded.notes(self._quantization))} if self._decoded else {}),
         }
 
     def close(self) -> None:
