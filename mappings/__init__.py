@@ -64,10 +64,21 @@ def _load(architecture: str) -> Any:
         )
     if found is None:
         raise UnsupportedArchitecture(
-            f"no mapping table for the architecture {architecture!r}",
-            hint=f"supported: {', '.join(architectures())}",
+            f"no mapping table for the architecture {architecture!r}", hint=_hint(architecture)
         )
     return found.load()
+
+
+def _hint(architecture: str) -> str:
+    """Why it has none, what was perhaps meant, or what there is."""
+    from .nearest import closest_names, why_not
+
+    names = architectures()
+    reason = why_not(architecture, names)
+    if reason is not None:
+        return reason
+    meant = closest_names(architecture, names)
+    return f"did you mean {meant[0]!r}?" if meant else f"supported: {', '.join(names)}"
 
 
 def table_for(config: Mapping[str, Any], where: str) -> Table:

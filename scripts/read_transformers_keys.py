@@ -383,7 +383,7 @@ def generation_keys(root: Path) -> list[str]:
     for inner in ast.walk(node):
         if isinstance(inner, ast.FunctionDef) and inner.name == "_get_default_generation_params":
             return sorted(
-                key.value
+                str(key.value)
                 for each in ast.walk(inner)
                 if isinstance(each, ast.Dict)
                 for key in each.keys
@@ -450,10 +450,47 @@ def entry(name: str, path: Path, common: Reads) -> dict[str, Any] | None:
     }
 
 
+def tasks(root: Path) -> dict[str, list[str]]:
+    """model_type -> what the registry has it for: causal_lm, image_classification ..."""
+    found: dict[str, list[str]] = {}
+    for node in parsed(root / "models" / "auto" / "modeling_auto.py").tree.body:
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call(args=[ast.List(elts=pairs)])):
+                task = name.removeprefix("MODEL_FOR_").removesuffix("_NAMES").removesuffix("_MAPPING").lower()
+                for pair in pairs if name.startswith("MODEL_FOR_") else ():
+                    if isinstance(pair, ast.Tuple) and isinstance(pair.elts[0], ast.Constant):
+                        found.setdefault(str(pair.elts[0].value), []).append(task)
+    return found
+
+
+@cache
+def built_on(folder: Path) -> tuple[str, ...]:
+    """Folders of the models whose classes a model's own derive from, those of most classes first."""
+    count: dict[str, int] = {}
+    for path in sorted(folder.glob("modular_*.py")):
+        origin = {name: other.parent.name for other, name in parsed(path).imports()}
+        for node in parsed(path).classes.values():
+            for base in node.bases:
+                where = origin.get(base.id) if isinstance(base, ast.Name) else None
+                if where is not None and where != folder.name and where != "transformers":
+                    count[where] = count.get(where, 0) + 1
+    return tuple(sorted(count, key=lambda name: (-count[name], name)))
+
+
 def build(root: Path) -> dict[str, Any]:
     common = shared(root)
     kinds = model_types(root)
     models = {kind: entry(name, path, common) for kind, (name, path) in sorted(kinds.items())}
+    does = tasks(root)
+    for kind, found in models.items():
+        folder = kinds[kind][1].parent
+        if found is not None:
+            more = {
+                "tasks": " ".join(does.get(kind, ())),
+                "built_on": " ".join(built_on(folder)),
+                "of": folder.name,
+            }
+            found |= {key: value for key, value in more.items() if value and value != kind}
     usual, _ = declared("PreTrainedConfig", root / "configuration_utils.py")
     return {
         "transformers": version("transformers"),

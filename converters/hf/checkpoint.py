@@ -82,7 +82,8 @@ class HFCheckpoint(HeldTensors):
         self._directory = SourceDir(path)
         self._config = read_hf_config(config) if config is not None else self._own_config()
         self._tensors = self._stored = self._read_headers()
-        self._raw, self._told, self._problem = self._stored, list[str](), None
+        self._raw, self._told = self._stored, list[str]()
+        self._problem: MappingError | None = None
         self._settle_names()
         self._quantization: Quantization | None = None
         self._unit_rows: tuple[str, ...] = ()
@@ -159,9 +160,12 @@ class HFCheckpoint(HeldTensors):
         self._tensors, self._unit_rows = unit_rows.normalized(self._stored, names), names
 
     def notes(self) -> Sequence[str]:
-        said = self._decoded.notes(self._quantization) if self._decoded and self._quantization else []
         left = [*beside.left_note(*left_weights(self._directory)), *beside.adapter_note(self._directory)]
-        return [*said, *self._told, *unit_rows.note(self._stored, self._unit_rows), *left, *self._absent]
+        rows = unit_rows.note(self._stored, self._unit_rows)
+        return [*self._decoding(), *self._told, *rows, *left, *self._absent]
+
+    def _decoding(self) -> list[str]:
+        return self._decoded.notes(self._quantization) if self._decoded and self._quantization else []
 
     def _own_config(self) -> dict[str, Value]:
         return parse_config(self._directory.read("config.json"), str(self.path / "config.json"))
@@ -244,7 +248,7 @@ class HFCheckpoint(HeldTensors):
             "writer": f"transformers {self._config.get('transformers_version', '(version not recorded)')}",
             "files": files,
             "not converted": others,
-            **({"quantization": "; ".join(self._decoded.notes(self._quantization))} if self._decoded else {}),
+            **({"quantization": "; ".join(self._decoding())} if self._decoded else {}),
         }
 
     def close(self) -> None:

@@ -77,6 +77,13 @@ def version() -> str:
     return str(_data()["transformers"])
 
 
+def model(model_type: str) -> dict[str, Any] | None:
+    """What is kept of a model type of transformers: ``reads``, ``defaults``, ``tasks``, ``built_on``, ``of``;
+    nothing of one whose code takes its config as a whole; None for a type that transformers has not."""
+    found: dict[str, Any] | None = _data()["models"].get(model_type)
+    return found if found is not None else {} if model_type in _data()["whole"].split() else None
+
+
 @cache
 def keys_read(model_type: str) -> KeysRead | None:
     """The list of a model type, None where there is none."""
