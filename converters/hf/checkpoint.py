@@ -21,7 +21,7 @@ from ...errors import (
 from ...formats.safetensors import emit_header, read_header
 from ...formats.text import plain_json
 from ...formats.text.special_floats import untagged
-from ...mappings import base_classes, table_for
+from ...mappings import architectures, base_classes, load_table, table_for
 from ...mappings.hf import unowned
 from ...mappings.hf.fields import Value, read_config, write_config
 from ...mappings.hf.fields_vision import INNER_INERT
@@ -59,7 +59,8 @@ GENERATION_CONFIG: Final = "generation_config.json"
 _REFUSED: Final = {
     "auto_map": (
         "the model brings code of its own, which is never run",
-        "if transformers' own class computes the same, pass --allow-ignored auto_map",
+        "if transformers' own class computes the same, pass --allow-ignored auto_map; if another model's "
+        "does, --architecture NAME",
     ),
 }
 
@@ -77,14 +78,18 @@ class HFCheckpoint(HeldTensors):
         config: str | Path | None = None,
         normalize_rows: bool | None = None,
         ignore_adapter: bool = False,
+        architecture: str | None = None,
     ) -> None:
         self.path = path
         self._directory = SourceDir(path)
         self._config = read_hf_config(config) if config is not None else self._own_config()
         self._tensors = self._stored = self._read_headers()
         self._raw, self._told = self._stored, list[str]()
+        self._asked = architecture
         self._problem: MappingError | None = None
+        word = self._take_for(architecture) if architecture else []
         self._settle_names()
+        self._told += word
         self._quantization: Quantization | None = None
         self._unit_rows: tuple[str, ...] = ()
         self._decoded: quantization.Decoded | None = None
@@ -96,12 +101,31 @@ class HFCheckpoint(HeldTensors):
         if normalize_rows:
             self._normalize_rows()
 
+    def _table(self) -> Table:
+        return load_table(self._asked) if self._asked else table_for(self._config, str(self.path))
+
+    def _take_for(self, architecture: str) -> list[str]:
+        """A note that the user's word is taken for what this is, where config.json does not tell.
+
+        Raises UsageError where it does, UnsupportedArchitecture for a name without a table.
+        """
+        load_table(architecture)
+        kind, own_code = self._config.get("model_type"), self._config.get("auto_map") is not None
+        if not own_code and kind in architectures():
+            raise UsageError(
+                f"{self.path / 'config.json'}: says model_type {kind!r}, which has a table, and names no code "
+                "of its own",
+                hint="leave out --architecture",
+            )
+        said = f"model_type {kind!r}" + (" with code of its own, which is not run" if own_code else "")
+        return [f"config.json says {said}: on request it is taken for {architecture!r}"]
+
     def _settle_names(self) -> None:
         """Take tensors by the names of the table, and for the class that has them; :meth:`model` raises what
         stands in the way, since the tensors can be looked at all the same."""
         where = str(self.path)
         try:
-            table = table_for(self._config, where)
+            table = self._table()
             model, _ = read_config(table.fields, self._config, tuple(self._config))
         except (NemoconvError, KeyError, TypeError, ValueError):
             return
@@ -113,7 +137,7 @@ class HFCheckpoint(HeldTensors):
             return
         self._told = found.notes()
         self._tensors = self._stored = found.tensors
-        larger = heads.class_of_all(self._config, self._stored, where)
+        larger = None if self._asked else heads.class_of_all(self._config, self._stored, where)
         if larger is not None:
             self._told.append(
                 f"config.json names {self._config.get('architectures')}, and the tensors are those of a "
@@ -151,7 +175,7 @@ class HFCheckpoint(HeldTensors):
             self._tensors = self._decoded.tensors
 
     def _normalize_rows(self) -> None:
-        names = table_for(self._config, str(self.path)).unit_rows
+        names = self._table().unit_rows
         if not names or self._quantization is not None:
             raise UsageError(
                 f"{self.path}: is of no model whose own code normalises rows",
@@ -212,8 +236,11 @@ class HFCheckpoint(HeldTensors):
             self._check_quantization()
         if self._problem is not None:
             raise self._problem
-        table = table_for(self._config, str(self.path))
+        table = self._table()
         owned = frozenset().union(*(rule.hf_keys for rule in table.fields))
+        unowned_keys = [key for key in self._config if key not in owned]
+        read_config(table.fields, self._config, (*allow_ignored, *unowned_keys))  # what a rule refuses first
+        allow_ignored = (*allow_ignored, *(_REFUSED if self._asked else ()))
         for key, (why, remedy) in _REFUSED.items():
             if self._config.get(key) is not None and key not in allow_ignored and key not in owned:
                 raise UnsupportedConfig(f"{self.path / 'config.json'}: {key} is set: {why}", hint=remedy)
@@ -241,7 +268,7 @@ class HFCheckpoint(HeldTensors):
     def describe(self) -> dict[str, Value]:
         known = {"config.json", INDEX, GENERATION_CONFIG, *TOKENIZER_FILES}
         with suppress(UnsupportedArchitecture):
-            known.update(table_for(self._config, str(self.path)).files)
+            known.update(self._table().files)
         files = {tensor.extents[0].file.name: tensor.extents[0].file.size for tensor in self._stored.values()}
         others = [n for n in self._directory.names() if n not in known and n not in files]
         return {

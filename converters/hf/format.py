@@ -28,6 +28,13 @@ IGNORE_ADAPTER: Final = Option(
     "Leave out the adapter that lies beside the weights, which transformers would apply; recorded.",
     when="read",
 )
+ARCHITECTURE: Final = Option(
+    "architecture",
+    "text",
+    "What SRC is, where it brings code of its own (which is not run) or has no table.",
+    example="llama",
+    when="read",
+)
 
 
 class HFOptions(TypedDict, total=False):
@@ -36,6 +43,7 @@ class HFOptions(TypedDict, total=False):
     ignore_adapter: bool
     max_shard_nbytes: int | str
     normalize_rows: bool
+    architecture: str
 
 
 class HFFormat(Format):
@@ -43,7 +51,7 @@ class HFFormat(Format):
     side = "hf"
     title = "Hugging Face directory (config.json, safetensors)"
     aliases = ("huggingface", "transformers")
-    options = (CONFIG, NORMALIZE_ROWS, IGNORE_ADAPTER, MAX_SHARD_NBYTES)
+    options = (CONFIG, NORMALIZE_ROWS, IGNORE_ADAPTER, ARCHITECTURE, MAX_SHARD_NBYTES)
     looks_for = "config.json beside *.safetensors"
 
     def recognizes(self, path: Path) -> bool:
@@ -66,6 +74,7 @@ class HFFormat(Format):
             config=CONFIG.of(options),
             normalize_rows=NORMALIZE_ROWS.of(options),
             ignore_adapter=bool(IGNORE_ADAPTER.of(options)),
+            architecture=ARCHITECTURE.of(options),
         )
 
     def create(self, output: OutputDirectory, model: Model, layout: Layout, options: Options) -> Sink:
