@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from ...errors import UnsupportedConfig, some
 from .fields import INERT, PRIVATE, ConfigRule, Value, check_kind
-from .keys_read import judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,6 @@ class Nested:
         owned = frozenset().union(*(rule.hf_keys for rule in self.rules))
         unknown = sorted(key for key in given if key not in owned and key not in INERT | PRIVATE)
         unknown = [key for key in unknown if key not in ("dtype", "torch_dtype")]
-        unknown = judge(given, unknown, self.model_type, hf.get("model_type")).doubtful
         if unknown:
             raise UnsupportedConfig(
                 f"config.json: {self.key} has {len(unknown)} key(s) that may change what the model computes: "
