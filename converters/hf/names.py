@@ -36,6 +36,8 @@ DERIVED: Final = re.compile(
     r"(\A|\.)(rotary_emb\.((original_)?inv_freq|cos_cached|sin_cached)|(attn|attention)\.masked_bias|"
     r"embeddings\.position_ids)\Z"
 )
+#: scales and the like of a quantized weight, which are called by its name
+_BESIDE_WEIGHT: Final = re.compile(r"weight_[a-z_]+\Z")
 _STACKED: Final = re.compile(r"(.+\.experts)\.(gate_up_proj|up_proj|down_proj)(\.weight)?")
 
 
@@ -69,7 +71,7 @@ def named(table: Table, tensors: Mapping[str, StoredTensor], where: str, *, tied
     known = _Known.of(table)
     found = Named({})
     for name, tensor in tensors.items():
-        if known.has(name):
+        if known.has(name) or known.has(_BESIDE_WEIGHT.sub("weight", name)):
             found.tensors[name] = tensor
             continue
         if DERIVED.search(name):

@@ -104,6 +104,9 @@ def judge(values: Mapping[str, Value], keys: Iterable[str], *kinds: str | None) 
     ``kinds``: the config's own type and, for a config inside another, the outer one's. Where one of them has
     no list, or the config says that code came with the model, all keys are in doubt.
     """
+    keys = list(keys)
+    if not keys:  # and nothing has to be looked up
+        return Judged()
     lists = [keys_read(kind) if isinstance(kind, str) else None for kind in kinds]
     known = [each for each in lists if each is not None]
     strict = len(known) < len(lists) or values.get("auto_map") is not None
