@@ -127,8 +127,8 @@ class HFCheckpoint(HeldTensors):
         try:
             table = self._table()
             model, _ = read_config(table.fields, self._config, tuple(self._config))
-        except (NemoconvError, KeyError, TypeError, ValueError):
-            return
+        except (NemoconvError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            return  # model() meets it again
         try:
             tied = bool(model.get("share_embeddings_and_output_weights"))
             found = names.named(table, self._stored, where, tied=tied)

@@ -182,8 +182,8 @@ def test_the_output_holds_only_what_its_index_names(tmp_path: Path) -> None:
             {"num_experts": 4, "moe_intermediate_size": 8, "mlp_only_layers": [1]},
             "mlp_only_layers",
         ),
-        ("llama", {"alibi": True}, "alibi"),
-        ("llama", {"parallel_attn": True}, "parallel_attn"),
+        ("llama", {"per_layer_config": {"0": {"num_attention_heads": 2}}}, "per_layer_config"),
+        ("llama", {"attention_chunk_size": 64}, "attention_chunk_size"),
     ],
 )
 def test_mathematics_without_a_counterpart_is_refused(
