@@ -113,8 +113,7 @@ class HFCheckpoint(HeldTensors):
         kind, own_code = self._config.get("model_type"), self._config.get("auto_map") is not None
         if not own_code and kind in architectures():
             raise UsageError(
-                f"{self.path / 'config.json'}: says model_type {kind!r}, which has a table, and names no code "
-                "of its own",
+                f"{self.path}: config.json says model_type {kind!r}, which has a table, and names no code",
                 hint="leave out --architecture",
             )
         said = f"model_type {kind!r}" + (" with code of its own, which is not run" if own_code else "")

@@ -404,6 +404,10 @@ CONVERTED: Final[dict[str, Config]] = {
     ),
     "nvidia/Nemotron-H-8B-Base-8K": NEMOTRON_H,
     "AntonV/mamba2-130m-hf": MAMBA2,
+    "arcee-ai/AFM-4.5B (without yarn)": of(
+        THETA, "arcee", "ArceeForCausalLM", attention_bias=False, head_dim=16, hidden_act="relu2",
+        mlp_bias=False, rope_scaling=None,
+    ),
     "google-bert/bert-base-uncased": BERT,
     "google-bert/bert-base-chinese": of(BERT, **POOLER),
     "google-bert/bert-large-cased": of(BERT, **POOLER, gradient_checkpointing=...),
@@ -433,7 +437,7 @@ REFUSED: Final[dict[str, tuple[Config, str]]] = {
     "EleutherAI/pythia-70m": (of(GPT_NEOX, use_parallel_residual=True), "use_parallel_residual"),
     "google-t5/t5-small": (
         of(T5, n_positions=512, task_specific_params={"summarization": {"prefix": "summarize: "}}),
-        "feed_forward_proj='relu'",
+        "T5 of the first version",
     ),
     "EleutherAI/gpt-neox-20b": (of(GPT_NEOX, hidden_act="gelu_fast"), "use_parallel_residual|hidden_act"),
     "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B": (
@@ -454,6 +458,5 @@ REFUSED: Final[dict[str, tuple[Config, str]]] = {
     "ibm-granite/granite-3.3-2b-base": (of(LLAMA, "granite", "GraniteForCausalLM"), "residual_multiplier"),
     "CohereLabs/c4ai-command-r-v01": (of(LLAMA, "cohere", "CohereForCausalLM"), "side by side"),
     "Qwen/Qwen3-Next-80B-A3B": (of(QWEN3_MOE, "qwen3_next", "Qwen3NextForCausalLM"), "gated delta nets"),
-    "arcee-ai/AFM-4.5B": (of(LLAMA, "arcee", "ArceeForCausalLM"), "'llama', the nearest"),
     "internlm/internlm3-8b-instruct": (of(LLAMA, "internlm3", "InternLM3ForCausalLM"), "'llama', the nearest"),
 }  # fmt: skip

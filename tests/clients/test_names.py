@@ -129,7 +129,7 @@ def test_buffers_that_follow_from_the_config_are_left_out_and_named(tmp_path: Pa
     build("qwen3_moe", tmp_path / "usual")
     renamed(tmp_path / "usual", tmp_path / "more", lambda name: name)
     held = load_file(tmp_path / "more" / "model.safetensors")
-    held |= {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}
+    held |= {f"model.layers.{n}.self_attn.rotary_emb.cos_cached": torch.ones(4) for n in range(2)}
     save_file(held, tmp_path / "more" / "model.safetensors", {"format": "pt"})
     notes = same(tmp_path / "more", tmp_path / "usual", tmp_path)
     assert [note for note in notes if "2 buffers that follow from the config are left out" in note]

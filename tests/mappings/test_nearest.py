@@ -27,7 +27,7 @@ def test_every_type_without_a_table_has_a_reason() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "near"),
-    [("arcee", "llama"), ("xlm-roberta", "bert"), ("gemma4_text", "gemma3_text"), ("solar_open", "glm4_moe"),
+    [("iquestcoder", "llama"), ("xlm-roberta", "bert"), ("gemma4_text", "gemma3_text"), ("solar_open", "glm4_moe"),
      ("vaultgemma", "gemma2"), ("ministral", "qwen2"), ("mellum", "qwen3_moe")],
 )  # fmt: skip
 def test_the_nearest_is_what_the_code_is_built_on(kind: str, near: str) -> None:
