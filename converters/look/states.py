@@ -11,7 +11,7 @@ from typing import Final
 
 from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedError
 from ...formats.torch.checkpoint import STATE_DICTS_KNOWN, TorchFile
-from ...formats.torch.zip import COMMON_KNOWN
+from ...formats.torch.common import COMMON_KNOWN
 from ...stores.files import Folder
 from ..archive.archive import all_files
 
