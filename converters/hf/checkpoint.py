@@ -24,7 +24,7 @@ from ...formats.text.special_floats import untagged
 from ...mappings import architectures, base_classes, load_table, table_for
 from ...mappings.hf import unowned
 from ...mappings.hf.fields import Value, read_config, write_config
-from ...mappings.hf.fields_vision import INNER_INERT
+from ...mappings.hf.fields_vision import carried_inside
 from ...mappings.table import Table
 from ...resharding.plan import Payload
 from ...stores.files import SourceDir, SourceFile
@@ -257,7 +257,7 @@ class HFCheckpoint(HeldTensors):
         files |= {name: self._directory.file(name) for name in table.files if self._directory.exists(name)}
         inert = unowned.carried(self._config, passed)
         ignored = sorted([*(key for key in allow_ignored if key in self._config), *self._ignored])
-        notes = unowned.notes(self._config, passed, config.get(INNER_INERT))
+        notes = unowned.notes(self._config, passed, carried_inside(table.fields, config))
         return Model(table, config, inert, files, ignored, notes=notes)
 
     @property
