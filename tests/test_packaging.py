@@ -62,6 +62,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     expected = {f"nemoconv/{path.name}" for path in ROOT.glob("*.py")} | {"nemoconv/py.typed"}
+    expected.add("nemoconv/mappings/hf/keys_read.json")
     for folder in CODE:
         for kind in ("*.py", "*.json"):
             expected |= {f"nemoconv/{path.relative_to(ROOT)}" for path in (ROOT / folder).rglob(kind)}
