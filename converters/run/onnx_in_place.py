@@ -21,7 +21,7 @@ from ..format import Options
 from ..hf.checkpoint import json_bytes
 from ..onnx.format import FLAVOR, OnnxFormat
 from ..onnx.graph.builder import Weight
-from ..onnx.graph_files import GraphFiles
+from ..onnx.writer import GraphFiles
 from ..registry import recognize
 from ..sink import Sink
 from .plan import Report, Wish, prepare

@@ -1,91 +1,67 @@
 """What the graph of an architecture is made of, which follows from its names and blocks.
 
-Sizes, windows and scales are in the model config, which every mapping table reads into the same words.
+Sizes, windows and scales are in the model config, which every mapping table reads into the same words. Every
+field of it is accounted for: a graph that follows from blocks must not leave out what the config says.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from ....errors import NemoconvError, UnsupportedArchitecture
+from ....errors import NemoconvError, UnsupportedArchitecture, UnsupportedConfig, some
 from ....mappings import architectures, described, load_table
 from ....mappings.blocks.attention import Attention, Latent
-from ....mappings.blocks.mlp import Mixture
-from ....mappings.blocks.mlp import Mlp as DenseMlp
+from ....mappings.blocks.mlp import Mixture, Mlp
 from ....mappings.blocks.names import Names
-from ....mappings.blocks.place import RMS, Norm
-from ....mappings.blocks.stack import Stack
+from ....mappings.blocks.stack import Blocks, Stack
 from ....mappings.families.speech import SpeechTable
 from ....mappings.hf.fields import Value
-from . import projections
-from .blocks import Gated, PackedGated, Plain
-from .experts import Experts, Mlp, Router, ScaledExperts, StackedExperts
-from .projections import Packed, Projections, Separate
+from ....mappings.table import Table
+from .attention import LatentProjections, PackedProjections, Projections, SeparateProjections
+from .mlp import Experts, Gated, MlpGraph, PackedGated, Plain, Router, ScaledExperts, StackedExperts
 
 _HINT: Final = "docs/onnx.md lists the architectures that have one"
-LLAMA_PROJECTIONS, LLAMA_MLP = Separate(), Gated()
 #: the kinds that onnxruntime-genai knows by name
 _GENAI: Final = frozenset(
     "llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi3 nemotron ernie4_5 smollm3".split()
 )
 
 
+#: of training; the type of the tensors, which they say themselves; how long texts may be
+_NO_COMPUTATION: Final = frozenset(
+    "attention_dropout hidden_dropout init_method_std moe_aux_loss_coeff params_dtype seq_length".split()
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A decoder; the defaults are a Llama. Names are Hugging Face's, those in a layer without its prefix.
+    """A decoder by its names and blocks, and what attention and MLP are built of. ``dense``: the MLP of
+    layers that the blocks' ``layer_sets`` calls dense. ``genai``: the kind that onnxruntime-genai is told;
+    "decoder" is any."""
 
-    ``activation`` None stands for the config's ``hidden_act``. ``positions`` is a learned table, in place
-    of rotation. ``whole_every``: every so many layers, one sees all tokens where the others have a window;
-    a number or a config field; None: all layers have the window, if the config has one. ``local_rope``:
-    layers with a window are rotated by ``rotary_base_local``; ``neighbours``: rotation pairs neighbouring
-    elements, not halves. ``sinks``: a logit per head that takes part in the softmax and in nothing else.
-    ``dense``: the MLP of layers that ``layer_sets`` (the mapping table's) calls dense. ``chunked``: layers
-    that are rotated see only their chunk of ``attention_chunk_size`` tokens and normalize heads afterwards,
-    and every ``nope_layer_interval``-th does neither. ``genai``: the kind that onnxruntime-genai
-    is told; "decoder" is any. ``generates``: with a cache and a head; else attention goes both ways.
-    ``score``: weighs the states of a row, pooled.
-    """
-
-    embedding: str = "model.embed_tokens"
-    positions: str | None = None
-    layer: str = "model.layers.{}."
-    final_norm: str = "model.norm"
-    head: str = "lm_head"
-
-    norm: Norm = RMS
-    attention_norm: str = "input_layernorm"
-    projections: Projections = LLAMA_PROJECTIONS
-    heads_norms: tuple[str, str] | None = None
-    sinks: str | None = None
-    attention_output: str = "self_attn.o_proj"
-    attention_output_norm: str | None = None
-    mlp_norm: str = "post_attention_layernorm"
-    mlp: Mlp = LLAMA_MLP
-    dense: Mlp | None = None
-    layer_sets: Callable[[Mapping[str, Value]], Mapping[str, frozenset[int]]] | None = None
-    mlp_output_norm: str | None = None
-    activation: str | None = "silu"
-
-    whole_every: int | str | None = None
-    local_rope: bool = False
-    neighbours: bool = False
-    chunked: bool = False
-    scaled_embedding: bool = False
-    transposed_weights: bool = False
+    names: Names
+    blocks: Blocks
+    projections: Projections
+    mlp: MlpGraph
+    dense: MlpGraph
     genai: str = "decoder"
-    generates: bool = True
-    score: str = ""
 
-    def mlp_of(self, config: Mapping[str, Value], layer: int) -> Mlp:
+    @property
+    def generates(self) -> bool:
+        """Whether it has a cache and a head; else attention goes both ways."""
+        return self.blocks.generates
+
+    def mlp_of(self, config: Mapping[str, Value], layer: int) -> MlpGraph:
         """The MLP of a layer."""
-        dense = self.layer_sets(config)["dense"] if self.layer_sets is not None else ()
-        return self.dense if self.dense is not None and layer in dense else self.mlp
+        dense = self.blocks.layer_sets(config)["dense"] if self.blocks.layer_sets else ()
+        return self.dense if layer in dense else self.mlp
 
     def has_window(self, config: Mapping[str, Value], layer: int) -> bool:
         """Whether a layer sees a window only, in a model that has one."""
-        every = config[self.whole_every] if isinstance(self.whole_every, str) else self.whole_every
+        every = self.blocks.whole_every
+        every = config[every] if isinstance(every, str) else every
         return every is None or (layer + 1) % every != 0
 
 
@@ -93,56 +69,31 @@ def decoder(name: str, stack: Stack) -> Decoder:
     """The graph of a decoder, by its names and blocks. Raises UnsupportedArchitecture for one without."""
     names, blocks = stack.names, stack.blocks
     attention, mixture = blocks.attention, blocks.mixture
-    if not isinstance(attention, Attention | Latent) or not isinstance(blocks.mlp, DenseMlp):
+    if not isinstance(attention, Attention | Latent) or not isinstance(blocks.mlp, Mlp):
         raise _refuse(name, "it has layers of another kind")
     dense = _dense(names)
-    return Decoder(
-        embedding=names.embedding,
-        positions=names.positions or None,
-        layer=names.layer.replace("{layer}", "{}"),
-        final_norm=names.final_norm,
-        head=names.head or "lm_head",
-        norm=blocks.norm,
-        attention_norm=names.input_norm,
-        projections=_projections(names, attention),
-        heads_norms=(names.query_norm, names.key_norm) if names.query_norm else None,
-        sinks=names.sinks or None,
-        attention_output=names.attention_output,
-        attention_output_norm=names.attention_output_norm or None,
-        mlp_norm=names.mlp_norm,
-        mlp=_mixture(name, names, mixture) if mixture else dense,
-        dense=dense if blocks.layer_sets else None,
-        layer_sets=blocks.layer_sets,
-        mlp_output_norm=names.mlp_output_norm or None,
-        activation=blocks.activation,
-        whole_every=blocks.whole_every,
-        local_rope=blocks.local_rope,
-        neighbours=blocks.neighbours,
-        chunked=blocks.chunked,
-        scaled_embedding=blocks.scaled_embedding,
-        transposed_weights=blocks.transposed,
-        genai=name if name in _GENAI else "decoder",
-        generates=blocks.generates,
-        score=names.score,
-    )
+    mlp = _mixture(name, names, mixture) if mixture else dense
+    genai = name if name in _GENAI else "decoder"
+    return Decoder(names, blocks, _projections(names, attention), mlp, dense, genai)
 
 
 def _projections(names: Names, attention: Attention | Latent) -> Projections:
     if isinstance(attention, Latent):
         low = (names.query_down, names.query_down_norm, names.query_up)
-        return projections.Latent(names.query, *low, names.latent_down, names.latent_norm, names.latent_up)
+        down, norm, up = names.latent_down, names.latent_norm, names.latent_up
+        return LatentProjections(names.query, *low, down, norm, up)
     if names.packed:
-        return Packed(names.query, attention.by_group)
-    return Separate(names.query, names.key, names.value)
+        return PackedProjections(names.query, attention.by_group)
+    return SeparateProjections(names.query, names.key, names.value)
 
 
-def _dense(names: Names) -> Mlp:
+def _dense(names: Names) -> MlpGraph:
     if names.gate and names.gate == names.up:
         return PackedGated(names.up, names.down)
     return Gated(names.gate, names.up, names.down) if names.gate else Plain(names.up, names.down)
 
 
-def _mixture(name: str, names: Names, mixture: Mixture) -> Mlp:
+def _mixture(name: str, names: Names, mixture: Mixture) -> MlpGraph:
     router = Router(names.router, mixture.scores, names.correction, mixture.normalized)
     shared = None
     if names.shared_up:
@@ -167,7 +118,7 @@ class Encoder:
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class SpeechModel:
     """A speech model of several graphs, see :mod:`nemoconv.converters.onnx.graph.speech`; ``head`` is what
     makes text of its encoder's states, ``nemo`` NeMo's class. It generates tokens, but not with one graph and
     a cache."""
@@ -177,11 +128,11 @@ class Speech:
     generates: bool = False
 
 
-def find(name: str) -> Decoder | Encoder | Speech:
+def find(name: str) -> Decoder | Encoder | SpeechModel:
     """The graph of an architecture. Raises UnsupportedArchitecture, naming those there are."""
     table, architecture = load_table(name), described(name)
     if isinstance(table, SpeechTable):
-        return Speech(table.head, table.nemo.model)
+        return SpeechModel(table.head, table.nemo.model)
     if architecture is None or not architecture.follows:
         raise _refuse(name, "it has parts that no block describes")
     stack = architecture.main
@@ -192,7 +143,7 @@ def find(name: str) -> Decoder | Encoder | Speech:
     return Encoder(stack.names)
 
 
-def known() -> dict[str, Decoder | Encoder | Speech]:
+def known() -> dict[str, Decoder | Encoder | SpeechModel]:
     """The graphs of all registered architectures that have one."""
     found = {}
     for name in architectures():
@@ -205,3 +156,48 @@ def known() -> dict[str, Decoder | Encoder | Speech]:
 
 def _refuse(name: str, why: str) -> UnsupportedArchitecture:
     return UnsupportedArchitecture(f"there is no ONNX graph for {name!r}: {why}", hint=_HINT)
+
+
+class Reading(Mapping[str, Value]):
+    """A model config that knows which of its fields were read."""
+
+    def __init__(self, config: Mapping[str, Value]) -> None:
+        self._config = config
+        self.read: set[str] = set()
+
+    def __getitem__(self, field: str) -> Value:
+        self.read.add(field)
+        return self._config[field]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+
+def check_read(table: Table, kind: Decoder | Encoder, config: Reading) -> None:
+    """Raise UnsupportedConfig for fields that the graph built from ``config`` did not read, by name, unless a
+    condition of a tensor, a size or a set of layers says what they say. None says nothing."""
+    for ask in (table.sizes, table.layer_sets, table.alike):
+        if ask:
+            ask(config)
+    conditions = {name for rule in table.rules for name, _ in (*rule.when, *rule.hf_when)}
+    known = config.read.union(conditions, _NO_COMPUTATION, _of_some_layers(kind))
+    said = frozenset().union(*(rule.fields for rule in table.fields)) & config.keys()
+    left = [f"{name}={config[name]!r}" for name in sorted(said - known) if config[name] is not None]
+    if left:
+        raise UnsupportedConfig(
+            f"the ONNX graph of {table.architecture!r} leaves out what the config says: {some(left)}",
+            hint="convert to another format, or ask for a graph that computes it",
+        )
+
+
+def _of_some_layers(kind: Decoder | Encoder) -> Iterator[str]:
+    """Fields that a graph reads for layers that a model need not have, and those of a head that it lacks."""
+    yield "sliding_window"
+    if not kind.generates:
+        yield "share_embeddings_and_output_weights"
+    elif isinstance(kind, Decoder):
+        yield from ["rotary_base_local"] * kind.blocks.local_rope
+        yield from ["attention_chunk_size"] * kind.blocks.chunked

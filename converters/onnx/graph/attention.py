@@ -1,4 +1,5 @@
-"""Attention with a cache, in two flavours: ONNX's own operator, or onnxruntime's GroupQueryAttention.
+"""Attention: where it gets queries, keys and values from (three tensors, one, or latents), and what computes
+with them and a cache, in two flavours: ONNX's own operator, or onnxruntime's GroupQueryAttention.
 
 A flavour is an object that adds what all layers share (masks, lengths) when it is first asked for it.
 Queries, keys and values come as [batch, sequence, heads * head_dim].
@@ -19,8 +20,14 @@ from typing import ClassVar, Final
 import numpy
 
 from ....errors import UnsupportedConfig
+from ....mappings.hf.fields import Value
 from .builder import BOOL, FLOAT32, INT32, INT64, MICROSOFT, Graph
-from .rope import Frequencies
+from .modules import Modules
+from .rope import Frequencies, yarn_scale
+
+#: of the norms of latents, whatever the config says of others
+#: (``DeepseekV3Attention`` of transformers, and of the code that came with the models)
+_LATENT_EPSILON: Final = 1e-6
 
 #: what onnxruntime's GroupQueryAttention wants the size of a head to be a multiple of
 #: (contrib_ops/cpu/bert/group_query_attention_helper.h)
@@ -28,7 +35,7 @@ _MULTIPLE: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class AttentionSpec:
     """The attention of one layer. ``window``: how many tokens one sees, itself among them; ``chunk``: only
     those in the same run of so many. Of ``head_dim`` elements of a head, the first ``turned`` are rotated if
     that is told, and the first ``value_dim`` of a value mean something."""
@@ -44,7 +51,7 @@ class Heads:
     value_dim: int | None = None
 
 
-class Attention(ABC):
+class AttentionFlavor(ABC):
     """What a flavour offers to the layers of one graph."""
 
     #: onnxruntime-genai may keep past and present in one buffer of the longest length
@@ -94,7 +101,9 @@ class Attention(ABC):
         return graph.to_compute(cosines, FLOAT32), graph.to_compute(sines, FLOAT32)
 
     @abstractmethod
-    def attend(self, layer: int, heads: Heads, query: str, key: str, value: str, sinks: str = "") -> str:
+    def attend(
+        self, layer: int, heads: AttentionSpec, query: str, key: str, value: str, sinks: str = ""
+    ) -> str:
         """[batch, sequence, heads * head_dim]; reads and writes the layer's cache.
 
         ``sinks`` [heads] are logits that take part in the softmax and have no value.
@@ -111,10 +120,12 @@ def cache_names(layer: int) -> tuple[str, str, str, str]:
     )
 
 
-class StandardAttention(Attention):
+class StandardAttention(AttentionFlavor):
     """ai.onnx Attention with a boolean mask, so that any padding of a batch is right."""
 
-    def attend(self, layer: int, heads: Heads, query: str, key: str, value: str, sinks: str = "") -> str:
+    def attend(
+        self, layer: int, heads: AttentionSpec, query: str, key: str, value: str, sinks: str = ""
+    ) -> str:
         past_key, past_value, present_key, present_value = cache_names(layer)
         if sinks:
             return self._attend_with_sinks(layer, heads, query, key, value, sinks)
@@ -134,7 +145,7 @@ class StandardAttention(Attention):
         )[0]
 
     def _attend_with_sinks(
-        self, layer: int, heads: Heads, query: str, key: str, value: str, sinks: str
+        self, layer: int, heads: AttentionSpec, query: str, key: str, value: str, sinks: str
     ) -> str:
         """A sink is one more token whose key and value are zero: its score is what the mask adds."""
         graph = self.graph
@@ -201,12 +212,14 @@ class StandardAttention(Attention):
         return graph.op("Equal", across, down)
 
 
-class GroupQueryAttention(Attention):
+class GroupQueryAttention(AttentionFlavor):
     """onnxruntime's operator. It knows the length of each row only: padding must be on the right."""
 
     shares_cache = True
 
-    def attend(self, layer: int, heads: Heads, query: str, key: str, value: str, sinks: str = "") -> str:
+    def attend(
+        self, layer: int, heads: AttentionSpec, query: str, key: str, value: str, sinks: str = ""
+    ) -> str:
         if heads.chunk is not None:
             raise UnsupportedConfig(
                 "attention in chunks cannot be said with onnxruntime's GroupQueryAttention",
@@ -248,7 +261,7 @@ class GroupQueryAttention(Attention):
         return last, graph.cast(total, INT32)
 
 
-class BothWays(Attention):
+class BidirectionalAttention(AttentionFlavor):
     """ai.onnx Attention without a cache: every token sees all real ones of its row. Places are counted from
     the start of the row, padding too."""
 
@@ -261,7 +274,9 @@ class BothWays(Attention):
             length = graph.op("Gather", sizes, graph.constant(1))
             return graph.op("Expand", graph.op("Range", graph.constant(0), length, graph.constant(1)), sizes)
 
-    def attend(self, layer: int, heads: Heads, query: str, key: str, value: str, sinks: str = "") -> str:
+    def attend(
+        self, layer: int, heads: AttentionSpec, query: str, key: str, value: str, sinks: str = ""
+    ) -> str:
         return self.graph.op(
             "Attention",
             query,
@@ -281,4 +296,123 @@ class BothWays(Attention):
         return graph.op("Expand", real, graph.op("Concat", one, one, length, one, axis=0))
 
 
-FLAVORS: Final[Mapping[str, type[Attention]]] = {"std": StandardAttention, "genai": GroupQueryAttention}
+FLAVORS: Final[Mapping[str, type[AttentionFlavor]]] = {"std": StandardAttention, "genai": GroupQueryAttention}
+
+
+def _usual_heads(config: Mapping[str, Value]) -> AttentionSpec:
+    width = config["kv_channels"]
+    scale = float(config.get("query_pre_attn_scalar") or width) ** -0.5
+    return AttentionSpec(config["num_attention_heads"], config["num_query_groups"], width, scale)
+
+
+@dataclass(frozen=True, slots=True)
+class SeparateProjections:
+    """Query, key and value of three tensors."""
+
+    query: str = "self_attn.q_proj"
+    key: str = "self_attn.k_proj"
+    value: str = "self_attn.v_proj"
+
+    def heads(self, config: Mapping[str, Value]) -> AttentionSpec:
+        return _usual_heads(config)
+
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> list[str]:
+        return [modules.linear(x, layer + name) for name in (self.query, self.key, self.value)]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedProjections:
+    """Query, key and value of one tensor: one below the other, or with ``by_group`` so for every group of
+    query heads that share a key."""
+
+    name: str
+    by_group: bool = False
+
+    def heads(self, config: Mapping[str, Value]) -> AttentionSpec:
+        return _usual_heads(config)
+
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> list[str]:
+        graph, packed, heads = modules.graph, modules.linear(x, layer + self.name), self.heads(config)
+        runs = heads.groups if self.by_group else 1
+        sizes = [count // runs * heads.head_dim for count in (heads.queries, heads.groups, heads.groups)]
+        by_run = graph.op("Reshape", packed, graph.constant([-1, runs, sum(sizes)]))
+        found = graph.ops("Split", by_run, graph.constant(sizes), outputs=3, axis=-1)
+        return [
+            graph.op("Reshape", one, graph.constant([-1, runs * size]))
+            for one, size in zip(found, sizes, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class LatentProjections:
+    """DeepSeek's: keys and values of a latent, queries of another or of none, and a part of the key, the one
+    that is rotated, which all heads share.
+
+    What is rotated comes first in a head here and last in the weights: it is the same product. Values are
+    extended with zeros to the width of keys, since onnxruntime's caches have one width.
+    """
+
+    query: str = "self_attn.q_proj"
+    query_down: str = "self_attn.q_a_proj"
+    query_norm: str = "self_attn.q_a_layernorm"
+    query_up: str = "self_attn.q_b_proj"
+    down: str = "self_attn.kv_a_proj_with_mqa"
+    norm: str = "self_attn.kv_a_layernorm"
+    up: str = "self_attn.kv_b_proj"
+
+    def heads(self, config: Mapping[str, Value]) -> AttentionSpec:
+        count = config["num_attention_heads"]
+        width = config["qk_head_dim"] + config["qk_pos_emb_head_dim"]
+        scale = float(width) ** -0.5 * _stretch(config) ** 2
+        turned, value = config["qk_pos_emb_head_dim"], config["v_head_dim"]
+        if value > width:
+            raise UnsupportedConfig(
+                f"values of {value} elements a head (v_head_dim) beside queries and keys of {width}: a "
+                "graph's cache has one width, that of keys",
+                hint="nothing released is like that; convert it to another format",
+            )
+        return AttentionSpec(count, count, width, scale, turned=turned, value_dim=value)
+
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> list[str]:
+        graph, heads = modules.graph, self.heads(config)
+        plain, turned, value = config["qk_head_dim"], config["qk_pos_emb_head_dim"], config["v_head_dim"]
+        if config["q_lora_rank"]:
+            low = modules.linear(x, layer + self.query_down)
+            latent = modules.norm(low, layer + self.query_norm, _LATENT_EPSILON)
+            query = modules.linear(latent, layer + self.query_up)
+        else:
+            query = modules.linear(x, layer + self.query)
+        query = graph.op("Reshape", query, graph.constant([-1, heads.queries, plain + turned]))
+        query_plain, query_turned = graph.ops(
+            "Split", query, graph.constant([plain, turned]), outputs=2, axis=-1
+        )
+        both = modules.linear(x, layer + self.down)
+        rank = graph.constant([config["kv_lora_rank"], turned])
+        latent, key_turned = graph.ops("Split", both, rank, outputs=2, axis=-1)
+        latent = modules.norm(latent, layer + self.norm, _LATENT_EPSILON)
+        wide = graph.op(
+            "Reshape",
+            modules.linear(latent, layer + self.up),
+            graph.constant([-1, heads.groups, plain + value]),
+        )
+        key_plain, values = graph.ops("Split", wide, graph.constant([plain, value]), outputs=2, axis=-1)
+        shared = graph.op("Unsqueeze", key_turned, graph.constant([1]))
+        every_head = graph.op("Expand", shared, graph.constant([1, heads.groups, 1]))
+        found = [
+            graph.op("Concat", query_turned, query_plain, axis=-1),
+            graph.op("Concat", every_head, key_plain, axis=-1),
+            graph.op("Pad", values, graph.constant([0, 0, 0, 0, 0, heads.head_dim - value])),
+        ]
+        flat = graph.constant([-1, heads.queries * heads.head_dim])
+        return [graph.op("Reshape", one, flat) for one in found]
+
+
+def _stretch(config: Mapping[str, Value]) -> float:
+    """By what YaRN stretches queries and keys of latent attention, each (``yarn_apply_mscale`` of
+    transformers)."""
+    scaling = config.get("rope_scaling") or {}
+    weight = scaling.get("mscale_all_dim")
+    return yarn_scale(scaling["factor"], weight) if weight else 1.0
+
+
+Projections = SeparateProjections | PackedProjections | LatentProjections

@@ -19,9 +19,10 @@ import numpy
 
 from ....mappings.blocks.place import LAYER
 from ....mappings.hf.fields import Value
-from .blocks import Parts, Plain, embedding
 from .builder import BOOL, FLOAT32, INT32, INT64, Graph
 from .fastconformer import FRAMES, Encoded, encode, encode_features
+from .mlp import Plain
+from .modules import Modules, by_row, embedding
 
 _EPSILON: Final = 1e-5  # of torch's LayerNorm
 _AT: Final = "model.decoder."
@@ -91,8 +92,8 @@ def _decode(
 ) -> tuple[str, list[str]]:
     """(logits [batch, tokens, vocabulary], the cache with what is new). ``states`` [batch, steps, hidden] are
     the encoder's, ``real`` [batch, steps] tells which of them are none of padding."""
-    parts = Parts(graph, LAYER, _EPSILON, config["hidden_act"])
-    model = _Decoder(parts, config, ids, cache[0])
+    modules = Modules(graph, LAYER, _EPSILON, config["hidden_act"])
+    model = _Decoder(modules, config, ids, cache[0])
     x = model.tokens()
     heard = graph.op("Unsqueeze", real, graph.constant([1, 2]))
     audio = graph.op(
@@ -105,7 +106,7 @@ def _decode(
             x, *longer = model.layer(f"{_AT}layers.{layer}.", x, pair, audio, heard)
             present += longer
     with graph.scope("head"):
-        x = parts.norm(x, _AT + "norm")
+        x = modules.norm(x, _AT + "norm")
         weight, bias = graph.weight(_AT + "embed_tokens.weight"), graph.weight("proj_out.bias")
         return model.by_row(graph.op("Gemm", x, weight, bias, transB=1)), present
 
@@ -114,23 +115,23 @@ def _decode(
 class _Decoder:
     """``ids`` [batch, tokens] come after those in ``cache``, one part of which tells how many they are."""
 
-    parts: Parts
+    modules: Modules
     config: Mapping[str, Value]
     ids: str
     cache: str
 
     def tokens(self) -> str:
         """[batch * tokens, hidden]"""
-        graph, parts = self.parts.graph, self.parts
+        graph, modules = self.modules.graph, self.modules
         with graph.scope("embedding"):
             words = embedding(graph, _AT + "embed_tokens", self.ids)
             x = graph.op("Add", words, graph.to_compute(self._angles(), FLOAT32))
             flat = graph.op("Reshape", x, graph.constant([-1, self.config["hidden_size"]]))
-            return parts.norm(flat, _AT + "embedding_layernorm")
+            return modules.norm(flat, _AT + "embedding_layernorm")
 
     def _angles(self) -> str:
         """[tokens, hidden] of the tokens' places: all sines, then all cosines, over sqrt(hidden)."""
-        graph, width = self.parts.graph, self.config["hidden_size"]
+        graph, width = self.modules.graph, self.config["hidden_size"]
         rates = numpy.exp(-math.log(10_000) * 2 / width * numpy.arange(width // 2)).astype(numpy.float32)
         places = graph.op("Unsqueeze", graph.cast(self._places(), FLOAT32), graph.constant([1]))
         angles = graph.op("Mul", places, graph.constant(rates, FLOAT32))
@@ -139,7 +140,7 @@ class _Decoder:
 
     def _places(self) -> str:
         """[tokens]"""
-        graph = self.parts.graph
+        graph = self.modules.graph
 
         def make() -> str:
             first, count = (
@@ -151,7 +152,7 @@ class _Decoder:
 
     def _causal(self) -> str:
         """[tokens, all tokens]: whether a token is not after another."""
-        graph = self.parts.graph
+        graph = self.modules.graph
 
         def make() -> str:
             places, one = self._places(), graph.constant(1)
@@ -163,46 +164,41 @@ class _Decoder:
 
     def by_row(self, x: str) -> str:
         """[batch * tokens, features] -> [batch, tokens, features]."""
-        graph = self.parts.graph
-
-        def sizes() -> str:
-            return graph.op("Concat", graph.op("Shape", self.ids), graph.constant([-1]), axis=0)
-
-        return graph.op("Reshape", x, graph.once("rows", sizes))
+        return by_row(self.modules.graph, x, self.ids, "rows")
 
     def layer(self, at: str, x: str, cache: list[str], audio: str, heard: str) -> list[str]:
         """[batch * tokens, hidden], and keys and values of all tokens so far."""
-        graph, parts = self.parts.graph, self.parts
+        graph, modules = self.modules.graph, self.modules
         with graph.scope("attention"):
-            query, *new = self._projected(at + "self_attn.", *[parts.norm(x, at + "input_layernorm")] * 2)
+            query, *new = self._projected(at + "self_attn.", *[modules.norm(x, at + "input_layernorm")] * 2)
             present = [
                 graph.op("Concat", past, self.by_row(one), axis=1)
                 for past, one in zip(cache, new, strict=True)
             ]
             x = graph.op("Add", x, self._attend(at + "self_attn.", query, present, self._causal()))
         with graph.scope("audio"):
-            normed = parts.norm(x, at + "post_attention_layernorm")
+            normed = modules.norm(x, at + "post_attention_layernorm")
             query, *flat = self._projected(at + "encoder_attn.", normed, audio)
             sizes = graph.once("audio", lambda: self._audio_sizes(heard))
             pair = [graph.op("Reshape", one, sizes) for one in flat]
             x = graph.op("Add", x, self._attend(at + "encoder_attn.", query, pair, heard))
         with graph.scope("mlp"):
-            computed = _MLP.build(parts, parts.norm(x, at + "final_layernorm"), at, self.config)
+            computed = _MLP.build(modules, modules.norm(x, at + "final_layernorm"), at, self.config)
             return [graph.op("Add", x, computed), *present]
 
     def _audio_sizes(self, heard: str) -> str:
         """[batch, steps, -1]"""
-        graph = self.parts.graph
+        graph = self.modules.graph
         sizes = graph.op("Gather", graph.op("Shape", heard), graph.constant([0, 3]))
         return graph.op("Concat", sizes, graph.constant([-1]), axis=0)
 
     def _projected(self, at: str, x: str, source: str) -> list[str]:
         names = ((x, "q_proj"), (source, "k_proj"), (source, "v_proj"))
-        return [self.parts.linear(of, at + name) for of, name in names]
+        return [self.modules.linear(of, at + name) for of, name in names]
 
     def _attend(self, at: str, query: str, pair: list[str], seen: str) -> str:
         """``seen`` tells which of the keys a token sees."""
-        graph, heads = self.parts.graph, self.config["num_attention_heads"]
+        graph, heads = self.modules.graph, self.config["num_attention_heads"]
         width = self.config["hidden_size"]
         split = graph.constant([0, 0, heads, width // heads])
         queries, keys, values = (
@@ -218,4 +214,4 @@ class _Decoder:
         shares = graph.to_compute(graph.op("Softmax", graph.widened(visible), axis=-1), FLOAT32)
         joined = graph.op("Transpose", graph.op("MatMul", shares, values), perm=[0, 2, 1, 3])
         flat = graph.op("Reshape", joined, graph.constant([-1, width]))
-        return self.parts.linear(flat, at + "o_proj")
+        return self.modules.linear(flat, at + "o_proj")

@@ -4,7 +4,7 @@ Inputs and outputs have the names that NeMo's own exporter gives: ``audio_signal
 features of a padded batch, and ``length`` [batch] of each row -> states, and how many of them are real. What
 lies in the padding enters no real state.
 
-Sources: nemo/collections/asr/modules/conformer_encoder.py, parts/submodules/{subsampling,
+Sources: nemo/collections/asr/modules/conformer_encoder.py, modules/submodules/{subsampling,
 conformer_modules, multi_head_attention}.py; transformers/models/parakeet.
 """
 
@@ -18,8 +18,9 @@ import numpy
 
 from ....mappings.blocks.place import LAYER
 from ....mappings.hf.fields import Value
-from .blocks import Parts, Plain
 from .builder import FLOAT32, INT64, Graph
+from .mlp import Plain
+from .modules import Modules, by_row
 
 FRAMES: Final = "frames"
 #: that of torch's LayerNorm and BatchNorm1d
@@ -49,16 +50,16 @@ def encode_features(
     graph: Graph, config: Mapping[str, Value], at: str, features: str, lengths: str
 ) -> Encoded:
     """Add the encoder, for ``features`` [batch, frames, mels]."""
-    parts = Parts(graph, LAYER, _EPSILON, "silu")
+    modules = Modules(graph, LAYER, _EPSILON, "silu")
     with graph.scope("subsampling"):
-        x, lengths = _Subsampling(parts, config, at + "subsampling.").build(features, lengths)
+        x, lengths = _Subsampling(modules, config, at + "subsampling.").build(features, lengths)
         steps = Steps(graph, _real(graph, x, 1, lengths))
-        x = parts.linear(
+        x = modules.linear(
             graph.op("Reshape", x, graph.constant([-1, _width(config)])), f"{at}subsampling.linear"
         )
         if config["xscaling"]:
             x = graph.op("Mul", x, graph.scalar(config["d_model"] ** 0.5))
-    layers = _Layers(parts, config, steps)
+    layers = _Layers(modules, config, steps)
     for number in range(config["n_layers"]):
         with graph.scope(f"layers.{number}"):
             x = layers.build(f"{at}layers.{number}.", x)
@@ -92,21 +93,11 @@ class Steps:
 
     def by_row(self, x: str) -> str:
         """[batch * steps, features] -> [batch, steps, features]."""
-        graph = self.graph
-
-        def sizes() -> str:
-            return graph.op("Concat", graph.op("Shape", self.real), graph.constant([-1]), axis=0)
-
-        return graph.op("Reshape", x, graph.once("rows", sizes))
+        return by_row(self.graph, x, self.real, "rows")
 
     def by_head(self, x: str, heads: int) -> str:
         """[batch * steps, features] -> [batch, steps, heads, features of a head]."""
-        graph = self.graph
-
-        def sizes() -> str:
-            return graph.op("Concat", graph.op("Shape", self.real), graph.constant([heads, -1]), axis=0)
-
-        return graph.op("Reshape", x, graph.once(f"heads.{heads}", sizes))
+        return by_row(self.graph, x, self.real, f"heads.{heads}", (heads, -1))
 
     def count(self) -> str:
         """[1]: the number of steps."""
@@ -123,13 +114,13 @@ class Steps:
 class _Subsampling:
     """Convolutions of stride 2: one, then pairs of a depthwise and a pointwise one (``dw_striding``)."""
 
-    parts: Parts
+    modules: Modules
     config: Mapping[str, Value]
     at: str
 
     def build(self, features: str, lengths: str) -> tuple[str, str]:
         """[batch, frames, mels] -> ([batch, steps, channels, mels left], lengths in steps)."""
-        graph = self.parts.graph
+        graph = self.modules.graph
         channels, stages = (
             self.config["subsampling_conv_channels"],
             self.config["subsampling_factor"].bit_length() - 1,
@@ -149,7 +140,7 @@ class _Subsampling:
 
     def _masked(self, x: str, lengths: str) -> str:
         """Zeros in the padding of [batch, channels, steps, mels], which the next convolution would see."""
-        graph = self.parts.graph
+        graph = self.modules.graph
         real = graph.op("Unsqueeze", _real(graph, x, 2, lengths), graph.constant([1, 3]))
         return graph.op("Where", real, x, graph.scalar(0.0))
 
@@ -158,30 +149,30 @@ class _Subsampling:
 class _Layers:
     """A Conformer's layers: half a feed-forward step, attention, convolution, the other half, a norm."""
 
-    parts: Parts
+    modules: Modules
     config: Mapping[str, Value]
     steps: Steps
 
     def build(self, at: str, x: str) -> str:
-        graph, parts = self.parts.graph, self.parts
+        graph, modules = self.modules.graph, self.modules
         x = self._half_step(at, "1", x)
         with graph.scope("attention"):
-            x = graph.op("Add", x, self._attend(at + "self_attn.", parts.norm(x, at + "norm_self_att")))
+            x = graph.op("Add", x, self._attend(at + "self_attn.", modules.norm(x, at + "norm_self_att")))
         with graph.scope("convolution"):
-            x = graph.op("Add", x, self._convolve(at + "conv.", parts.norm(x, at + "norm_conv")))
-        return parts.norm(self._half_step(at, "2", x), at + "norm_out")
+            x = graph.op("Add", x, self._convolve(at + "conv.", modules.norm(x, at + "norm_conv")))
+        return modules.norm(self._half_step(at, "2", x), at + "norm_out")
 
     def _half_step(self, at: str, number: str, x: str) -> str:
-        graph, parts = self.parts.graph, self.parts
+        graph, modules = self.modules.graph, self.modules
         with graph.scope(f"feed_forward{number}"):
-            normed = parts.norm(x, f"{at}norm_feed_forward{number}")
-            computed = _FEED_FORWARD.build(parts, normed, f"{at}feed_forward{number}.", self.config)
+            normed = modules.norm(x, f"{at}norm_feed_forward{number}")
+            computed = _FEED_FORWARD.build(modules, normed, f"{at}feed_forward{number}.", self.config)
             return graph.op("Add", x, graph.op("Mul", computed, graph.scalar(0.5)))
 
     def _convolve(self, at: str, x: str) -> str:
         """A gated linear unit, a depthwise convolution over the steps of a row, a batch norm of stored
         statistics."""
-        graph, parts, steps = self.parts.graph, self.parts, self.steps
+        graph, modules, steps = self.modules.graph, self.modules, self.steps
         side = self.config["conv_kernel_size"] // 2
         x = graph.op("Transpose", steps.by_row(x), perm=[0, 2, 1])
         both = _convolution(graph, x, at + "pointwise_conv1")
@@ -191,16 +182,16 @@ class _Layers:
         x = _convolution(graph, x, at + "depthwise_conv", pads=[side, side], group=self.config["d_model"])
         statistics = ("weight", "bias", "running_mean", "running_var")
         weights = (graph.weight(f"{at}norm.{name}") for name in statistics)
-        x = parts.activate(graph.op("BatchNormalization", x, *weights, epsilon=_EPSILON))
+        x = modules.activate(graph.op("BatchNormalization", x, *weights, epsilon=_EPSILON))
         graph.carry(at + "norm.num_batches_tracked")
         x = graph.op("Transpose", _convolution(graph, x, at + "pointwise_conv2"), perm=[0, 2, 1])
         return graph.op("Reshape", x, graph.constant([-1, self.config["d_model"]]))
 
     def _attend(self, at: str, x: str) -> str:
         """Attention with relative positions: scores of what a step holds, and of how far away it is."""
-        graph, parts, heads = self.parts.graph, self.parts, self.config["n_heads"]
+        graph, modules, heads = self.modules.graph, self.modules, self.config["n_heads"]
         query, key, value = (
-            self.steps.by_head(parts.linear(x, f"{at}{name}_proj"), heads) for name in ("q", "k", "v")
+            self.steps.by_head(modules.linear(x, f"{at}{name}_proj"), heads) for name in ("q", "k", "v")
         )
         by_content, by_place = (
             graph.op("Transpose", graph.op("Add", query, graph.weight(at + name)), perm=[0, 2, 1, 3])
@@ -215,27 +206,27 @@ class _Layers:
         mixed = graph.op("MatMul", graph.to_compute(shares, FLOAT32), values)
         joined = graph.op("Transpose", mixed, perm=[0, 2, 1, 3])
         flat = graph.op("Reshape", joined, graph.constant([-1, self.config["d_model"]]))
-        return parts.linear(flat, at + "o_proj")
+        return modules.linear(flat, at + "o_proj")
 
     def _seen(self, scores: str) -> str:
         """Scores [batch, heads, steps, steps], those of padding so low that they take no share; finite, since
         a row of padding alone would have none else."""
-        graph = self.parts.graph
+        graph = self.modules.graph
         lowest = graph.scalar(float(numpy.finfo(graph.compute.numpy()).min))
         return graph.op("Where", self.steps.unsqueezed([1, 2]), scores, lowest)
 
     def _distance_keys(self, at: str) -> str:
         """[heads, features of a head, distances]."""
-        graph, heads = self.parts.graph, self.config["n_heads"]
+        graph, heads = self.modules.graph, self.config["n_heads"]
         distances = graph.once("distances", self._distances)
-        keys = self.parts.linear(distances, at + "relative_k_proj")
+        keys = self.modules.linear(distances, at + "relative_k_proj")
         split = graph.op("Reshape", keys, graph.constant([0, heads, -1]))
         return graph.op("Transpose", split, perm=[1, 2, 0])
 
     def _distances(self) -> str:
         """[2 * steps - 1, hidden]: sine and cosine, side by side, of the distances steps - 1, ...,
         1 - steps. Computed as they are needed, not stored for the longest audio there is."""
-        graph, width = self.parts.graph, self.config["d_model"]
+        graph, width = self.modules.graph, self.config["d_model"]
         count, one = graph.op("Squeeze", self.steps.count()), graph.constant(1)
         first, end = graph.op("Sub", count, one), graph.op("Neg", count)
         distances = graph.cast(graph.op("Range", first, end, graph.constant(-1)), FLOAT32)
@@ -251,7 +242,7 @@ class _Layers:
         """[batch, heads, steps, distances] -> [batch, heads, steps, steps]: row i begins with its own
         distance to step 0, which lies i places before the end. Read with a row length of one more, every
         row slips by one (Transformer-XL, appendix B)."""
-        graph = self.parts.graph
+        graph = self.modules.graph
         count = self.steps.count()
         slipped, straight = graph.once("shapes", lambda: self._shift_shapes(count))
         x = graph.op("Pad", x, graph.constant([0, 0, 0, 1, 0, 0, 0, 0]))
@@ -262,7 +253,7 @@ class _Layers:
         return graph.op("Slice", x, graph.constant([0]), count, graph.constant([3]))
 
     def _shift_shapes(self, count: str) -> tuple[str, str]:
-        graph = self.parts.graph
+        graph = self.modules.graph
         slipped = graph.op("Concat", graph.constant([0, 0, -1]), count, axis=0)
         straight = graph.op("Concat", graph.constant([0, 0]), count, graph.constant([-1]), axis=0)
         return slipped, straight

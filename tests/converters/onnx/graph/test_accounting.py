@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nemoconv import mappings
-from nemoconv.converters.onnx.graph.accounting import Reading
+from nemoconv.converters.onnx.graph.architectures import Reading
 from nemoconv.converters.run.convert import convert
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import described, samples

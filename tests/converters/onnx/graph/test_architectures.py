@@ -29,7 +29,7 @@ def test_the_table_lists_every_graph() -> None:
     assert listed(1, "std", "one", "several") == types
     generating = {name for name, kind in graphs.items() if kind.generates}
     assert listed(1, "std") == generating
-    chunked = {name for name, kind in graphs.items() if isinstance(kind, Decoder) and kind.chunked}
+    chunked = {name for name, kind in graphs.items() if isinstance(kind, Decoder) and kind.blocks.chunked}
     assert listed(1, "genai") == generating - chunked
 
 

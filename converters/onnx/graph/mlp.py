@@ -1,4 +1,5 @@
-"""Mixtures of experts: a router's choice for each token, and the experts in the two ways they are stored.
+"""The MLPs of a layer, plain, gated or mixtures of experts: a router's choice for each token, and the experts
+in the ways they are stored.
 
 An expert computes only the tokens it was chosen for.
 """
@@ -10,8 +11,46 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ....mappings.hf.fields import Value
-from .blocks import Gated, PackedGated, Parts, Plain
 from .builder import FLOAT32, Graph
+from .modules import Modules
+
+
+@dataclass(frozen=True, slots=True)
+class Gated:
+    """down(act(gate(x)) * up(x))."""
+
+    gate: str = "mlp.gate_proj"
+    up: str = "mlp.up_proj"
+    down: str = "mlp.down_proj"
+
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        gate = modules.activate(modules.linear(x, layer + self.gate))
+        up = modules.linear(x, layer + self.up)
+        return modules.linear(modules.graph.op("Mul", gate, up), layer + self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedGated:
+    """Gated, with gate and up one below the other in one tensor."""
+
+    gate_up: str
+    down: str
+
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        both = modules.linear(x, layer + self.gate_up)
+        gate, up = modules.graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
+        return modules.linear(modules.graph.op("Mul", modules.activate(gate), up), layer + self.down)
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """down(act(up(x)))."""
+
+    up: str
+    down: str
+
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        return modules.linear(modules.activate(modules.linear(x, layer + self.up)), layer + self.down)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +67,13 @@ class Router:
     correction: str = ""
     normalized: bool | None = None
 
-    def shares(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
+    def shares(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
         """[tokens, experts]: what each expert's result is multiplied by, 0 where it is not chosen.
 
         A softmax over the chosen is one over all divided by the sum over the chosen.
         """
-        graph = parts.graph
-        logits = graph.widened(parts.linear(x, layer + self.name))
+        graph = modules.graph
+        logits = graph.widened(modules.linear(x, layer + self.name))
         scores = graph.op("Sigmoid", logits)
         if self.scores == "softmax":
             scores = graph.op("Softmax", logits, axis=-1)
@@ -87,12 +126,12 @@ class Experts:
     shared: Gated | None = None
     shared_gate: str = ""
 
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
         def expert(rows: str, number: int) -> str:
-            return self.mlp.build(parts, rows, layer + self.expert.format(number), config)
+            return self.mlp.build(modules, rows, layer + self.expert.format(number), config)
 
-        total = mixture(parts, x, self.router.shares(parts, x, layer, config), config, expert)
-        return _with_shared(parts, x, layer, config, total, self.shared, self.shared_gate)
+        total = mixture(modules, x, self.router.shares(modules, x, layer, config), config, expert)
+        return _with_shared(modules, x, layer, config, total, self.shared, self.shared_gate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +143,8 @@ class StackedExperts:
     gate_up: str
     down: str
 
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        graph, limit = parts.graph, config["activation_func_clamp_value"]
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        graph, limit = modules.graph, config["activation_func_clamp_value"]
 
         def linear(rows: str, name: str, number: int) -> str:
             return graph.op(
@@ -120,7 +159,7 @@ class StackedExperts:
             active = graph.op("Mul", graph.op("Add", up, graph.scalar(1.0)), graph.op("Mul", gate, slope))
             return linear(active, self.down, number)
 
-        return mixture(parts, x, self.router.shares(parts, x, layer, config), config, expert)
+        return mixture(modules, x, self.router.shares(modules, x, layer, config), config, expert)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,22 +172,22 @@ class ScaledExperts:
     down: str
     shared: Gated
 
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        graph = parts.graph
+    def build(self, modules: Modules, x: str, layer: str, config: Mapping[str, Value]) -> str:
+        graph = modules.graph
 
         def expert(rows: str, number: int) -> str:
             both = graph.op("MatMul", rows, graph.row(layer + self.gate_up, number))
             gate, up = graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
-            active = graph.op("Mul", parts.activate(gate), up)
+            active = graph.op("Mul", modules.activate(gate), up)
             return graph.op("MatMul", active, graph.row(layer + self.down, number))
 
-        shares = self.router.shares(parts, x, layer, config)
-        total = mixture(parts, x, shares, config, expert, scales_input=True)
-        return _with_shared(parts, x, layer, config, total, self.shared, "")
+        shares = self.router.shares(modules, x, layer, config)
+        total = mixture(modules, x, shares, config, expert, scales_input=True)
+        return _with_shared(modules, x, layer, config, total, self.shared, "")
 
 
 def _with_shared(
-    parts: Parts,
+    modules: Modules,
     x: str,
     layer: str,
     config: Mapping[str, Value],
@@ -159,15 +198,15 @@ def _with_shared(
     """``total`` and what an expert gives that every token passes."""
     if mlp is None:
         return total
-    graph = parts.graph
+    graph = modules.graph
     with graph.scope("shared"):
-        weight = graph.op("Sigmoid", parts.linear(x, layer + gate)) if gate else ""
-        found = mlp.build(parts, x, layer, config)
+        weight = graph.op("Sigmoid", modules.linear(x, layer + gate)) if gate else ""
+        found = mlp.build(modules, x, layer, config)
         return graph.op("Add", total, graph.op("Mul", found, weight) if weight else found)
 
 
 def mixture(
-    parts: Parts,
+    modules: Modules,
     x: str,
     shares: str,
     config: Mapping[str, Value],
@@ -177,7 +216,7 @@ def mixture(
 ) -> str:
     """Results of ``expert`` for the rows of ``x`` that it was chosen for, times its share, added up;
     ``scales_input``: for these rows times its share."""
-    graph, count = parts.graph, config["num_moe_experts"]
+    graph, count = modules.graph, config["num_moe_experts"]
     columns = graph.ops("Split", shares, outputs=count, axis=1, num_outputs=count)
     # added up in float32: onnxruntime's CPUs scatter no half precision
     total = graph.op("ConstantOfShape", graph.op("Shape", x))
@@ -194,4 +233,4 @@ def mixture(
     return graph.to_compute(total, FLOAT32)
 
 
-Mlp = Gated | PackedGated | Plain | Experts | StackedExperts | ScaledExperts
+MlpGraph = Gated | PackedGated | Plain | Experts | StackedExperts | ScaledExperts

@@ -1,4 +1,4 @@
-"""The parts of a decoder: one small function each, shared by all architectures.
+"""What layers are made of: one small function each, shared by all architectures.
 
 Activations inside a layer are [tokens, features], tokens of all rows of the batch one after another, so
 that ``Gemm`` takes a Hugging Face weight [out, in] as it lies.
@@ -12,13 +12,13 @@ from typing import Final
 
 from ....errors import UnsupportedConfig
 from ....mappings.blocks.place import Norm
-from ....mappings.hf.fields import Value
 from .builder import Graph
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
-    """Blocks as one model has them: ``transposed`` weights are stored [in, out], as GPT-2's are."""
+class Modules:
+    """Layers of one model by the names of their weights; ``transposed``: these are stored [in, out], as
+    GPT-2's are."""
 
     graph: Graph
     norms: Norm
@@ -63,6 +63,18 @@ class Parts:
         return self.graph.op("Reshape", self.norm(heads, name), self.graph.op("Shape", x))
 
 
+def by_row(
+    graph: Graph, x: str, like: str, key: str, sizes: tuple[int, ...] = (-1,), *, output: str = ""
+) -> str:
+    """[rows * tokens, features] -> [rows, tokens, ``sizes``], as many as ``like`` [rows, tokens] has; the
+    shape is computed once and named ``key``."""
+
+    def shape() -> str:
+        return graph.op("Concat", graph.op("Shape", like), graph.constant(sizes), axis=0)
+
+    return graph.op("Reshape", x, graph.once(key, shape), output=output)
+
+
 def _silu(graph: Graph, x: str) -> str:
     return graph.op("Mul", x, graph.op("Sigmoid", x))
 
@@ -104,44 +116,6 @@ _ACTIVATIONS: Final[Mapping[str, Callable[[Graph, str], str]]] = {
     "sigmoid": _sigmoid,
     "tanh": _tanh,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Gated:
-    """down(act(gate(x)) * up(x))."""
-
-    gate: str = "mlp.gate_proj"
-    up: str = "mlp.up_proj"
-    down: str = "mlp.down_proj"
-
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        gate = parts.activate(parts.linear(x, layer + self.gate))
-        up = parts.linear(x, layer + self.up)
-        return parts.linear(parts.graph.op("Mul", gate, up), layer + self.down)
-
-
-@dataclass(frozen=True, slots=True)
-class PackedGated:
-    """Gated, with gate and up one below the other in one tensor."""
-
-    gate_up: str
-    down: str
-
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        both = parts.linear(x, layer + self.gate_up)
-        gate, up = parts.graph.ops("Split", both, outputs=2, axis=-1, num_outputs=2)
-        return parts.linear(parts.graph.op("Mul", parts.activate(gate), up), layer + self.down)
-
-
-@dataclass(frozen=True, slots=True)
-class Plain:
-    """down(act(up(x)))."""
-
-    up: str
-    down: str
-
-    def build(self, parts: Parts, x: str, layer: str, config: Mapping[str, Value]) -> str:
-        return parts.linear(parts.activate(parts.linear(x, layer + self.up)), layer + self.down)
 
 
 def embedding(graph: Graph, name: str, ids: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from nemoconv.converters.archive.speech_tokenizer import is_token_list
 from nemoconv.converters.base import Model
 from nemoconv.converters.onnx.graph.architectures import find
-from nemoconv.converters.onnx.graph_files import token_lists, token_texts
+from nemoconv.converters.onnx.writer import token_lists, token_texts
 from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.onnx_in_place import add_graph
