@@ -14,7 +14,7 @@ import numpy
 import torch
 
 from nemoconv.formats.safetensors import emit_header
-from nemoconv.resharding.decode.cuda import DeviceDecoder
+from nemoconv.resharding.execute_cuda import DeviceDecoder
 from nemoconv.tensors.dtypes import BY_NAME
 
 #: codes in all, and codes that are decoded at once

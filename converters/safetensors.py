@@ -33,7 +33,7 @@ class SafetensorsFormat(Format):
         return written and not (path / "config.json").exists()
 
     def open(self, path: Path, options: Options) -> Checkpoint:
-        from .archive.tensors import NemoTensors
+        from .archive.model import NemoTensors
         from .run.safetensors import PlainCheckpoint
 
         return NemoTensors(path) if (path / "model_config.yaml").exists() else PlainCheckpoint(path)

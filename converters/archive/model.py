@@ -1,33 +1,80 @@
 """A ``.nemo`` archive of any model but a Megatron language model: speech, speaker, audio, TTS.
 
 Its tensors can always be read, and moved as they are between archives and safetensors. Those of known
-speech classes have a table besides, under which Hugging Face sees them (:class:`SpeechView`).
+speech classes have a table besides, under which Hugging Face sees them (:class:`SpeechView`). A folder of
+safetensors that was made of an archive has the weights under NeMo's names, model_config.yaml, and the other
+members in ``artifacts/``; it becomes the same archive again (:class:`NemoTensors`).
 
 Source: nemo/core/connectors/save_restore_connector.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from ...errors import NemoconvError, UnsupportedArchitecture, UnsupportedError, UnsupportedFormat, UsageError
+from ...errors import (
+    CorruptCheckpoint,
+    NemoconvError,
+    UnsupportedArchitecture,
+    UnsupportedError,
+    UnsupportedFormat,
+    UsageError,
+)
 from ...formats.tar import TarFolder
 from ...formats.text import plain_json
 from ...mappings import architectures, load_table
-from ...mappings.families.speech import SpeechTable, flatten, read_settings
+from ...mappings.families.speech import ArchiveOnly, SpeechTable, flatten, read_settings
 from ...mappings.families.speech_preprocessor import PATHS as PREPROCESSOR_PATHS
 from ...mappings.families.speech_preprocessor import read_extractor
 from ...mappings.hf.fields import Value
-from ...mappings.identity import identity_table
-from ...stores.files import Folder, SourceFile
+from ...mappings.table import Part, Rule, Table
+from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.stored import StoredTensor
 from ..base import Checkpoint, HeldTensors, Model, Piece, TensorSpec
+from ..hf.checkpoint import read_shards
 from . import archive as nemo_archive
 from . import speech_files
 from .weights import read_weights
+
+
+class IdentityTable(Table):
+    """A table made for one checkpoint: every tensor as it is, under its own name. ``architecture`` is NeMo's
+    class."""
+
+    __slots__ = ()
+
+
+def identity_table(target: str, tensors: Iterable[tuple[str, tuple[int, ...]]]) -> IdentityTable:
+    """The table of tensors with these names and shapes, of a model of class ``target``.
+
+    For models that have no counterpart elsewhere, and for moves between containers of the same names. It lets
+    the engine move, cast, check and verify them like any other model.
+    """
+    rules, sizes = [], {"layers": 1, "vocab": 1, "true_vocab": 1}
+    for name, shape in tensors:
+        factors = {f"axis{position}_{length}": length for position, length in enumerate(shape)}
+        sizes |= factors
+        # names come out of the checkpoint: their braces are no holes
+        plain = name.replace("{", "{{").replace("}", "}}")
+        rules.append(Rule(plain, " ".join(factors), (Part(plain, " ".join(factors)),)))
+    module, _, model = target.rpartition(".")
+    return IdentityTable(
+        architecture=model or "unknown",
+        hf_class="",
+        fields=(),
+        rules=tuple(rules),
+        nemo=ArchiveOnly(module, model, "", {}),
+        sizes=partial(_sizes, sizes),
+    )
+
+
+def _sizes(sizes: Mapping[str, int], _config: Mapping[str, Value]) -> dict[str, int]:
+    return dict(sizes)
+
 
 #: of a folder of safetensors: where an archive's other members lie, and what names stand for None
 ARTIFACTS: Final = "artifacts"
@@ -272,3 +319,63 @@ class SpeechView(Checkpoint):
 
     def close(self) -> None:
         self._whole.close()
+
+
+class NemoTensors(HeldTensors):
+    """An open folder with model_config.yaml and safetensors."""
+
+    format = "safetensors"
+    side = "nemo"
+    has_model = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._folder = SourceDir(path)
+        self._config = nemo_archive.read_config(self._folder)
+        target = self._config.get("target")
+        self.target: str = target if isinstance(target, str) else ""
+        self._tensors = read_shards(self._folder)
+        self._nulls = self._read_nulls()
+
+    def _read_nulls(self) -> tuple[str, ...]:
+        if not self._folder.exists(NULLS):
+            return ()
+        names = plain_json.loads(self._folder.read(NULLS), str(self.path / NULLS))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise CorruptCheckpoint(f"{self.path / NULLS}: is no list of names")
+        if len(set(names)) != len(names) or self._tensors.keys() & set(names):
+            raise CorruptCheckpoint(f"{self.path / NULLS}: names an entry twice, or a tensor")
+        return tuple(names)
+
+    @property
+    def config(self) -> Mapping[str, Value]:
+        return self._config
+
+    def model(self, allow_ignored: Sequence[str] = ()) -> ArchiveModel:
+        table = identity_table(self.target, ((name, t.shape) for name, t in self._tensors.items()))
+        return ArchiveModel(
+            table,
+            {},
+            yaml=self._folder.read(nemo_archive.CONFIG),
+            artifacts=dict(self._artifacts()),
+            nulls=self._nulls,
+        )
+
+    def _artifacts(self) -> Iterator[tuple[str, SourceFile]]:
+        for name in nemo_archive.all_files(self._folder, ARTIFACTS):
+            yield name.removeprefix(ARTIFACTS + "/"), self._folder.file(name)
+
+    def plain_files(self) -> Mapping[str, SourceFile | bytes]:
+        names = [nemo_archive.CONFIG, *nemo_archive.all_files(self._folder, ARTIFACTS)]
+        names += [NULLS] if self._nulls else []
+        return {name: self._folder.file(name) for name in names}
+
+    def describe(self) -> dict[str, Value]:
+        return {
+            "writer": f"NeMo {self._config.get('nemo_version', '(version not recorded)')}",
+            "target": self.target or "(not named)",
+            "files": {file.name: file.size for file in self._folder.opened()},
+        }
+
+    def close(self) -> None:
+        self._folder.close()

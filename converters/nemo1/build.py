@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from ...errors import LayoutError, UnsupportedArchitecture, UnsupportedConfig
 from ...mappings.hf.fields import Value
@@ -20,7 +20,92 @@ from ...tensors.layout import Layout
 from ..archive.archive import artifact_name
 from ..hf.checkpoint import TOKENIZER_FILES
 from .config import HF_FOLDER
-from .run_keys import RUN
+
+#: keys that say nothing of the model, but that NeMo 1 reads unconditionally when it builds one. Values:
+#: NeMo's own examples/nlp/language_modeling/conf/megatron_gpt_config.yaml at 2.4
+_RUN: Final[dict[str, Any]] = {
+    "restore_from_path": None,
+    "micro_batch_size": 1,
+    "global_batch_size": 8,
+    "use_scaled_init_method": True,
+    "ffn_dropout": 0.0,
+    "apply_query_key_layer_scaling": False,
+    "do_layer_norm_weight_decay": False,
+    "pre_process": True,
+    "post_process": True,
+    "persist_layer_norm": True,
+    "headscale": False,
+    "transformer_block_type": "pre_ln",
+    "normalize_attention_scores": True,
+    "attention_type": "multihead",
+    "overlap_p2p_comm": False,
+    "batch_p2p_comm": True,
+    "native_amp_init_scale": 4294967296,
+    "native_amp_growth_interval": 1000,
+    "hysteresis": 2,
+    "fp32_residual_connection": False,
+    "fp16_lm_cross_entropy": False,
+    "megatron_amp_O2": False,
+    "grad_allreduce_chunk_size_mb": 125,
+    "grad_div_ar_fusion": True,
+    "gradient_accumulation_fusion": False,
+    "bias_dropout_add_fusion": True,
+    "masked_softmax_fusion": True,
+    "get_attention_mask_from_fusion": True,
+    "apply_rope_fusion": False,
+    "seed": 1234,
+    "resume_from_checkpoint": None,
+    "use_cpu_initialization": False,
+    "onnx_safe": False,
+    "apex_transformer_log_level": 30,
+    "gradient_as_bucket_view": True,
+    "sync_batch_comm": False,
+    "activations_checkpoint_granularity": None,
+    "activations_checkpoint_method": None,
+    "activations_checkpoint_num_layers": None,
+    "num_micro_batches_with_partial_activation_checkpoints": None,
+    "activations_checkpoint_layers_per_pipeline": None,
+    "sequence_parallel": False,
+    "transformer_engine": True,
+    "fp8": False,
+    "fp8_e4m3": False,
+    "fp8_hybrid": True,
+    "fp8_margin": 0,
+    "fp8_interval": 1,
+    "fp8_amax_history_len": 1024,
+    "fp8_amax_compute_algo": "max",
+    "reduce_amax": True,
+    "use_emha": False,
+    "data": {
+        "index_mapping_dir": None,
+        "data_impl": "mmap",
+        "splits_string": "900,50,50",
+        "skip_warmup": True,
+        "num_workers": 2,
+        "dataloader_type": "single",
+        "reset_position_ids": False,
+        "reset_attention_mask": False,
+        "eod_mask_loss": False,
+        "validation_drop_last": True,
+        "no_seqlen_plus_one_input_tokens": False,
+        "pad_samples_to_global_batch_size": False,
+        "shuffle_documents": True,
+    },
+    "nsys_profile": {
+        "enabled": False,
+        "start_step": 10,
+        "end_step": 10,
+        "ranks": [0],
+        "gen_shape": False,
+    },
+    "optim": {
+        "name": "fused_adam",
+        "lr": 2e-4,
+        "weight_decay": 0.01,
+        "betas": [0.9, 0.98],
+    },
+}
+
 
 #: the last NeMo with Megatron GPT models, whose layout is written
 NEMO_VERSION: Final = "2.4.1"
@@ -92,7 +177,7 @@ def build_yaml(
     divisor = fields.get("make_vocab_size_divisible_by", _divisor(family, rows, layout))
     own = ranks and family.own_ranks
     return {
-        **RUN,
+        **_RUN,
         family.mcore: not own,
         "transformer_engine": not own,
         "tensor_model_parallel_size": layout.tensor_parallel_size,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from ...errors import CorruptCheckpoint, UnsupportedFormat
 from ...formats.tar import TarFolder
+from ...formats.torch.checkpoint import StateDict, leaves, read_state_dict
+from ...formats.torch.tensors import TensorRef
 from ...mappings.hf.fields import Value
 from ...mappings.nemo1 import families as nemo1_families
 from ...mappings.nemo1 import fields_t5 as nemo1_fields_t5
@@ -16,6 +20,7 @@ from ...mappings.nemo1.families import NORM_WEIGHT
 from ...mappings.table import Table
 from ...stores.files import Folder, SourceDir, SourceFile
 from ...tensors.layout import Layout
+from ...tensors.stored import StoredTensor
 from .. import believed, manifest
 from ..archive import archive as nemo_archive
 from ..base import Checkpoint, Model, StorageForm
@@ -25,7 +30,6 @@ from ..ranks.cut_checkpoint import CutCheckpoint, given_model
 from ..ranks.weights import RankWeights, find_ranks
 from ..torch_dist.weights import open_dist_weights
 from . import config as nemo1_config
-from .rank_file import read_rank
 
 #: of a distributed checkpoint, and what the names in it begin with
 DIST_FOLDER: Final = "model_weights"
@@ -237,4 +241,42 @@ def _only_adapters(path: object, adapters: Sequence[str], others: int) -> Unsupp
     return UnsupportedFormat(
         f"{said}, and no model",
         hint="convert --to peft, which writes them for the model that they were trained for",
+    )
+
+
+_CHUNK: Final = re.compile(r"model\d+")
+
+
+def read_rank(file: SourceFile) -> StateDict:
+    """The state dict of one rank, as NeMo 1 and its training runs save it, with the runs of interleaved
+    stages under names that begin with ``model0.`` and so on.
+
+    A run keeps those beside a ``state_dict`` that is then empty, each the nested dictionaries of one run of
+    layers. Source: megatron_gpt_model.py, ``on_save_checkpoint``, and
+    modules/common/megatron/language_model.py, ``state_dict_for_save_checkpoint``, of NeMo 1.10 to 2.4.
+
+    Raises CorruptCheckpoint for a file with both whole stages and runs of them.
+    """
+    state = read_state_dict(file)
+    chunks = {key: value for key, value in state.around.items() if _CHUNK.fullmatch(key)}
+    if not chunks:
+        return state
+    tensors: dict[str, StoredTensor] = {}
+    others: dict[str, Any] = {}
+    for name, leaf in leaves(chunks, file.path):
+        if isinstance(leaf, TensorRef) and not name.endswith("_extra_state"):
+            tensors[name] = state.file.tensor(name, leaf)
+        else:
+            others[name] = leaf
+    if tensors and state.tensors:
+        raise CorruptCheckpoint(
+            f"{file.path}: holds {next(iter(state.tensors))} of a whole stage and {next(iter(tensors))} of "
+            "an interleaved one"
+        )
+    around = {key: value for key, value in state.around.items() if key not in chunks}
+    return replace(
+        state,
+        tensors={**state.tensors, **tensors},
+        others={**state.others, **others},
+        around=around,
     )

@@ -107,7 +107,7 @@ class NeMo1Format(Format):
 
         _check_layout(layout, model.table.whole_experts)
         if RANK_FILES.of(options) or nemo1_build.only_ranks(model.table):
-            from .rank_writer import NeMo1RankWriter
+            from .writer import NeMo1RankWriter
 
             return NeMo1RankWriter(output, model, layout)
         from .writer import NeMo1Sink

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 from ...errors import CorruptCheckpoint, MappingError, NemoconvError, UnsupportedError
 from ...mappings import table_for
@@ -22,7 +22,49 @@ from ...tensors.stored import StoredTensor
 from .. import mtp_layers as further_layers
 from ..base import Checkpoint, Model, Piece, TensorSpec
 from ..joining import Joiner
-from .stored_weights import StoredWeights
+
+
+class StoredWeights(Protocol):
+    """Tensors by their names in the whole model, as the files have them: nothing is joined here."""
+
+    @property
+    def writer(self) -> str:
+        """What wrote them."""
+
+    @property
+    def cut(self) -> bool:
+        """Whether ranks hold pieces of them."""
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """What is there and no tensor of the model, and how many of each kind."""
+
+    @property
+    def repeated(self) -> Sequence[tuple[StoredTensor, StoredTensor]]:
+        """What is held more than once and must be equal: (a copy, the first one)."""
+
+    @property
+    def derived(self) -> Sequence[tuple[str, StoredTensor]]:
+        """What a model computes from its config, kept all the same: (key, tensor)."""
+
+    def names(self) -> Sequence[str]:
+        """The tensors' names."""
+
+    def dtype(self, name: str) -> DType:
+        """The element type of a tensor, of its first piece."""
+
+    def specs(self, name: str) -> Sequence[tuple[int | None, TensorSpec]]:
+        """What headers say of each of a tensor's pieces, with its rank; None for the whole.
+
+        Raises KeyError for an unknown name.
+        """
+
+    def pieces(self, name: str) -> Sequence[Piece]:
+        """The same, with the places of the bytes."""
+
+    def verify_checksums(self) -> Iterator[tuple[str, int]]:
+        """Check those that the files have, yielding (file, bytes read)."""
+
 
 #: holes of names that each have a tensor at least: how many they are, and what configs call that
 _COUNTED: Final = {"layer": ("layers", "num_layers"), "expert": ("experts", "num_moe_experts")}

@@ -2,6 +2,19 @@
 
 What a rank holds is handed out as it is; how it joins is not known here. Which layers a pipeline stage
 holds is told by the files themselves: every stage numbers its own from 0.
+
+Names come in our tables' words. NeMo has had two implementations: its own (``model.language_model.encoder.
+layers.0.self_attention.query_key_value``) and megatron-core's (``model.decoder.layers.0.self_attention.
+linear_qkv``). Wrappers add ``module.`` (``megatron_amp_O2``) or ``_orig_mod.`` (torch.compile).
+
+Experts of megatron-core's first grouped GEMM (``GroupedMLP``) lie in two matrices, all of a layer's in each:
+``weight1`` [hidden_size, num_moe_experts * rows] and ``weight2`` [num_moe_experts * columns, hidden_size] are
+what the kernel reads as [num_moe_experts, hidden_size, rows] and [num_moe_experts, columns, hidden_size]: an
+expert is a run of bytes, and in it every matrix is turned. Only the state dicts of ranks have them, since
+torch_dist keeps these experts as it keeps all others.
+
+Sources: nlp_overrides.py, ``modify_state_dict``, and megatron/gpt_model.py of NeMo 1.0 to 2.4;
+megatron/core/transformer/moe/experts.py.
 """
 
 from __future__ import annotations
@@ -18,11 +31,113 @@ from ...mappings.nemo1.dialects import GPT, Dialect
 from ...stores.files import Folder, SourceFile
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
-from ...tensors.stored import StoredTensor
+from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 from ..base import Piece, TensorSpec
-from . import names as nemo1_names
-from .grouped_experts import is_grouped, split_grouped
-from .names import Name
+
+_GROUPED_MLP: Final = re.compile(r"(.+\.mlp\.)experts\.weight([12])")
+_MAX_EXPERTS: Final = 1 << 16
+
+
+def is_grouped(key: str) -> bool:
+    """Whether a key of a state dict holds the experts of a layer all together."""
+    return _GROUPED_MLP.fullmatch(key) is not None
+
+
+def split_grouped(tensors: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor]:
+    """The tensors of a rank, those of such experts one by one, under the names of sequential experts.
+
+    Raises CorruptCheckpoint where the router beside them contradicts their shapes.
+    """
+    split: dict[str, StoredTensor] = {}
+    for key, tensor in tensors.items():
+        found = _GROUPED_MLP.fullmatch(key)
+        if found is None:
+            split[key] = tensor
+            continue
+        router = tensors.get(found[1] + "router.weight")
+        split.update(_split_experts(found[1], int(found[2]), tensor, router, where))
+    return split
+
+
+def _split_experts(
+    prefix: str, number: int, tensor: StoredTensor, router: StoredTensor | None, where: str
+) -> Iterator[tuple[str, StoredTensor]]:
+    if router is None or len(router.shape) != 2 or len(tensor.shape) != 2:
+        raise CorruptCheckpoint(f"{where}: {tensor.name} has no router beside it that counts its experts")
+    (count, hidden), (held, inner) = router.shape, tensor.shape[:: 1 if number == 1 else -1]
+    if held != hidden or not 0 < count <= _MAX_EXPERTS or inner % count:
+        raise CorruptCheckpoint(
+            f"{where}: {tensor.name} has shape {list(tensor.shape)}, which is not of {count} experts of "
+            f"hidden size {hidden}"
+        )
+    size = tensor.dtype.itemsize
+    strides = contiguous_strides(tensor.shape, size)
+    if [extent.strides for extent in tensor.extents] != [strides]:
+        raise CorruptCheckpoint(f"{where}: {tensor.name} does not lie in one run, as its kernel needs it")
+    (whole,) = tensor.extents
+    rows = inner // count
+    # stored [hidden, rows] or [columns, hidden], named [rows, hidden] or [hidden, columns]
+    shape, width = ((rows, hidden), rows) if number == 1 else ((hidden, rows), hidden)
+    for expert in range(count):
+        name = f"{prefix}experts.local_experts.{expert}.linear_fc{number}.weight"
+        offset = whole.offset + expert * rows * hidden * size
+        extent = Extent(whole.file, offset, (0, 0), shape, (size, width * size))
+        yield name, StoredTensor(name, tensor.dtype, shape, (extent,))
+
+
+#: the second matrix of a gated MLP that is not fused (``activation: swiglu``, not ``fast-swiglu``)
+_UP: Final = re.compile(r"(.+\.mlp)\.dense_h_to_4h_2\.(.+)")
+_LAYER: Final = re.compile(r"(decoder|encoder)\.layers\.(\d+)\.(.+)")
+_CHUNK: Final = re.compile(r"model(\d+)\.(.+)")
+#: TransformerEngine's grouped experts: one parameter each, numbered behind
+_GROUPED: Final = re.compile(r"(.+\.mlp\.experts)\.(linear_fc[12])\.(weight|bias)(\d+)")
+_SHARED: Final = re.compile(r"(.+\.mlp)\.shared_experts?\.(.+)")
+#: computed from the config whenever a model is built
+DERIVED: Final = ("rotary_pos_emb.inv_freq",)
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A tensor of a rank's state dict: its name in our tables' words but for the layer, which counts
+    from 0 in each run of layers; ``chunk`` is the run where a rank holds several (interleaved stages).
+    ``half`` is 0 or 1 for one of two matrices that a table keeps as one, gate and up; ``stack`` the module
+    that holds the layers."""
+
+    text: str
+    layer: int | None
+    chunk: int = 0
+    half: int | None = None
+    stack: str = "decoder"
+
+    def at(self, layer: int | None) -> str:
+        """The whole name, for the layer of that number in the model."""
+        return self.text if layer is None else f"{self.stack}.layers.{layer}.{self.text}"
+
+
+def parse(key: str, dialect: Dialect = GPT) -> Name:
+    """The tensor that a key of a state dict is, as far as keys tell."""
+    key = key.replace("._orig_mod", "")
+    chunk = _CHUNK.fullmatch(key)
+    number = int(chunk[1]) if chunk else 0
+    key = chunk[2] if chunk else key.removeprefix(dialect.prefix)
+    while key.startswith("module."):
+        key = key.removeprefix("module.")
+    up = _UP.fullmatch(key)
+    name = _expert_name(dialect.read(f"{up[1]}.dense_h_to_4h.{up[2]}" if up else key))
+    half = 1 if up else None
+    layer = _LAYER.fullmatch(name)
+    if layer is None or layer[1] != dialect.stack:
+        return Name(name, None, number, half)
+    return Name(layer[3], int(layer[2]), number, half, layer[1])
+
+
+def _expert_name(name: str) -> str:
+    grouped = _GROUPED.fullmatch(name)
+    if grouped:
+        return f"{grouped[1]}.local_experts.{grouped[4]}.{grouped[2]}.{grouped[3]}"
+    shared = _SHARED.fullmatch(name)
+    return f"{shared[1]}.shared_experts.{shared[2]}" if shared else name
+
 
 #: (tensor-parallel rank, pipeline rank)
 Rank = tuple[int, int]
@@ -127,7 +242,7 @@ class RankWeights:
         self._read(folder, files)
 
     def _parse(self, key: str) -> Name:
-        return nemo1_names.parse(key, self._dialect)
+        return parse(key, self._dialect)
 
     def _read(self, folder: Folder, files: Mapping[Rank, str]) -> None:
         named: dict[Rank, list[tuple[Name, StoredTensor]]] = {}
@@ -147,12 +262,12 @@ class RankWeights:
                 run = name.chunk * self.pipeline_parallel_size + stage
                 whole = name.at(None if name.layer is None else starts[run] + name.layer)
                 self.keys.setdefault(whole, {}).setdefault(name.half or 0, tensor.name)
-                if name.text in nemo1_names.DERIVED:
+                if name.text in DERIVED:
                     self.derived_keys.setdefault(tensor.name, tensor)
                 if tensor.name in self.copies:
                     self._add(name, whole, (tensor_rank, stage), tensor)
                     continue
-                if (whole, name.half) in seen and name.text not in nemo1_names.DERIVED:  # each run has those
+                if (whole, name.half) in seen and name.text not in DERIVED:  # each run has those
                     raise CorruptCheckpoint(f"{self.path}: {whole} is there twice, under two names")
                 seen.add((whole, name.half))
                 self._add(name, whole, (tensor_rank, stage), tensor)
@@ -197,7 +312,7 @@ class RankWeights:
         return starts
 
     def _add(self, name: Name, whole: str, rank: Rank, tensor: StoredTensor) -> None:
-        if name.text in nemo1_names.DERIVED:
+        if name.text in DERIVED:
             self.derived.append((name.text, tensor))
             return
         halves = self._pieces.setdefault(whole, Pieces(rank[1])).ranks.setdefault(rank[0], {})

@@ -17,7 +17,7 @@ from nemoconv.converters.registry import open_checkpoint
 from nemoconv.converters.run.convert import convert
 from nemoconv.errors import UnsupportedConfig
 from nemoconv.mappings import architectures, described
-from nemoconv.mappings.checks import models as models_of
+from nemoconv.mappings.architecture import models as models_of
 from nemoconv.mappings.hf.fields import write_config
 
 from . import models, onnx_runs

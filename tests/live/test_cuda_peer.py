@@ -13,8 +13,8 @@ import numpy
 import pytest
 
 from nemoconv.errors import UnsupportedError
-from nemoconv.live import cuda_peer
-from nemoconv.live.cuda_peer import Copies, PeerMemory, Shared, regions
+from nemoconv.live import peer
+from nemoconv.live.peer import Copies, PeerMemory, Shared, regions
 from nemoconv.tensors.strided import loops
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "live.py"
@@ -33,11 +33,11 @@ def test_copies_are_a_strided_copy(
     whole: tuple[int, ...], start: tuple[int, ...], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Carried out with memmove, which is what the copy engines do with rows."""
-    monkeypatch.setattr(cuda_peer, "_driver", Memory)
+    monkeypatch.setattr(peer, "_driver", Memory)
     source = numpy.random.default_rng(0).integers(0, 1 << 16, whole, dtype="u2")
     index = tuple(slice(a, a + n) for a, n in zip(start, shape, strict=True))
-    for pitch in (cuda_peer.MAX_PITCH, 64):  # as wide as the hardware allows, and wider
-        monkeypatch.setattr(cuda_peer, "MAX_PITCH", pitch)
+    for pitch in (peer.MAX_PITCH, 64):  # as wide as the hardware allows, and wider
+        monkeypatch.setattr(peer, "MAX_PITCH", pitch)
         target = numpy.zeros(shape, "u2")
         axes = loops(shape, source.strides, target.strides)
         found = regions(target.ctypes.data, source[index].ctypes.data, axes, 2)
@@ -55,7 +55,7 @@ class Memory:
 
     def cuMemcpy2DAsync_v2(self, rows: Any, stream: int) -> int:
         assert stream == 7
-        assert max(rows.srcPitch, rows.dstPitch) <= cuda_peer.MAX_PITCH
+        assert max(rows.srcPitch, rows.dstPitch) <= peer.MAX_PITCH
         assert (rows.srcMemoryType, rows.dstMemoryType) == (4, 4)
         for row in range(rows.Height):
             target, source = rows.dstDevice + row * rows.dstPitch, rows.srcDevice + row * rows.srcPitch
@@ -78,7 +78,7 @@ def test_an_allocation_is_opened_once(monkeypatch: pytest.MonkeyPatch) -> None:
             return 0
 
     driver = Driver()
-    monkeypatch.setattr(cuda_peer, "_driver", lambda: driver)
+    monkeypatch.setattr(peer, "_driver", lambda: driver)
     window = PeerMemory()
     a, b = b"a" * 64, b"b" * 64
     assert [window.address(Shared(h, n)) for h, n in ((a, 0), (b, 5), (a, 7))] == [1000, 2005, 1007]
@@ -97,7 +97,7 @@ def test_what_the_driver_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             name.value = b"CUDA_ERROR_INVALID_CONTEXT"
             return 0
 
-    monkeypatch.setattr(cuda_peer, "_driver", Driver)
+    monkeypatch.setattr(peer, "_driver", Driver)
     with pytest.raises(UnsupportedError, match=r"cannot be opened: CUDA_ERROR_INVALID_CONTEXT \(201\)"):
         PeerMemory().address(Shared(bytes(64), 0))
 

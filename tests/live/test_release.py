@@ -10,8 +10,7 @@ import pytest
 from nemoconv.live import Layout, LivePlan, placements, plan_reshard
 from nemoconv.live import schedule as live_schedule
 from nemoconv.live.plan import model_config
-from nemoconv.live.release import groups, ordered
-from nemoconv.live.schedule import Schedule, schedule
+from nemoconv.live.schedule import Schedule, groups, ordered, schedule
 
 from .live_world import LLAMA, MOE
 

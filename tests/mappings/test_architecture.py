@@ -10,12 +10,11 @@ import pytest
 
 from nemoconv import built_in
 from nemoconv.mappings import architectures, described, indexing, load_table
-from nemoconv.mappings.architecture import Architecture
+from nemoconv.mappings.architecture import Architecture, confused, models
 from nemoconv.mappings.blocks.attention import Attention
 from nemoconv.mappings.blocks.mlp import Mixture
 from nemoconv.mappings.blocks.place import There
 from nemoconv.mappings.blocks.stack import Blocks
-from nemoconv.mappings.checks import confused, models
 from nemoconv.mappings.families.deepseek import EXPERTS
 from nemoconv.mappings.hf.fields import Field, Fixed, Nullable
 from nemoconv.mappings.hf.rope import Rope

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from nemoconv.converters.ranks.grouped_experts import is_grouped, split_grouped
+from nemoconv.converters.ranks.weights import is_grouped, split_grouped
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.stores.files import SourceFile
 from nemoconv.tensors.dtypes import BY_NAME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemoconv.converters.ranks.names import Name, parse
+from nemoconv.converters.ranks.weights import Name, parse
 from nemoconv.mappings.nemo1.dialects import BERT, GPT
 
 

@@ -16,8 +16,8 @@ import pytest
 from nemoconv.converters.run.convert import convert
 from nemoconv.formats.safetensors import read_header
 from nemoconv.mappings import samples
+from nemoconv.resharding import execute_cuda
 from nemoconv.resharding.decode import arithmetic as decode
-from nemoconv.resharding.decode import cuda as decode_cuda
 from nemoconv.resharding.decode.quantized import MXFP4, BlockScaledFP8, Encoding, decoded
 from nemoconv.resharding.plan import Job
 from nemoconv.stores.files import SourceFile
@@ -71,7 +71,7 @@ def test_every_fp8_code_at_every_scale(device: str, kind: str, dtype: str) -> No
     decode.fp8_into(codes, kind, table, expected)
     rows, columns = torch.arange(2000, dtype=torch.int32), torch.zeros(256, dtype=torch.int32)
     given = [torch.from_numpy(array).to(device) for array in (codes, table)]
-    found = decode_cuda.DeviceDecoder(device).fp8(
+    found = execute_cuda.DeviceDecoder(device).fp8(
         given[0], kind, given[1], rows.to(device), columns.to(device), getattr(torch, dtype)
     )
     check(found, expected)
@@ -91,7 +91,7 @@ def test_every_mxfp4_byte_at_every_exponent(device: str, dtype: str) -> None:
     expected = numpy.empty((len(packed), 32), NUMPY[dtype])
     decode.mxfp4_into(packed, exponents, expected)
     given = [torch.from_numpy(array).to(device) for array in (packed, exponents)]
-    check(decode_cuda.DeviceDecoder(device).mxfp4(*given, getattr(torch, dtype)), expected)
+    check(execute_cuda.DeviceDecoder(device).mxfp4(*given, getattr(torch, dtype)), expected)
 
 
 def stored(folder: Path, name: str, array: numpy.ndarray, dtype: str) -> StoredTensor:
@@ -155,7 +155,7 @@ def boxes(shape: tuple[int, ...], count: int) -> list[tuple[tuple[int, ...], tup
 
 def assemble(job: Job, start: tuple[int, ...], shape: tuple[int, ...], device: str) -> Any:
     """What the worker does for a tile, in one; None where it leaves it to the host."""
-    parts = decode_cuda.parts_of(job, start, shape)
+    parts = execute_cuda.parts_of(job, start, shape)
     if parts is None:
         return None
     buffer = numpy.empty(sum(part.nbytes for part in parts), numpy.uint8)
@@ -164,7 +164,7 @@ def assemble(job: Job, start: tuple[int, ...], shape: tuple[int, ...], device: s
         part.read(buffer[at : at + part.nbytes], numpy.empty(1 << 20, numpy.uint8))
         at += part.nbytes
     data, dtype = torch.from_numpy(buffer).to(device), getattr(torch, job.source_dtype.name)
-    return decode_cuda.assemble(parts, decode_cuda.DeviceDecoder(device), data, (start, shape), dtype)
+    return execute_cuda.assemble(parts, execute_cuda.DeviceDecoder(device), data, (start, shape), dtype)
 
 
 def job_of(tensor: StoredTensor, sources: tuple[Extent, ...] | None = None) -> Job:
@@ -179,7 +179,7 @@ def test_any_box_of_fp8(tmp_path: Path, device: str, case: str, dtype: str) -> N
     scale = {"plain": "bfloat16", "experts": "float8_e8m0fnu"}.get(case, "float32")
     tensor = decoded("w", fp8_encoding(tmp_path, shape, block, scale), BY_NAME[dtype])
     tensor = viewed(tensor, factors, order)
-    assert decode_cuda.decodable(job_of(tensor))
+    assert execute_cuda.decodable(job_of(tensor))
     for start, size in boxes(tensor.shape, 12):
         found = assemble(job_of(tensor), start, size, device)
         assert found.shape == size
@@ -229,13 +229,13 @@ def test_what_lies_too_oddly_is_left_to_the_host(tmp_path: Path) -> None:
     """Factors that straddle rows, or cut the groups of MXFP4."""
     fp8 = decoded("w", fp8_encoding(tmp_path, (6, 10), (4, 4), "float32"), BY_NAME["bfloat16"])
     odd = viewed(fp8, (4, 15), (1, 0))
-    assert decode_cuda.parts_of(job_of(odd), (0, 0), odd.shape) is None
+    assert execute_cuda.parts_of(job_of(odd), (0, 0), odd.shape) is None
     fours = decoded("w", mxfp4_encoding(tmp_path, (4, 3)), BY_NAME["bfloat16"])
     odd = viewed(fours, (4, 6, 16), (1, 0, 2))
-    assert decode_cuda.parts_of(job_of(odd), (0, 0, 0), (6, 4, 8)) is None
+    assert execute_cuda.parts_of(job_of(odd), (0, 0, 0), (6, 4, 8)) is None
     plain = stored(tmp_path, "plain", numpy.zeros((6, 10), numpy.uint16), "bfloat16")
-    assert not decode_cuda.decodable(job_of(fp8, (*fp8.extents, *plain.extents)))
-    assert not decode_cuda.decodable(job_of(plain))
+    assert not execute_cuda.decodable(job_of(fp8, (*fp8.extents, *plain.extents)))
+    assert not execute_cuda.decodable(job_of(plain))
 
 
 LLAMA = {**samples.LLAMA, "num_hidden_layers": 2}
@@ -322,7 +322,6 @@ def test_both_devices_write_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, target: str | None, tp: int, nan: bool
 ) -> None:
     """And the device is used: else this would compare the host with itself."""
-    from nemoconv.resharding import execute_cuda
 
     crossed: list[str] = []
     real = execute_cuda.CudaWorker._cross

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from nemoconv.converters.look.inspect import inspect
-from nemoconv.converters.nemo1.rank_file import read_rank
+from nemoconv.converters.nemo1.checkpoint import read_rank
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.run.reshard import reshard
 from nemoconv.errors import CorruptCheckpoint, LayoutError
