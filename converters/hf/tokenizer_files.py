@@ -30,19 +30,23 @@ def for_transformers_4(data: bytes, where: str) -> bytes:
     return data if changed == config else plain_json.dumps(changed)
 
 
+def json_vocabulary_size(file: SourceFile) -> int | None:
+    """How many tokens a ``tokenizer.json`` has, None for one that numbers none."""
+    tokenizer = plain_json.loads_object(file.pread(file.size, 0), file.path, max_bytes=MAX_SMALL_FILE)
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    entries = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(entries.values()) if isinstance(entries, dict) else list(range(len(entries or ())))
+    if isinstance(added, list):
+        ids += [token.get("id") for token in added if isinstance(token, dict)]
+    numbers = [number for number in ids if isinstance(number, int)]
+    return max(numbers) + 1 if numbers else None
+
+
 def vocabulary_size(files: Mapping[str, SourceFile]) -> int | None:
     """How many tokens a tokenizer has, from ``tokenizer.json`` or SentencePiece's ``tokenizer.model``;
     None where neither is there."""
     if (file := files.get("tokenizer.json")) is not None:
-        data = file.pread(file.size, 0)
-        tokenizer = plain_json.loads_object(data, file.path, max_bytes=MAX_SMALL_FILE)
-        model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
-        entries = model.get("vocab") if isinstance(model, dict) else None
-        ids = list(entries.values()) if isinstance(entries, dict) else list(range(len(entries or ())))
-        if isinstance(added, list):
-            ids += [token.get("id") for token in added if isinstance(token, dict)]
-        numbers = [number for number in ids if isinstance(number, int)]
-        return max(numbers) + 1 if numbers else None
+        return json_vocabulary_size(file)
     if (file := files.get("tokenizer.model")) is not None and file.size <= sentencepiece.MAX_BYTES:
         try:
             return len(sentencepiece.loads(file.pread(file.size, 0), file.path).pieces)

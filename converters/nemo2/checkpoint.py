@@ -10,20 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ...errors import UnsupportedConfig, UnsupportedFormat
-from ...formats.text import plain_json
 from ...formats.torch import dist as torch_dist
 from ...mappings import table_for, table_for_nemo
 from ...mappings.hf import unowned
 from ...mappings.hf.fields import Value, read_config
 from ...mappings.mtp import KEYS
 from ...mappings.table import Table
-from ...stores.files import MAX_SMALL_FILE, SourceDir, SourceFile
+from ...stores.files import SourceDir, SourceFile
 from ...tensors.layout import Layout
 from ...tensors.stored import StoredTensor
-from .. import believed, manifest
-from .. import mtp_layers as further_layers
+from .. import believed, manifest, mtp_layers
 from ..base import Checkpoint, Model, TensorSpec
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
+from ..hf.tokenizer_files import json_vocabulary_size
 from ..layers import check_alike
 from ..torch_dist import names as names
 from ..torch_dist.chunks import DistChunks, Places, count_objects, join_halves, name_rows
@@ -157,7 +156,7 @@ class NeMo2Checkpoint(Checkpoint):
         if self._hf is not None:
             table = table_for(self._hf, str(self.path))
             config, passed = read_config(table.fields, self._hf, allow_ignored)
-            further_layers.settle(table, config, self._places.keys(), allow_ignored, told={})
+            mtp_layers.settle(table, config, self._places.keys(), allow_ignored, told={})
             self._count_layers(config)
             inert, notes = unowned.carried(self._hf, passed), unowned.notes(self._hf, passed)
             return Model(table, config, inert, files, notes=notes)
@@ -169,7 +168,7 @@ class NeMo2Checkpoint(Checkpoint):
         config = table.nemo.read(context.config_class, given, where, allow_ignored)
         self._settle(table, config)
         told = self._manifest["model_config"] if self._manifest else {}
-        further_layers.settle(table, config, self._places.keys(), allow_ignored, told=told, certain=True)
+        mtp_layers.settle(table, config, self._places.keys(), allow_ignored, told=told, certain=True)
         self._count_layers(config)
         generation = None
         if context.generation_config is not None:
@@ -207,16 +206,7 @@ class NeMo2Checkpoint(Checkpoint):
 
     def _tokenizer_size(self) -> int | None:
         file = self.tokenizer_files.get("tokenizer.json")
-        if file is None:
-            return None
-        tokenizer = plain_json.loads_object(file.pread(file.size, 0), file.path, max_bytes=MAX_SMALL_FILE)
-        model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
-        entries = model.get("vocab") if isinstance(model, dict) else None
-        ids = list(entries.values()) if isinstance(entries, dict) else list(range(len(entries or ())))
-        if isinstance(added, list):
-            ids += [token.get("id") for token in added if isinstance(token, dict)]
-        numbers = [number for number in ids if isinstance(number, int)]
-        return max(numbers) + 1 if numbers else None
+        return None if file is None else json_vocabulary_size(file)
 
     def _files_beside(self, wanted: Sequence[str]) -> Mapping[str, SourceFile]:
         """Files that a table has go along, which lie with the tokenizer's."""

@@ -66,8 +66,43 @@ class ConfigRule(Protocol):
         ...
 
 
+class OneKey:
+    """What rules for one key of config.json share: they own ``hf``."""
+
+    __slots__ = ()
+    hf: str
+
+    @property
+    def hf_keys(self) -> frozenset[str]:
+        return frozenset({self.hf})
+
+
+class OneField(OneKey):
+    """What rules for one key and one ``field`` of the model config (None: no field) share: what the field has
+    is written under the key."""
+
+    __slots__ = ()
+    field: str | None
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({self.field} if self.field else ())
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        assert self.field is not None
+        hf[self.hf] = config[self.field]
+
+
+def head_width(config: Mapping[str, Value]) -> int:
+    """hidden_size / num_attention_heads. Raises UnsupportedConfig where that is no whole number."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if hidden % heads:
+        raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
+    return int(hidden // heads)
+
+
 @dataclass(frozen=True, slots=True)
-class Field:
+class Field(OneField):
     """One key, one field. ``default`` is what transformers takes for a missing key; with
     ``default_from`` a missing or null key takes the value of another field (set before this one)."""
 
@@ -77,22 +112,11 @@ class Field:
     default_from: str | None = None
     kind: type = int
 
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field})
-
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         value = hf.get(self.hf, self.default)
         if value is None and self.default_from is not None:
             value = config[self.default_from]
         config[self.field] = check_kind(self.hf, value, self.kind)
-
-    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        hf[self.hf] = config[self.field]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +128,15 @@ class HeadDim:
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         given = hf.get("head_dim")
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        if given is None and hidden % heads:
-            raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
-        config["kv_channels"] = check_kind("head_dim", hidden // heads if given is None else given, int)
+        width = head_width(config) if given is None else given
+        config["kv_channels"] = check_kind("head_dim", width, int)
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
         hf["head_dim"] = config["kv_channels"]
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class Fixed(OneField):
     """A key that must have one value here, because the tables describe no other mathematics.
 
     ``field`` and ``field_value`` say the same thing in Megatron's words, where it has words for it.
@@ -124,14 +146,6 @@ class Fixed:
     value: Value
     field: str | None = None
     field_value: Value = None
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field} if self.field else ())
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = hf.get(self.hf, self.value)
@@ -154,7 +168,7 @@ class Fixed:
 
 
 @dataclass(frozen=True, slots=True)
-class Nullable:
+class Nullable(OneField):
     """One key, one field, either of which may be None. ``default`` is for a missing key only."""
 
     hf: str
@@ -162,33 +176,18 @@ class Nullable:
     default: Value = None
     kind: type = int
 
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field})
-
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         value = hf.get(self.hf, self.default)
         config[self.field] = None if value is None else check_kind(self.hf, value, self.kind)
 
-    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        hf[self.hf] = config[self.field]
-
 
 @dataclass(frozen=True, slots=True)
-class OneOf:
+class OneOf(OneKey):
     """A key that must have one of some values that mean the same here; the first is written."""
 
     hf: str
     values: tuple[Value, ...]
     fields = frozenset[str]()
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = hf.get(self.hf, self.values[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...errors import UnsupportedConfig
-from .fields import Value, check_kind
+from .fields import OneField, OneKey, Value, check_kind, head_width
 from .rope import PartialRope
 
 #: transformers' names for GELU by tanh, which differ in rounding only
@@ -15,7 +15,7 @@ TANH_GELUS: Final = frozenset({"gelu_new", "gelu_pytorch_tanh", "gelu_fast"})
 
 
 @dataclass(frozen=True, slots=True)
-class Gelu:
+class Gelu(OneKey):
     """The activation of an MLP without a gate <-> ``hidden_act``: ``gelu`` or ``gelu_pytorch_tanh``.
 
     ``spelling`` is what the architecture calls GELU by tanh.
@@ -25,10 +25,6 @@ class Gelu:
     default: str
     spelling: str
     fields = frozenset({"hidden_act"})
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = hf.get(self.hf, self.default)
@@ -41,6 +37,24 @@ class Gelu:
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
         hf[self.hf] = "gelu" if config["hidden_act"] == "gelu" else self.spelling
+
+
+@dataclass(frozen=True, slots=True)
+class EvenHeads:
+    """Heads that share the hidden size evenly: config.json has no key for ``kv_channels``."""
+
+    hf_keys = frozenset[str]()
+    fields = frozenset({"kv_channels"})
+
+    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
+        config["kv_channels"] = head_width(config)
+
+    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        if config["kv_channels"] * config["num_attention_heads"] != config["hidden_size"]:
+            raise UnsupportedConfig(
+                f"kv_channels={config['kv_channels']} of {config['num_attention_heads']} heads is not "
+                f"hidden_size={config['hidden_size']}, which config.json of this architecture cannot say"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +72,7 @@ class PlainHeads:
         return frozenset({"multi_query", "num_key_value_heads"} if self.multi_query else ())
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        if hidden % heads:
-            raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
-        config["kv_channels"] = hidden // heads
+        config["kv_channels"], heads = head_width(config), config["num_attention_heads"]
         one = self.multi_query and check_kind("multi_query", hf.get("multi_query", True), bool)
         config["num_query_groups"] = 1 if one else heads
         said = hf.get("num_key_value_heads", config["num_query_groups"])
@@ -71,12 +82,8 @@ class PlainHeads:
             )
 
     def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
+        EvenHeads().write(config, hf)
         heads, groups = config["num_attention_heads"], config["num_query_groups"]
-        if config["kv_channels"] * heads != config["hidden_size"]:
-            raise UnsupportedConfig(
-                f"kv_channels={config['kv_channels']} of {heads} heads is not hidden_size="
-                f"{config['hidden_size']}, which config.json of this architecture cannot say"
-            )
         if groups != heads and not (self.multi_query and groups == 1):
             raise UnsupportedConfig(
                 f"num_query_groups={groups} of {heads} heads has no counterpart in config.json of this "
@@ -84,27 +91,6 @@ class PlainHeads:
             )
         if self.multi_query:
             hf["multi_query"] = groups == 1
-
-
-@dataclass(frozen=True, slots=True)
-class EvenHeads:
-    """Heads that share the hidden size evenly: config.json has no key for ``kv_channels``."""
-
-    hf_keys = frozenset[str]()
-    fields = frozenset({"kv_channels"})
-
-    def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
-        hidden, heads = config["hidden_size"], config["num_attention_heads"]
-        if hidden % heads:
-            raise UnsupportedConfig(f"config.json: hidden_size={hidden} is not a multiple of {heads} heads")
-        config["kv_channels"] = hidden // heads
-
-    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        if config["kv_channels"] * config["num_attention_heads"] != config["hidden_size"]:
-            raise UnsupportedConfig(
-                f"kv_channels={config['kv_channels']} of {config['num_attention_heads']} heads is not "
-                f"hidden_size={config['hidden_size']}, which config.json of this architecture cannot say"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +111,7 @@ class Inner:
 
 
 @dataclass(frozen=True, slots=True)
-class Only:
+class Only(OneField):
     """A key that must have one value here, which is not what transformers takes for a missing key.
 
     ``field`` says the same in Megatron's words.
@@ -136,14 +122,6 @@ class Only:
     default: Value
     why: str = ""
     field: str | None = None
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field} if self.field else ())
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = hf.get(self.hf, self.default)

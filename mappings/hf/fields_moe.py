@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...errors import UnsupportedConfig
-from .fields import Value, check_kind
+from .fields import OneKey, Value, check_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +40,12 @@ class Aliased:
 
 
 @dataclass(frozen=True, slots=True)
-class AlsoCalled:
+class AlsoCalled(OneKey):
     """A second key for a field that another rule has read: where it is there it must say the same."""
 
     hf: str
     field: str
     fields = frozenset[str]()
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         if hf.get(self.hf, config[self.field]) != config[self.field]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import UnsupportedConfig, some
-from .fields import INERT, PRIVATE, ConfigRule, Value, check_kind
+from .fields import INERT, PRIVATE, ConfigRule, OneField, OneKey, Value, check_kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +54,15 @@ class Nested:
 
 
 @dataclass(frozen=True, slots=True)
-class Amount:
+class Amount(OneField):
     """One key, one field: a number that may be 0 (:class:`Field` wants sizes). ``default`` is the class's."""
 
     hf: str
     field: str
     default: float
 
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
-
-    @property
-    def fields(self) -> frozenset[str]:
-        return frozenset({self.field})
-
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         config[self.field] = check_kind(self.hf, hf.get(self.hf, self.default), float)
-
-    def write(self, config: Mapping[str, Value], hf: dict[str, Value]) -> None:
-        hf[self.hf] = config[self.field]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +101,13 @@ class OneBias:
 
 
 @dataclass(frozen=True, slots=True)
-class SameAs:
+class SameAs(OneKey):
     """A key that repeats a field under another name: it may be missing, and must not differ."""
 
     hf: str
     field: str
     offset: int = 0
     fields = frozenset[str]()
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = hf.get(self.hf)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ...errors import UnsupportedConfig, some
 from ...formats.text.special_floats import tagged
-from .fields import INERT, PRIVATE, ConfigRule, Dtype, Value, check_kind
+from .fields import INERT, PRIVATE, ConfigRule, Dtype, OneKey, Value, check_kind
 from .keys_read import Judged, judge
 
 TEXT = "text_config"
@@ -157,7 +157,7 @@ class TiedEmbeddings:
 
 
 @dataclass(frozen=True, slots=True)
-class Must:
+class Must(OneKey):
     """A key that must have one value, for which NeMo has no setting. ``otherwise`` is what transformers takes
     for a missing key; a null one means the value where ``null`` is set."""
 
@@ -166,10 +166,6 @@ class Must:
     otherwise: Value
     null: bool = False
     fields = frozenset[str]()
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
 
     def read(self, hf: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = hf.get(self.hf, self.otherwise)
@@ -184,16 +180,12 @@ class Must:
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class Carried(OneKey):
     """A number of which NeMo 2 knows nothing, since its input says the same otherwise: the token id in whose
     place an image comes. It travels in the manifest."""
 
     hf: str
     default: int
-
-    @property
-    def hf_keys(self) -> frozenset[str]:
-        return frozenset({self.hf})
 
     @property
     def fields(self) -> frozenset[str]:

@@ -25,6 +25,17 @@ class YamlRule(Protocol):
     def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None: ...
 
 
+class OneName:
+    """What rules for one key of model_config.yaml share: they own ``name``."""
+
+    __slots__ = ()
+    name: str
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+
 class Needed:
     """Marks rules whose keys no config can leave out, so that an empty one has no default for them."""
 
@@ -84,17 +95,13 @@ class Required(Key, Needed):
 
 
 @dataclass(frozen=True, slots=True)
-class Only:
+class Only(OneName):
     """A key that NeMo 2 has no word for: only these values say what every GPTConfig means. The first is
     NeMo 1's default."""
 
     name: str
     values: tuple[Value, ...]
     fields = frozenset[str]()
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
         found = yaml.get(self.name, self.values[0])
@@ -109,7 +116,7 @@ class Only:
 
 
 @dataclass(frozen=True, slots=True)
-class Says(Needed):
+class Says(OneName, Needed):
     """A key that must have this value, which is not what NeMo 1 takes for an absent one."""
 
     name: str
@@ -117,10 +124,6 @@ class Says(Needed):
     default: Value
     why: str = ""
     fields = frozenset[str]()
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
         found = yaml.get(self.name, self.default)
@@ -135,7 +138,7 @@ class Says(Needed):
 
 
 @dataclass(frozen=True, slots=True)
-class Means(Needed):
+class Means(OneName, Needed):
     """A key that must have this value, which says that a field has that one; ``default`` is what NeMo 1 takes
     where the key is absent."""
 
@@ -144,10 +147,6 @@ class Means(Needed):
     default: Value
     field: str
     meant: Value
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     @property
     def fields(self) -> frozenset[str]:
@@ -182,17 +181,13 @@ class Unspoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class Word(OneName):
     """A key by which NeMo 1 is told what NeMo 2 has a class of its own for. ``values`` are those that are
     known: the first is the one of every plain model, and so are those in ``plain``."""
 
     name: str
     values: tuple[Value, ...]
     plain: tuple[Value, ...] = ()
-
-    @property
-    def keys(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     @property
     def fields(self) -> frozenset[str]:
