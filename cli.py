@@ -285,7 +285,14 @@ def convert(**arguments: Any) -> None:
 
 
 @_converting(
-    idle=[options.VERIFY, options.RANKS, options.RESUME, options.OVERWRITE, options.DRY_RUN, options.DEVICE]
+    without=[
+        options.VERIFY,
+        options.RANKS,
+        options.RESUME,
+        options.OVERWRITE,
+        options.DRY_RUN,
+        options.DEVICE,
+    ]
 )
 @_picture
 def plan(**arguments: Any) -> None:

@@ -38,14 +38,14 @@ def settle(
         true = told.get("vocab_size")
         if config["vocab_size"] in (rows, None) and isinstance(true, int) and 0 < true <= rows:
             config["vocab_size"] = true
-        if table.unit_rows and told.get("unit_rows") is True:
+        if table.normalized_head and told.get("unit_rows") is True:
             config["unit_rows"] = True
         biases = {key: told.get(key) is True for key in _BIASES}
         if config.get("add_bias_linear") and "mlp_bias" in config and any(biases.values()):
             config |= biases
     if config["vocab_size"] is None:
         config["vocab_size"] = otherwise()
-    for key, usual in table.carried:
+    for key, usual in table.manifest_fields:
         value = told.get(key)
         config[key] = value if type(value) is type(usual) else usual
 

@@ -97,7 +97,7 @@ class Bound:
     def _stored_vocab(self) -> int:
         """Rows of the stored embedding: the true vocabulary and its padding."""
         for rule in self.model.table.rules:
-            for name in (rule.nemo, *rule.also):
+            for name in (rule.nemo, *rule.other_names):
                 if rule.pad and name in self.names:
                     rows = sum(sum(piece.stored.shape[:1]) for piece in self.checkpoint.pieces(name))
                     if rows < self.sizes["true_vocab"]:
@@ -114,7 +114,7 @@ class Bound:
         for instance in self.instances:
             for member in members(instance, self.checkpoint.side, self.sizes, self._memory):
                 name = self._find(member, instance)
-                if name is None and instance.rule.idle and not instance.in_hf:
+                if name is None and instance.rule.never_read and not instance.in_hf:
                     continue
                 if name is None:
                     missing.append(member.name)
@@ -154,7 +154,7 @@ class Bound:
         if member.name in self.names:
             return member.name
         if member.part is None:
-            for other in instance.rule.also:
+            for other in instance.rule.other_names:
                 name = other.format(**instance.index)
                 if name in self.names:
                     return name
@@ -236,11 +236,13 @@ class Bound:
         """Whether the checkpoint has nothing of an instance, and need not: it is written as zeros."""
         if instance.in_hf:
             return False
-        return self.checkpoint.side == "hf" or (instance.rule.idle and instance.nemo not in self._renamed)
+        return self.checkpoint.side == "hf" or (
+            instance.rule.never_read and instance.nemo not in self._renamed
+        )
 
-    def leave_out_idle(self) -> None:
+    def leave_out_never_read(self) -> None:
         """Forget what Hugging Face lacks and Megatron never reads, for a target without a place for it."""
-        self.instances = [i for i in self.instances if i.in_hf or not i.rule.idle]
+        self.instances = [i for i in self.instances if i.in_hf or not i.rule.never_read]
 
     def usual_dtype(self) -> DType:
         """The element type that most tensors have."""
@@ -289,7 +291,7 @@ def _ignored_names(table: Table, layers: int) -> set[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class Reservation:
     """A box that a writer must reserve, and the slice of it that belongs to an instance's part."""
 
     request: Request
@@ -298,7 +300,7 @@ class Wanted:
     box: Shape
 
 
-class Asker:
+class Reservations:
     """What a writer of ``side`` must reserve, for the instances of one model in one layout."""
 
     def __init__(self, side: Side, sizes: Sizes, layout: Layout, model: Model) -> None:
@@ -311,22 +313,24 @@ class Asker:
         #: of a rule: the shape of its tensor, and (tensor-parallel rank, start, shape) of each box
         self._boxes: dict[int, tuple[Shape, list[tuple[int, Shape, Shape]]]] = {}
 
-    def again(self, wanted: list[Wanted]) -> Iterator[list[Wanted]]:
-        """What is to be reserved once more under other names, for what :meth:`wanted` gave."""
-        found: dict[str, list[Wanted]] = {}
-        for want in wanted if self._copies else ():
-            for name in self._copies.get(want.request.name, ()):
-                found.setdefault(name, []).append(replace(want, request=replace(want.request, name=name)))
+    def copies(self, reserved: list[Reservation]) -> Iterator[list[Reservation]]:
+        """What is to be reserved once more under other names, for what :meth:`of` gave."""
+        found: dict[str, list[Reservation]] = {}
+        for each in reserved if self._copies else ():
+            for name in self._copies.get(each.request.name, ()):
+                found.setdefault(name, []).append(replace(each, request=replace(each.request, name=name)))
         yield from found.values()
 
-    def wanted(self, instance: Instance, dtype: DType) -> list[Wanted]:
+    def of(self, instance: Instance, dtype: DType) -> list[Reservation]:
         """What must be reserved for an instance.
 
         Instances that share a stored tensor (stacked experts, fused q, k and v) give equal requests.
         """
         if self._side == "hf":
             return [
-                Wanted(Request(m.name, dtype, m.shape, (0,) * len(m.shape), m.shape), m.part, m.start, m.box)
+                Reservation(
+                    Request(m.name, dtype, m.shape, (0,) * len(m.shape), m.shape), m.part, m.start, m.box
+                )
                 for m in members(instance, "hf", self._sizes, self._memory)
             ]
         layout, rule = self._layout, instance.rule
@@ -339,6 +343,8 @@ class Asker:
         owner = 0 if expert is None else layout.expert_rank(expert, self._sizes["experts"])
         name = instance.nemo
         return [
-            Wanted(Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)), None, start, box)
+            Reservation(
+                Request(name, dtype, shape, start, box, layout.rank(rank, stage, owner)), None, start, box
+            )
             for rank, start, box in boxes
         ]

@@ -47,10 +47,10 @@ class Joiner:
         """By each name that the checkpoint may have for a tensor."""
         rules: dict[str, Rule] = {}
         for instance in self._instances():
-            for template in (instance.rule.nemo, *instance.rule.also):
+            for template in (instance.rule.nemo, *instance.rule.other_names):
                 rules[template.format(**instance.index)] = instance.rule
         table = self._model.table
-        for copy, original in (*table.tied, *table.twice):
+        for copy, original in (*table.tied, *table.stored_twice):
             if original in rules:
                 rules.setdefault(copy, rules[original])
         return rules

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..errors import MappingError
 from ..mappings.hf.fields import Value
-from ..mappings.mtp import KEYS, has_further
+from ..mappings.mtp import KEYS, has_mtp
 from ..mappings.table import Depth, Table
 from .base import Side
 from .step import Binding, Pairs, Step
@@ -37,12 +37,12 @@ def settle(
     good as what it says, unless the config is ``certain``; some of them missing is an error later.
     ``told``: the model config that the manifest of Megatron's tensors has, None for a Hugging Face directory.
     """
-    if not has_further(table.rules):
+    if not has_mtp(table.rules):
         return
     layers, count = config["num_layers"], config["mtp_num_layers"]
     if not set(KEYS).isdisjoint(allow_ignored):
         count = 0
-    beyond = tuple(table.further.format(layer=layers + number) for number in range(count))
+    beyond = tuple(table.mtp_layer.format(layer=layers + number) for number in range(count))
     if not certain and not any(name.startswith((*beyond, _MTP)) for name in names):
         count = 0
     config["mtp_num_layers"] = count
@@ -97,10 +97,10 @@ class MtpStep(Step):
 
     def _beyond(self, bound: Binding, names: Iterable[str]) -> set[str]:
         """Those of ``names`` that are of layers beyond the last one that the config counts."""
-        if not self.table.further:
+        if not self.table.mtp_layer:
             return set()
         layers = range(bound.sizes["layers"], bound.sizes["layers"] + _MAX_BEYOND)
-        beyond = tuple(self.table.further.format(layer=layer) for layer in layers)
+        beyond = tuple(self.table.mtp_layer.format(layer=layer) for layer in layers)
         starts = beyond if bound.checkpoint.side == "hf" else (_MTP,)
         return {name for name in names if name.startswith(starts)}
 

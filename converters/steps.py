@@ -10,21 +10,21 @@ from ..mappings.table import Table
 from . import manifest
 from .base import Side
 from .mtp_layers import MtpStep
+from .normalized_head import NormalizedHeadStep
 from .step import Binding, Step
-from .unit_rows import UnitRowsStep
 
 
 def steps_of(table: Table) -> tuple[Step, ...]:
     """In the order in which they are asked."""
     steps: list[Step] = []
-    if table.further or table.copies:
+    if table.mtp_layer or table.copies:
         steps.append(MtpStep(table))
-    if table.tied or table.twice:
+    if table.tied or table.stored_twice:
         steps.append(Tied(table))
     if any(rule.hf_when for rule in table.rules):
         steps.append(Zeros(table))
-    if table.unit_rows:
-        steps.append(UnitRowsStep(table))
+    if table.normalized_head:
+        steps.append(NormalizedHeadStep(table))
     for make in table.steps:
         step = make(table)
         if not isinstance(step, Step):
@@ -35,11 +35,11 @@ def steps_of(table: Table) -> tuple[Step, ...]:
 
 class Tied(Step):
     """A tensor under two names. A tied model may hold its embedding twice: the copies must be equal, and one
-    is dropped. What Megatron itself stores under two names (``twice``) is written under both."""
+    is dropped. What Megatron itself stores under two names (``stored_twice``) is written under both."""
 
     def claim(self, bound: Binding, left: Collection[str]) -> Mapping[str, str | None]:
         found: dict[str, str | None] = {}
-        for copy, original in (*self.table.tied, *self.table.twice):
+        for copy, original in (*self.table.tied, *self.table.stored_twice):
             name = bound.spelled(copy)
             if name in left and bound.held_as(original) is not None:
                 found[name] = bound.held_as(original)
@@ -47,7 +47,7 @@ class Tied(Step):
 
     def again(self, config: Mapping[str, Value], side: Side) -> Mapping[str, Sequence[str]]:
         found: dict[str, list[str]] = {}
-        for copy, original in self.table.twice if side == "nemo" else ():
+        for copy, original in self.table.stored_twice if side == "nemo" else ():
             found.setdefault(original, []).append(copy)
         return found
 
@@ -60,14 +60,14 @@ class Tied(Step):
             a, b = bound.stored(copy), bound.stored(original)
             same = a.shape == b.shape and a.dtype == b.dtype
             difference = first_difference(a, b) if same else "their shapes or dtypes differ"
-            if difference and (copy, original) in self.table.twice:
+            if difference and (copy, original) in self.table.stored_twice:
                 raise MappingError(f"{source.path}: {copy} and {original} are one tensor, but {difference}")
             if difference:
                 raise MappingError(
                     f"{source.path}: the config ties {copy} to {original}, but {difference}",
                     hint='set "tie_word_embeddings" to false in config.json if both are meant',
                 )
-            if (copy, original) not in self.table.twice:
+            if (copy, original) not in self.table.stored_twice:
                 yield f"{copy} equals {original}, to which the config ties it, and is left out"
 
 
@@ -80,7 +80,7 @@ class Zeros(Step):
 
         kept = rewrites or bound.checkpoint.side == "hf"
         for instance in bound.instances if not kept else ():
-            if instance.in_hf or instance.rule.idle:
+            if instance.in_hf or instance.rule.never_read:
                 continue
             tensor = bound.stored(bound.held_as(instance.nemo) or instance.nemo, instance.rule)
             place = first_nonzero(tensor)

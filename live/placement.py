@@ -101,12 +101,12 @@ def placements(
 
 class Local(NamedTuple):
     """A tensor that a rank holds: its name and shape there, and which model chunk (virtual pipeline
-    stage) it belongs to. ``also`` are other names it may have."""
+    stage) it belongs to. ``other_names`` are other names it may have."""
 
     name: str
     chunk: int
     shape: Shape
-    also: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
 
     @property
     def key(self) -> tuple[int, str]:
@@ -206,9 +206,9 @@ class Side:
         return self._ranks[key]
 
     def _local(self, holder: tuple[object, ...], grid: _Grid) -> Local:
-        name, chunk, also = holder[0], holder[1], holder[2]
+        name, chunk, other_names = holder[0], holder[1], holder[2]
         shape = grid.close(str(name))
-        return Local(str(name), chunk, shape, also)  # type: ignore[arg-type]
+        return Local(str(name), chunk, shape, other_names)  # type: ignore[arg-type]
 
     def _boxes(self, instance: Instance) -> Iterator[_Box]:
         layout, layers, rule = self.placement.layout, self.sizes["layers"], instance.rule
@@ -225,8 +225,8 @@ class Side:
         if number is not None:
             index["expert"] = number % (self.sizes["experts"] // layout.expert_parallel_size)
         name = rule.nemo.format(**index)
-        also = tuple(other.format(**index) for other in rule.also)
-        places = [(stage, chunk, name, also)]
+        other_names = tuple(other.format(**index) for other in rule.other_names)
+        places = [(stage, chunk, name, other_names)]
         last = layout.run(layers, layers)
         for copy, original in self.table.tied:
             # the last stage computes logits with a copy of the embedding that the first one has
@@ -235,7 +235,9 @@ class Side:
                 places.append((*end, copy, ()))
         if self._receives and last > 0 and rule.pad and instance.layer < 0 and self.sizes.get("depths"):
             # which also embeds the tokens that layers behind all others predict from
-            places.append((layout.stage(layers, layers), layout.virtual_stage(layers, layers), name, also))
+            places.append(
+                (layout.stage(layers, layers), layout.virtual_stage(layers, layers), name, other_names)
+            )
         for at, which, called, others in places:
             for tensor, start, shape in rule.fragments(self.sizes, layout):
                 cut = None if rule.cut is None else tensor

@@ -107,8 +107,8 @@ def plan_reshard(
     """
     if config.get("unit_rows") is False and source.names != target.names:
         raise UnsupportedError(
-            f"{table.unit_rows[0]}: its rows are divided by their lengths whenever the model runs, which "
-            "Megatron's output layer does not do",
+            f"{table.normalized_head[0]}: its rows are divided by their lengths whenever the model runs, "
+            "which Megatron's output layer does not do",
             hint="convert the checkpoint on disk, and start from that",
         )
     base = table.sizes(config)

@@ -72,7 +72,7 @@ def bind(states: States, expected: Mapping[tuple[int, str], Local], plan: LivePl
             found[number, canonical(name)] = (state, name)
     missing, shapes = [], []
     for key, local in expected.items():
-        names = [(local.chunk, name) for name in (local.name, *local.also)]
+        names = [(local.chunk, name) for name in (local.name, *local.other_names)]
         place = next((found.pop(name) for name in names if name in found), None)
         if place is None:
             missing.append(_called(local, len(given)))

@@ -60,15 +60,15 @@ class Architecture:
     other_classes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     tied: tuple[tuple[str, str], ...] | None = None
-    twice: tuple[tuple[str, str], ...] = ()
-    unit_rows: tuple[str, ...] = ()
+    stored_twice: tuple[tuple[str, str], ...] = ()
+    normalized_head: tuple[str, ...] = ()
     spellings: tuple[tuple[str, str], ...] = ()
     files: tuple[str, ...] = ()
-    carried: tuple[tuple[str, Value], ...] = ()
+    manifest_fields: tuple[tuple[str, Value], ...] = ()
     sizes: Callable[[Config], dict[str, int]] | None = None
     layer_sets: Callable[[Config], Mapping[str, frozenset[int]]] | None = None
     kinds: Callable[[Config], Sequence[str]] | None = None
-    varied: frozenset[str] = frozenset()
+    varying_factors: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         """Refuse what could not work. Raises ValueError, naming it."""
@@ -123,17 +123,17 @@ class Architecture:
             tied=self.main.tied() if self.tied is None else self.tied,
             sizes=self.sizes or self.main.model_sizes,
             layer_sets=self.layer_sets or (mixture.layer_sets if mixture else None),
-            alike=mixture.alike if mixture else None,
+            uniform_layers=mixture.uniform_layers if mixture else None,
             whole_experts=bool(mixture and mixture.whole),
-            further=mtp.begins if mtp else "",
+            mtp_layer=mtp.begins if mtp else "",
             copies=mtp.copies if mtp else (),
-            unit_rows=self.unit_rows,
-            twice=self.twice,
+            normalized_head=self.normalized_head,
+            stored_twice=self.stored_twice,
             kinds=self.kinds,
-            varied=self.varied,
+            varying_factors=self.varying_factors,
             spellings=self.spellings,
             files=self.files,
-            carried=self.carried,
+            manifest_fields=self.manifest_fields,
             verified=self.proofs,
         )
 
@@ -191,7 +191,9 @@ def _without_size(architecture: Architecture) -> Iterator[str]:
         for rule in table.rules:
             if not rule.applies(config):
                 continue
-            factors = {name for name in rule.view.factors if not (table.kinds and name in table.varied)}
+            factors = {
+                name for name in rule.view.factors if not (table.kinds and name in table.varying_factors)
+            }
             needed = factors | {HOLE_SIZES.get(hole, hole + "s") for hole in rule.holes}
             for name in sorted(needed - sizes.keys()):
                 yield f"{rule.nemo} has the factor {name}, for which there is no size"

@@ -56,6 +56,6 @@ class FurtherFields:
             fields |= {"mtp_num_layers": config["mtp_num_layers"], "mtp_loss_scaling_factor": 0.1}
 
 
-def has_further(rules: Iterable[Rule]) -> bool:
+def has_mtp(rules: Iterable[Rule]) -> bool:
     """Whether these are rules of a table that knows such layers."""
     return any(DEPTH in rule.holes for rule in rules)

@@ -14,12 +14,12 @@ def same(
     axes: str,
     *,
     cut: str | None = None,
-    also: tuple[str, ...] = (),
+    other_names: tuple[str, ...] = (),
     when: When = (),
     hf_when: When = (),
 ) -> Rule:
     """One tensor, the same on both sides."""
-    return Rule(nemo, axes, (Part(hf, axes),), cut=cut, also=also, when=when, hf_when=hf_when)
+    return Rule(nemo, axes, (Part(hf, axes),), cut=cut, other_names=other_names, when=when, hf_when=hf_when)
 
 
 def vocabulary(nemo: str, hf: str, *, when: When = ()) -> Rule:

@@ -86,26 +86,26 @@ class Rule:
     """One Megatron tensor and the Hugging Face tensors it is made of.
 
     ``axes``: the factors of its stored axes. ``cut``: the factor that tensor parallelism divides, None
-    when every rank holds the whole. ``also``: other names of the same tensor (a dialect). ``when``:
+    when every rank holds the whole. ``other_names``: other names of the same tensor (a dialect). ``when``:
     config values under which the rule applies. ``pad``: a factor that the Megatron side may extend
     with rows that mean nothing (the vocabulary). ``hf_when``: config values under which Hugging Face
     has the tensor; under others it is all zeros on the Megatron side and absent on the other.
     ``layers``: the layer set of the table that the rule is for, all layers by default.
     ``keeps_dtype``: a cast of the model leaves it alone.
-    ``idle``: where Hugging Face lacks it, Megatron never reads it, and it may hold anything.
+    ``never_read``: where Hugging Face lacks it, Megatron never reads it, and it may hold anything.
     """
 
     nemo: str
     axes: str
     parts: tuple[Part, ...]
     cut: str | None = None
-    also: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
     when: tuple[tuple[str, Value], ...] = ()
     pad: str | None = None
     hf_when: tuple[tuple[str, Value], ...] = ()
     layers: str = ""
     keeps_dtype: bool = False
-    idle: bool = False
+    never_read: bool = False
 
     @property
     def view(self) -> View:
@@ -115,9 +115,9 @@ class Rule:
     def holes(self) -> tuple[str, ...]:
         return holes(self.nemo)
 
-    def of_kind(self, kind: str, varied: frozenset[str]) -> Rule:
-        """The rule of a layer with sizes of its own for factors in ``varied``: ``ffn`` is ``ffn.kind``."""
-        return _of_kind(self, kind, varied) if kind else self
+    def of_kind(self, kind: str, varying_factors: frozenset[str]) -> Rule:
+        """The rule of a layer with sizes of its own for ``varying_factors``: ``ffn`` is ``ffn.kind``."""
+        return _of_kind(self, kind, varying_factors) if kind else self
 
     def applies(self, config: Mapping[str, Value]) -> bool:
         return all(config.get(key) == value for key, value in self.when)
@@ -160,7 +160,7 @@ class Rule:
             FIELD_NAMES.get(plain, plain),
             anywhere,
             of_experts="expert" in self.holes,
-            also=[size * count for count in shared if shape[axis] % (size * count) == 0],
+            tied_sizes=[size * count for count in shared if shape[axis] % (size * count) == 0],
         )
         for rank, (first, length) in enumerate(pieces):
             for position in range(outer):
@@ -171,11 +171,11 @@ class Rule:
 
 
 @cache
-def _of_kind(rule: Rule, kind: str, varied: frozenset[str]) -> Rule:
+def _of_kind(rule: Rule, kind: str, varying_factors: frozenset[str]) -> Rule:
     """One object for all layers of a kind, since geometry is kept by rule."""
 
     def own(name: int | str) -> int | str:
-        return f"{name}.{kind}" if name in varied else name
+        return f"{name}.{kind}" if name in varying_factors else name
 
     def axes(text: str) -> str:
         return " ".join(f"({' '.join(map(str, map(own, axis)))})" for axis in view(text).axes)
@@ -263,13 +263,12 @@ class Table:
     load time and carry nothing; ``tied`` pairs of (copy, original) that a tied model may hold twice.
     ``modules`` are the Megatron modules that keep an ``_extra_state`` object. ``sizes`` gives the sizes
     of factors and holes; ``layer_sets`` the layers of each kind where layers differ, which Megatron then
-    stores one by one instead of stacked, unless ``alike`` says that this model has only one kind. ``kinds``
-    names for each layer the kind whose sizes it has, where layers differ in those: ``sizes`` then gives
-    ``ffn.kind`` for each factor in ``varied``. ``spellings``
-    are (pattern, replacement) pairs that turn other names found in Hugging Face files into those of
-    ``rules``. ``files`` are files of a Hugging Face directory that go along beside the tokenizer's.
-    ``nemo`` names the NeMo 2 classes written into ``context/``. ``verified`` says against whom
-    the table was proved.
+    stores one by one instead of stacked, unless ``uniform_layers`` says that this model has only one kind.
+    ``kinds`` names for each layer the kind whose sizes it has, where layers differ in those: ``sizes`` then
+    gives ``ffn.kind`` for each factor in ``varying_factors``. ``spellings`` are (pattern, replacement) pairs
+    that turn other names found in Hugging Face files into those of ``rules``. ``files`` are files of a
+    Hugging Face directory that go along beside the tokenizer's. ``nemo`` names the NeMo 2 classes written
+    into ``context/``. ``verified`` says against whom the table was proved.
     """
 
     architecture: str
@@ -283,24 +282,24 @@ class Table:
     tied: tuple[tuple[str, str], ...] = ()
     sizes: Callable[[Mapping[str, Value]], dict[str, int]] = attention_sizes
     layer_sets: Callable[[Mapping[str, Value]], Mapping[str, frozenset[int]]] | None = None
-    alike: Callable[[Mapping[str, Value]], bool] | None = None
+    uniform_layers: Callable[[Mapping[str, Value]], bool] | None = None
     #: experts that tensor parallelism does not cut
     whole_experts: bool = False
     #: what names of tensors of a Hugging Face layer begin with, where there may be layers beyond the last
-    further: str = ""
+    mtp_layer: str = ""
     #: (copy, original) of Hugging Face tensors that each layer beyond the last may hold again
     copies: tuple[tuple[str, str], ...] = ()
     #: Hugging Face tensors of which the model divides each row by its length when it runs
-    unit_rows: tuple[str, ...] = ()
+    normalized_head: tuple[str, ...] = ()
     #: (copy, original) of Megatron's tensors that it stores under two names
-    twice: tuple[tuple[str, str], ...] = ()
+    stored_twice: tuple[tuple[str, str], ...] = ()
     kinds: Callable[[Mapping[str, Value]], Sequence[str]] | None = None
-    varied: frozenset[str] = frozenset()
+    varying_factors: frozenset[str] = frozenset()
     spellings: tuple[tuple[str, str], ...] = ()
     files: tuple[str, ...] = ()
     #: (field of the model config, what to take where nothing tells): what NeMo 2 has no words for, so that it
     #: travels in the manifest
-    carried: tuple[tuple[str, Value], ...] = ()
+    manifest_fields: tuple[tuple[str, Value], ...] = ()
     #: what else this model needs: each makes a step (converters/step.py) of the table
     steps: tuple[Callable[[Table], object], ...] = ()
     verified: tuple[str, ...] = ()
@@ -311,7 +310,7 @@ class Table:
         seen: set[tuple[bool, str, tuple[tuple[str, Value], ...], str]] = set()
         for rule in self.rules:
             factors = set(rule.view.factors)
-            named_nemo = [(True, name) for name in (rule.nemo, *rule.also)]
+            named_nemo = [(True, name) for name in (rule.nemo, *rule.other_names)]
             for is_nemo, name in (*named_nemo, *((False, part.hf) for part in rule.parts)):
                 picked = {first for part in rule.parts if part.hf == name for _, first, _, _ in part.window}
                 if set(holes(name)) | (picked & set(rule.holes)) != set(rule.holes):
@@ -341,7 +340,7 @@ class Table:
         """Whether Megatron stores the layers of this model stacked, since all have the same tensors."""
         if self.layer_sets is None:
             return True
-        return self.alike is not None and self.alike(config)
+        return self.uniform_layers is not None and self.uniform_layers(config)
 
     def instances(self, config: Mapping[str, Value], sizes: Sizes) -> Iterator[Instance]:
         """Every rule that applies, once for each layer (and expert) it names, in model order."""
@@ -364,14 +363,14 @@ class Table:
                 others = [hole for hole in rule.holes if hole != "layer"]
                 for index in product(*(range(sizes[HOLE_SIZES[hole]]) for hole in others)):
                     named = {"layer": layer, **dict(zip(others, index, strict=True))}
-                    own = rule.of_kind(kinds[layer], self.varied)
+                    own = rule.of_kind(kinds[layer], self.varying_factors)
                     yield Instance(own, named, layer, rule.in_hf(config))
-        yield from self._further_instances(rules, config, sizes)
+        yield from self._mtp_instances(rules, config, sizes)
         for rule in rules[first:]:
             if not {"layer", DEPTH, BLOCK} & set(rule.holes):
                 yield Instance(rule, {}, sizes["layers"], rule.in_hf(config))
 
-    def _further_instances(
+    def _mtp_instances(
         self, rules: Sequence[Rule], config: Mapping[str, Value], sizes: Sizes
     ) -> Iterator[Instance]:
         """Those of layers that predict further tokens, which stand behind all others."""

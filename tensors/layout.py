@@ -187,11 +187,11 @@ class Layout:
         return self
 
     def pieces(
-        self, size: int, name: str, what: str, *, of_experts: bool = False, also: Sequence[int] = ()
+        self, size: int, name: str, what: str, *, of_experts: bool = False, tied_sizes: Sequence[int] = ()
     ) -> Iterator[tuple[int, int]]:
         """(first, length) on the axis ``name`` of each tensor-parallel rank.
 
-        Raises LayoutError with the sizes that would do; ``also`` are some that are no cut of this axis.
+        Raises LayoutError with the sizes that would do; ``tied_sizes`` are some that are no cut of this axis.
         """
         count = self.tensor_parallel_size_of_experts if of_experts else self.tensor_parallel_size
         if size % count:
@@ -201,7 +201,7 @@ class Layout:
             raise LayoutError(
                 f"cannot cut {what} into {kind}={count}: {name}={size}",
                 hint=f"tensor parallel sizes that divide it: {possible}"
-                + (f"; that share its heads: {', '.join(map(str, also))}" if also else ""),
+                + (f"; that share its heads: {', '.join(map(str, tied_sizes))}" if tied_sizes else ""),
             )
         for rank in range(count):
             yield rank * (size // count), size // count

@@ -101,13 +101,13 @@ class Converting(Command):
         *arguments: Any,
         reads: Sequence[str] | None = None,
         writes: Sequence[str] | None = None,
-        idle: Sequence[Option] = (),
+        without: Sequence[Option] = (),
         **settings: Any,
     ) -> None:
         super().__init__(*arguments, **settings)
         #: formats of sources that the command is named after
         self.reads = reads
-        self._writes, self._idle = writes, idle
+        self._writes, self._without = writes, without
         self._flags: list[click.Parameter] = []
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -130,7 +130,7 @@ class Converting(Command):
         if self._writes is None or "onnx" in self._writes:
             said = "Add the graph to SRC, a Hugging Face directory; no OUT."
             yield Flag(["--in-place"], is_flag=True, help=said, group="Writing onnx")
-        yield from (flag(option, "Run", hidden=option in self._idle) for option in options.RUN)
+        yield from (flag(option, "Run", hidden=option in self._without) for option in options.RUN)
 
 
 def format_flags(reads: Iterable[str] | None, writes: Iterable[str] | None) -> list[Flag]:
@@ -141,9 +141,9 @@ def format_flags(reads: Iterable[str] | None, writes: Iterable[str] | None) -> l
     for each in formats():
         for option in each.options:
             sides = reads if option.when == "read" else writes
-            idle = option.when == "write" and not each.writes
+            without = option.when == "write" and not each.writes
             shown = found.setdefault(option.name, (option, []))[1]
-            if (sides is None or each.name in sides) and not idle:
+            if (sides is None or each.name in sides) and not without:
                 shown.append(each.name)
     titles = {"read": "Reading", "write": "Writing"}
     made = [

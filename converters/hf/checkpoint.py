@@ -31,7 +31,7 @@ from ...stores.files import SourceDir, SourceFile
 from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
-from .. import mtp_layers, unit_rows
+from .. import mtp_layers, normalized_head
 from ..base import HeldTensors, Model, Request, TensorSpec
 from ..sink import Sink
 from . import beside, heads, names, quantization
@@ -91,7 +91,7 @@ class HFCheckpoint(HeldTensors):
         self._settle_names()
         self._told += word
         self._quantization: Quantization | None = None
-        self._unit_rows: tuple[str, ...] = ()
+        self._normalized_head: tuple[str, ...] = ()
         self._decoded: quantization.Decoded | None = None
         self._absent: list[str] = []
         self._ignored = (beside.ADAPTER,) if ignore_adapter and self._directory.exists(beside.ADAPTER) else ()
@@ -174,17 +174,17 @@ class HFCheckpoint(HeldTensors):
             self._tensors = self._decoded.tensors
 
     def _normalize_rows(self) -> None:
-        names = self._table().unit_rows
+        names = self._table().normalized_head
         if not names or self._quantization is not None:
             raise UsageError(
                 f"{self.path}: is of no model whose own code normalises rows",
                 hint="leave out --normalize-rows",
             )
-        self._tensors, self._unit_rows = unit_rows.normalized(self._stored, names), names
+        self._tensors, self._normalized_head = normalized_head.normalized(self._stored, names), names
 
     def notes(self) -> Sequence[str]:
         left = [*beside.left_note(*left_weights(self._directory)), *beside.adapter_note(self._directory)]
-        rows = unit_rows.note(self._stored, self._unit_rows)
+        rows = normalized_head.note(self._stored, self._normalized_head)
         return [*self._decoding(), *self._told, *rows, *left, *self._absent]
 
     def _decoding(self) -> list[str]:
@@ -246,7 +246,7 @@ class HFCheckpoint(HeldTensors):
         allowed = (*allow_ignored, *_REFUSED, quantization.KEY)
         config, passed = read_config(table.fields, self._config, allowed)
         self._check_output_layer(table, config)
-        unit_rows.settle(config, self._directory, asked=bool(self._unit_rows))
+        normalized_head.settle(config, self._directory, asked=bool(self._normalized_head))
         promised = config.get(mtp_layers.COUNT)
         mtp_layers.settle(table, config, self._tensors.keys(), allow_ignored)
         self._absent = mtp_layers.absent(promised, config, self._config, allow_ignored)

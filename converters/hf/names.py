@@ -154,7 +154,7 @@ def _templates(table: Table) -> Iterator[str]:
     yield from table.ignored
     for copy, original in (*table.tied, *table.copies):
         yield from (copy, original)
-    yield from table.unit_rows
+    yield from table.normalized_head
 
 
 def _regex(template: str) -> str:

@@ -72,7 +72,9 @@ def _model(checkpoint: Checkpoint) -> dict[str, Value]:
         (
             checkpoint.spec(name).shape[0]
             for rule in model.table.rules
-            for name in ((rule.nemo, *rule.also) if checkpoint.side == "nemo" else (p.hf for p in rule.parts))
+            for name in (
+                (rule.nemo, *rule.other_names) if checkpoint.side == "nemo" else (p.hf for p in rule.parts)
+            )
             if rule.pad and name in set(checkpoint.keys())
         ),
         default=config["vocab_size"],

@@ -118,7 +118,7 @@ class NeMo1Resharder(RankWriter):
             output.file(name).size = source.folder.file(name).size
 
     def begin(self, bound: Bound) -> None:
-        bound.leave_out_idle()
+        bound.leave_out_never_read()
         bound.keep_shifted()  # the config goes along, and says how they are meant
         super().begin(bound)
 

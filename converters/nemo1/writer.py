@@ -45,7 +45,7 @@ class NeMo1Sink(NeMo2Sink):
         self._yaml = nemo1_build.build_yaml(model.table, model.config, layout, model.sizes["vocab"], section)
 
     def begin(self, bound: Bound) -> None:
-        bound.leave_out_idle()
+        bound.leave_out_never_read()
 
     def notes(self) -> Sequence[str]:
         return self._notes
@@ -98,7 +98,7 @@ class NeMo1RankWriter(RankWriter):
         )
 
     def begin(self, bound: Bound) -> None:
-        bound.leave_out_idle()
+        bound.leave_out_never_read()
         self._instances = {instance.nemo: instance for instance in bound.instances}
 
     def notes(self) -> Sequence[str]:

@@ -24,7 +24,7 @@ from ..base import Checkpoint, Model, TensorSpec
 from ..hf.checkpoint import GENERATION_CONFIG, TOKENIZER_FILES, hf_config, read_hf_config
 from ..hf.tokenizer_files import json_vocabulary_size
 from ..layers import check_alike
-from ..torch_dist import names as names
+from ..torch_dist import names
 from ..torch_dist.chunks import DistChunks, Places, count_objects, join_halves, name_rows
 from ..torch_dist.names import PREFIX
 from . import context as nemo2_context

@@ -19,7 +19,7 @@ from ...mappings.table import Rule
 from ...stores.files import Folder, SourceFile
 from ...tensors.dtypes import DType
 from ...tensors.stored import StoredTensor
-from .. import mtp_layers as further_layers
+from .. import mtp_layers
 from ..base import Checkpoint, Model, Piece, TensorSpec
 from ..joining import Joiner
 
@@ -195,5 +195,5 @@ def given_model(
     """The model of a config.json that was given for tensors of these ``names``."""
     table = table_for(hf, where)
     config, passed = read_config(table.fields, hf, allow_ignored)
-    further_layers.settle(table, config, names, allow_ignored, told={})
+    mtp_layers.settle(table, config, names, allow_ignored, told={})
     return Model(table, config, unowned.carried(hf, passed), notes=unowned.notes(hf, passed))

@@ -68,8 +68,10 @@ def compare(
         raise UnsupportedArchitecture(
             f"{a.path} is a {model_a.table.architecture!r}, {b.path} a {model_b.table.architecture!r}"
         )
-    carried = {key for key, _ in model_a.table.carried}
-    result = Comparison(config_differences=_config_differences(model_a.config, model_b.config, carried))
+    manifest_fields = {key for key, _ in model_a.table.manifest_fields}
+    result = Comparison(
+        config_differences=_config_differences(model_a.config, model_b.config, manifest_fields)
+    )
     result.notes = [*a.notes(), *b.notes()]
     if result.config_differences:
         return result
@@ -186,9 +188,9 @@ def _both_names(instance: Any, a: Bound, b: Bound) -> str:
     return " ".join(names)
 
 
-def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any], carried: set[str]) -> list[str]:
+def _config_differences(a: Mapping[str, Any], b: Mapping[str, Any], manifest_fields: set[str]) -> list[str]:
     """What two model configs say otherwise, of what both formats can say."""
-    skipped = {"params_dtype", "init_method_std", "attention_dropout", COPIED, *carried}
+    skipped = {"params_dtype", "init_method_std", "attention_dropout", COPIED, *manifest_fields}
     return [
         f"{key}: {a.get(key)!r} and {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())

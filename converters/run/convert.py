@@ -175,10 +175,10 @@ def _verify_stage(conversion: Conversion, progress: Progress | None) -> None:
     try:
         with written:
             result = compare(conversion.source, written, progress, conversion.report.ignored_keys)
-            carried = {kind: state for kind, (state, _) in conversion.writer.companions().items()}
-            if carried and result.equal:
+            companions = {kind: state for kind, (state, _) in conversion.writer.companions().items()}
+            if companions and result.equal:
                 states = written.companions() if isinstance(written, HasOptimizer) else {}
-                compare_companions(conversion.source.model(), carried, states, result)
+                compare_companions(conversion.source.model(), companions, states, result)
     except CorruptCheckpoint as error:
         if f"/{conversion.output.stage.name}/" not in error.message:
             raise

@@ -76,7 +76,7 @@ def _timeout(said: str | None) -> float:
     return seconds
 
 
-class Alone:
+class SingleProcess:
     """The usual case: one process does everything."""
 
     follows = False
@@ -84,7 +84,7 @@ class Alone:
     def __init__(self, conversion: Conversion) -> None:
         self.conversion = conversion
 
-    def __enter__(self) -> Alone:
+    def __enter__(self) -> SingleProcess:
         self.conversion.output.__enter__()
         return self
 
@@ -109,7 +109,7 @@ class Alone:
         """The output has its name."""
 
 
-class Together(Alone):
+class RankProcess(SingleProcess):
     """One of several ranks. The first leads: it holds the lock of the output, frames and commits it."""
 
     def __init__(self, conversion: Conversion, ranks: Ranks, *, resume: bool) -> None:
@@ -128,7 +128,7 @@ class Together(Alone):
         self._checked = 0.0
         self._run = ""
 
-    def __enter__(self) -> Together:
+    def __enter__(self) -> RankProcess:
         output = self.conversion.output
         if not self.follows:
             output.resume = self.resume
@@ -386,7 +386,7 @@ class Together(Alone):
                 )
 
 
-def staged(conversion: Conversion, *, resume: bool, ranks: bool = False) -> Alone:
+def staged(conversion: Conversion, *, resume: bool, ranks: bool = False) -> SingleProcess:
     """How this process takes part in writing: alone, or, where ``ranks`` asks for it, as one of several.
 
     What a launcher put into the environment means nothing by itself: a training job that converts something
@@ -397,14 +397,14 @@ def staged(conversion: Conversion, *, resume: bool, ranks: bool = False) -> Alon
             raise UsageError(
                 "--resume continues a run of several ranks", hint="add --ranks and start it with torchrun"
             )
-        return Alone(conversion)
+        return SingleProcess(conversion)
     mine = ranks_of()
     if mine is None:
         raise UsageError(
             "--ranks shares the work between processes, but RANK and WORLD_SIZE are not set",
             hint="start it with torchrun, or set them for each process",
         )
-    return Together(conversion, mine, resume=resume)
+    return RankProcess(conversion, mine, resume=resume)
 
 
 def _replace(path: Path, content: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ from ...tensors.stored import Extent, contiguous_strides
 from ...version import __version__
 from ..abilities import PadsVocabulary, Quantized, Repeating, Tokenized
 from ..base import Checkpoint, Model, Request
-from ..bind import Asker, Bound, Wanted
+from ..bind import Bound, Reservation, Reservations
 from ..format import Format, Options
 from ..hf.beside import tokenizer_note
 from ..hf.tokenizer_files import vocabulary_size
@@ -325,16 +325,18 @@ def _build_plan(
 ) -> tuple[Plan, list[Payload]]:
     sizes = bound.model.sizes
     wide = {**sizes, "vocab": max(sizes["vocab"], bound.sizes["vocab"])}
-    asked: list[tuple[Instance, DType, DType, list[Wanted]]] = []
+    asked: list[tuple[Instance, DType, DType, list[Reservation]]] = []
     requests: dict[Request, None] = {}
-    asker = Asker(writer.side, sizes, layout, bound.model)
+    reservations = Reservations(writer.side, sizes, layout, bound.model)
     for instance in bound.instances:
         source = bound.dtype(instance)
         casts = source.is_floating_point and not instance.rule.keeps_dtype
         target = dtype if dtype and casts else source
-        boxes = asker.wanted(instance, target)
+        boxes = reservations.of(instance, target)
         same = writer.side == bound.checkpoint.side  # then what is stored once stays so
-        again = [each for each in asker.again(boxes) if not same or each[0].request.name in bound.names]
+        again = [
+            each for each in reservations.copies(boxes) if not same or each[0].request.name in bound.names
+        ]
         again = again if writer.stores_again else []
         for group in (boxes, *again):
             requests.update(dict.fromkeys(box.request for box in group))

@@ -105,8 +105,10 @@ class Latent:
         yield from at.norms(at.layer + "input_layernorm.", names.the("input_norm"))
         for nemo, role, axes, cut, when in _LATENT:
             letters = nemo.split("_")[1]
-            also = (f"{own}{letters}_layernorm.weight",) if "norm" in nemo else ()
-            yield same(own + nemo, names.the(role) + ".weight", axes, cut=cut, also=also, when=when)
+            other_names = (f"{own}{letters}_layernorm.weight",) if "norm" in nemo else ()
+            yield same(
+                own + nemo, names.the(role) + ".weight", axes, cut=cut, other_names=other_names, when=when
+            )
 
     def sizes(self, config: Mapping[str, Value]) -> dict[str, int]:
         """Of heads and of latents; what is rotated lies behind what is not."""

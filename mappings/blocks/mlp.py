@@ -82,7 +82,7 @@ class Mixture:
     scaled_inputs: bool = False
     layer_sets: LayerSets | None = None
     #: whether a model's layers are all alike, though they need not be; Megatron then stores them stacked
-    alike: Callable[[Mapping[str, Value]], bool] | None = None
+    uniform_layers: Callable[[Mapping[str, Value]], bool] | None = None
     whole: bool = False
     #: the field of the config that says the inner width of the experts that every token passes
     shared_width: str = "moe_shared_expert_intermediate_size"
@@ -96,8 +96,13 @@ class Mixture:
     def _rules(self, names: Names, at: Place) -> Iterator[Rule]:
         the, mlp = names.the, at.layer + "mlp."
         # megatron-core's layers without TransformerEngine call it what they call the norm of a dense layer
-        also = () if self.layer_sets else (mlp + "linear_fc1.layer_norm_weight",)
-        yield same(at.layer + "pre_mlp_layernorm.weight", the("mlp_norm") + ".weight", "hidden", also=also)
+        other_names = () if self.layer_sets else (mlp + "linear_fc1.layer_norm_weight",)
+        yield same(
+            at.layer + "pre_mlp_layernorm.weight",
+            the("mlp_norm") + ".weight",
+            "hidden",
+            other_names=other_names,
+        )
         yield same(mlp + "router.weight", the("router") + ".weight", "experts hidden")
         if self.biases:
             yield same(mlp + "router.bias", the("router") + ".bias", "experts")

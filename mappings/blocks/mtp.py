@@ -71,10 +71,10 @@ class Mtp:
 
     def _inner(self, names: Names, rule: Rule) -> Rule:
         """A rule of the decoder's layers, for the layer inside."""
-        nemo = [name.removeprefix(_DECODER) for name in (rule.nemo, *rule.also)]
+        nemo = [name.removeprefix(_DECODER) for name in (rule.nemo, *rule.other_names)]
         spelled = [begin + name for begin in (INNER, RENAMED) for name in nemo]
         parts = tuple(replace(part, hf=part.hf.replace(names.layer, self.layer, 1)) for part in rule.parts)
-        return replace(rule, nemo=spelled[0], also=tuple(spelled[1:]), parts=parts, layers="")
+        return replace(rule, nemo=spelled[0], other_names=tuple(spelled[1:]), parts=parts, layers="")
 
     def sizes(self, config: Mapping[str, Value]) -> dict[str, int]:
         """Of the number of these layers and of the projection."""

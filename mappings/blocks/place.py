@@ -50,11 +50,11 @@ class Place:
     transposed: bool = False
     respelled: bool = True
 
-    def norms(self, nemo: str, hf: str, *also: str) -> Iterator[Rule]:
+    def norms(self, nemo: str, hf: str, *other_names: str) -> Iterator[Rule]:
         """A norm [hidden_size]: Megatron's names without their last word, Hugging Face's module."""
         for kind in ("weight", "bias") if self.norm.kind == "layer" else ("weight",):
-            others = tuple(other + kind for other in also if self.respelled)
-            yield same(nemo + kind, f"{hf}.{kind}", "hidden", also=others)
+            others = tuple(other + kind for other in other_names if self.respelled)
+            yield same(nemo + kind, f"{hf}.{kind}", "hidden", other_names=others)
 
     def linear(
         self, nemo: str, hf: str, rows: str, columns: str, cut: str, bias: There | None

@@ -20,7 +20,7 @@ _UNTIED: Final = (("share_embeddings_and_output_weights", False),)
 #: what Megatron's names of a decoder's layers begin with
 DECODER_LAYER: Final = "decoder.layers.{layer}."
 #: the factors that a stack with ``sizes`` of its own has
-VARIED: Final = frozenset(
+VARYING_FACTORS: Final = frozenset(
     """
     hidden ffn group heads_per_group value_head head query_head head_dim q_rows k_rows v_first qkv_rows
     """.split()
@@ -100,7 +100,7 @@ class Stack:
         compute, what comes after them, and layers of multi-token prediction."""
         layers = tuple(self._layers())
         found = (*self._before(), *layers, *self._after(), *self._mtp(layers))
-        return tuple(rule.of_kind(self.sizes, VARIED) for rule in found)
+        return tuple(rule.of_kind(self.sizes, VARYING_FACTORS) for rule in found)
 
     def _before(self) -> Iterator[Rule]:
         names, at = self.names, self._within + "embedding."

@@ -95,7 +95,7 @@ class BertHeads:
         yield from _both("binary_head.", names.next_sentence, "two hidden", _BINARY)
         bias = Part(names.predictions_bias, "vocab", (("vocab", 0, "true_vocab"),))
         nemo = "output_layer.bias"
-        yield Rule(nemo, "vocab", (bias,), cut="vocab", pad="vocab", hf_when=_LM_HEAD, idle=True)
+        yield Rule(nemo, "vocab", (bias,), cut="vocab", pad="vocab", hf_when=_LM_HEAD, never_read=True)
 
     def sizes(self, config: Mapping[str, Value]) -> dict[str, int]:
         """Of the heads' outputs."""

@@ -48,7 +48,10 @@ NAMES: Final = {
 #: Hugging Face files by the classes that came with the models, or by transformers' own
 SPELLINGS: Final = ((r"^backbone\.embedding\.weight$", "backbone.embeddings.weight"),)
 FINAL_NORM: Final = same(
-    "decoder.final_norm.weight", "backbone.norm_f.weight", "hidden", also=("decoder.final_layernorm.weight",)
+    "decoder.final_norm.weight",
+    "backbone.norm_f.weight",
+    "hidden",
+    other_names=("decoder.final_layernorm.weight",),
 )
 #: unlike its models of attention, Megatron's keep an ``_extra_state`` of the output layer
 MODULES: Final = (

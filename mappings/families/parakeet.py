@@ -40,11 +40,16 @@ def featurizer(
     }
 
 
-def head(nemo: str, hf: str, axes: str, *, also: str = "") -> tuple[Rule, Rule]:
-    """Weight and bias of a linear layer, ``axes`` output first; ``also``: its name in a hybrid model."""
+def head(nemo: str, hf: str, axes: str, *, other_name: str = "") -> tuple[Rule, Rule]:
+    """Weight and bias of a linear layer, ``axes`` output first; ``other_name``: that in a hybrid model."""
     out = axes.split()[0]
     return tuple(  # type: ignore[return-value]
-        same(f"{nemo}.{kind}", f"{hf}.{kind}", shape, also=(f"{also}.{kind}",) if also else ())
+        same(
+            f"{nemo}.{kind}",
+            f"{hf}.{kind}",
+            shape,
+            other_names=(f"{other_name}.{kind}",) if other_name else (),
+        )
         for kind, shape in (("weight", axes), ("bias", out))
     )
 
@@ -237,7 +242,7 @@ def transducer_rules() -> tuple[Rule, ...]:
         *head("joint.pred", "decoder.decoder_projector", "joint pred"),
         *head("joint.enc", "encoder_projector", "joint hidden"),
         # the number counts the dropout before it, which is left out where it is 0
-        *head("joint.joint_net.2", "joint.head", "outputs joint", also="joint.joint_net.1"),
+        *head("joint.joint_net.2", "joint.head", "outputs joint", other_name="joint.joint_net.1"),
     )
 
 

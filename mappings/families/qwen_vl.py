@@ -288,7 +288,7 @@ def qwen_vl(
         ignored=QWEN2.ignored,
         spellings=((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model.")),
         files=PROCESSOR_FILES,
-        carried=(*TOKENS, (INNER_INERT, {})),
+        manifest_fields=(*TOKENS, (INNER_INERT, {})),
         samples=({**_WIDTHS, **sample},),
         proofs=("bit-equal", "transformers logits", "real NeMo logits", "real NeMo import and export"),
         **more,

@@ -328,7 +328,7 @@ def t5_like(
         ),
         ignored=("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",),
         tied=tuple((f"{name}.embed_tokens.weight", "shared.weight") for name in ("encoder", "decoder")),
-        twice=(("output_layer.weight", "lm_head.output_layer.weight"),),
+        stored_twice=(("output_layer.weight", "lm_head.output_layer.weight"),),
         sizes=_sizes,
         nemo1=Nemo1("t5", implied={"transformer_layer_spec": T5_SPEC}, read_as=read_as, only_ranks=True),
         samples=({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ...errors import UnsupportedConfig
-from ..blocks.stack import VARIED
+from ..blocks.stack import VARYING_FACTORS
 from ..hf.fields import Value
 from ..nemo2 import classes
 from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused
@@ -35,7 +35,7 @@ _MOST_BLOCKS: Final = 4096
 
 def tower_rules(*rules: Rule) -> tuple[Rule, ...]:
     """Rules written with a decoder's factors, for a tower with sizes of its own."""
-    return tuple(rule.of_kind(KIND, VARIED) for rule in rules)
+    return tuple(rule.of_kind(KIND, VARYING_FACTORS) for rule in rules)
 
 
 PROJECTOR_MODULES: Final = (
@@ -51,7 +51,7 @@ def projector_rules(names: Sequence[tuple[str, tuple[str, ...], str]], *, cut: b
     by = "projected_ffn" if cut else None
 
     def pair(
-        nemo: str, also: tuple[str, ...], hf: str, axes: str, ends: tuple[str | None, str | None]
+        nemo: str, other_names: tuple[str, ...], hf: str, axes: str, ends: tuple[str | None, str | None]
     ) -> list[Rule]:
         shapes = (("weight", axes, ends[0]), ("bias", axes.split()[0], ends[1]))
         return [
@@ -60,7 +60,7 @@ def projector_rules(names: Sequence[tuple[str, tuple[str, ...], str]], *, cut: b
                 f"{hf}.{kind}",
                 shape,
                 cut=end,
-                also=tuple(f"{name}.{kind}" for name in also),
+                other_names=tuple(f"{name}.{kind}" for name in other_names),
             )
             for kind, shape, end in shapes
         ]
@@ -137,7 +137,7 @@ def vision_sizes(config: Mapping[str, Value]) -> dict[str, int]:
     tower = attention_sizes({**vision, "vocab_size": 1})
     return {
         **attention_sizes(config),
-        **{f"{name}.{KIND}": size for name, size in tower.items() if name in VARIED},
+        **{f"{name}.{KIND}": size for name, size in tower.items() if name in VARYING_FACTORS},
         "blocks": vision["num_layers"],
         "channels": 3,
         "frames": vision.get("temporal_patch_size", 1),

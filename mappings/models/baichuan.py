@@ -90,7 +90,7 @@ BAICHUAN = llama_like(
         "Baichuan2Config",
         (NemoFixed("position_embedding_type", "rope", written=True), PlainOutput()),
     ),
-    unit_rows=("lm_head.weight",),
+    normalized_head=("lm_head.weight",),
     samples=({"max_position_embeddings": 4096},),
     proofs=(
         "bit-equal",

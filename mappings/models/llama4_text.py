@@ -185,7 +185,7 @@ def layer_sets(config: Mapping[str, Value]) -> dict[str, frozenset[int]]:
     return {"sparse": sparse, "dense": frozenset(layers) - sparse}
 
 
-def alike(config: Mapping[str, Value]) -> bool:
+def uniform_layers(config: Mapping[str, Value]) -> bool:
     """Whether all layers have experts."""
     return bool(config["moe_layer_freq"] == 1)
 
@@ -209,7 +209,7 @@ LLAMA4_TEXT = llama_like(
             normalized=False,
             scaled_inputs=True,
             layer_sets=layer_sets,
-            alike=alike,
+            uniform_layers=uniform_layers,
             shared_width="moe_ffn_hidden_size",
         ),
         neighbours=True,

@@ -154,6 +154,6 @@ LLAVA = Architecture(
         (r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),
     ),
     files=PROCESSOR_FILES,
-    carried=(*TOKENS, (INNER_INERT, {})),
+    manifest_fields=(*TOKENS, (INNER_INERT, {})),
     proofs=("bit-equal", "transformers logits", "real NeMo logits", "real NeMo import"),
 )

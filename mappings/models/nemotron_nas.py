@@ -30,7 +30,7 @@ from ..sizes import attention_sizes
 from ..table import Module, Rule
 
 #: factors whose sizes differ between layers
-VARIED: Final = frozenset(
+VARYING_FACTORS: Final = frozenset(
     """group heads_per_group value_head head query_head ffn q_rows k_rows v_first qkv_rows""".split()
 )
 #: keys of a block's two parts, with the values that change nothing; None: read here
@@ -110,12 +110,12 @@ def kinds(config: Mapping[str, Value]) -> list[str]:
 def sizes(config: Mapping[str, Value]) -> dict[str, int]:
     """Sizes of the factors, with those of each kind of layer."""
     plain = {**config, "num_query_groups": config["num_attention_heads"], "ffn_hidden_size": 1}
-    found = {name: size for name, size in attention_sizes(plain).items() if name not in VARIED}
+    found = {name: size for name, size in attention_sizes(plain).items() if name not in VARYING_FACTORS}
     found["hidden_out"] = config["hidden_size"]
     for block, kind in zip(config["block_configs"], kinds(config), strict=True):
         groups, ffn = _sizes_of(block, config)
         own = attention_sizes({**plain, "num_query_groups": groups or 1, "ffn_hidden_size": ffn})
-        found |= {f"{name}.{kind}": own[name] for name in VARIED}
+        found |= {f"{name}.{kind}": own[name] for name in VARYING_FACTORS}
     return found
 
 
@@ -193,11 +193,14 @@ LINEAR: Final = {
 }
 
 
-def linear(part: str, layers: str, hf: str, norm: str, also: str) -> tuple[Rule, Rule]:
+def linear(part: str, layers: str, hf: str, norm: str, other_norm: str) -> tuple[Rule, Rule]:
     """A linear layer in place of attention or MLP, with the norm before it."""
     nemo, there = LAYER + part, "model.layers.{layer}."
     before = same(
-        f"{nemo}.layer_norm_weight", f"{there}{norm}.weight", "hidden", also=(f"{LAYER}{also}.weight",)
+        f"{nemo}.layer_norm_weight",
+        f"{there}{norm}.weight",
+        "hidden",
+        other_names=(f"{LAYER}{other_norm}.weight",),
     )
     itself = same(f"{nemo}.weight", f"{there}{hf}.weight", "hidden_out hidden", cut="hidden_out")
     return replace(before, layers=layers), replace(itself, layers=layers)
@@ -231,7 +234,7 @@ NEMOTRON_NAS = llama_like(
     sizes=sizes,
     layer_sets=layer_sets,
     kinds=kinds,
-    varied=VARIED,
+    varying_factors=VARYING_FACTORS,
     samples=({"num_hidden_layers": len(SAMPLE), "block_configs": SAMPLE},),
     proofs=(
         "bit-equal",

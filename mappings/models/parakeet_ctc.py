@@ -17,7 +17,10 @@ PARAKEET_CTC = Speech(
     extra=(
         *encoder_rules(),
         *head(
-            "decoder.decoder_layers.0", "ctc_head", "vocab hidden one", also="ctc_decoder.decoder_layers.0"
+            "decoder.decoder_layers.0",
+            "ctc_head",
+            "vocab hidden one",
+            other_name="ctc_decoder.decoder_layers.0",
         ),
     ),
     sizes=encoder_sizes,

@@ -57,7 +57,7 @@ def names(table: str) -> list[str]:
 def test_tables_bring_what_they_need() -> None:
     assert names("llama") == ["Tied", "Zeros"]
     assert "MtpStep" in names("deepseek_v3")
-    assert "UnitRowsStep" in names("baichuan")
+    assert "NormalizedHeadStep" in names("baichuan")
     assert names("t5")[0] == "Tied"
 
 

@@ -47,10 +47,10 @@ def test_holes():
     [
         ([same("a.{layer}", "b", "hidden")], "toy: b and a.{layer} have other holes"),
         ([same("a.{layer}", "b.{expert}", "hidden")], "toy: b.{expert} and a.{layer} have other holes"),
-        ([same("a", "b", "hidden", also=("c.{layer}",))], "toy: c.{layer} and a have other holes"),
+        ([same("a", "b", "hidden", other_names=("c.{layer}",))], "toy: c.{layer} and a have other holes"),
         ([same("a", "b", "hidden"), same("c", "b", "hidden")], "toy: b is named by two rules"),
         ([same("a", "b", "hidden"), same("a", "c", "hidden")], "toy: a is named by two rules"),
-        ([same("a", "b", "hidden", also=("a",))], "toy: a is named by two rules"),
+        ([same("a", "b", "hidden", other_names=("a",))], "toy: a is named by two rules"),
         ([Rule("a", "half hidden", (Part("b", "hidden"),))], "toy: b does not place {'half'}"),
         ([Rule("a", "hidden", (Part("b", "hidden ffn"),))], "toy: b does not place {'ffn'}"),
         ([same("a", "b", "hidden", cut="ffn")], "toy: a cuts or pads an axis it lacks"),

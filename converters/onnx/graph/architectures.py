@@ -179,7 +179,7 @@ class Reading(Mapping[str, Value]):
 def check_read(table: Table, kind: Decoder | Encoder, config: Reading) -> None:
     """Raise UnsupportedConfig for fields that the graph built from ``config`` did not read, by name, unless a
     condition of a tensor, a size or a set of layers says what they say. None says nothing."""
-    for ask in (table.sizes, table.layer_sets, table.alike):
+    for ask in (table.sizes, table.layer_sets, table.uniform_layers):
         if ask:
             ask(config)
     conditions = {name for rule in table.rules for name, _ in (*rule.when, *rule.hf_when)}

@@ -47,16 +47,16 @@ class Graph:
     """A graph under construction. Values are names; what computes them is appended in order.
 
     ``compute`` is the element type of activations. Weights keep their names, types and shapes; one of
-    another type than ``compute`` is cast once, in the graph. ``idle`` are names of weights that nothing is
+    another type than ``compute`` is cast once, in the graph. ``unused`` are names of weights that nothing is
     computed with; they may be of any type.
     """
 
     def __init__(
-        self, weights: Mapping[str, Weight], *, idle: Collection[str] = (), opset: int = OPSET
+        self, weights: Mapping[str, Weight], *, unused: Collection[str] = (), opset: int = OPSET
     ) -> None:
         self._onnx = import_extra("onnx", "writing ONNX")
         self._weights, self._opset = weights, opset
-        self.compute = BY_NAME[_compute_type({name: weights[name] for name in weights if name not in idle})]
+        self.compute = BY_NAME[_compute_type({name: weights[name] for name in weights if name not in unused})]
         # filled in place: a large mixture of experts has 200,000 nodes, and helpers that join parts copy
         self._model = self._onnx.ModelProto()
         self._graph = self._model.graph

@@ -32,7 +32,7 @@ from .modules import Modules, embedding
 FILES: Final = "nemoconv.files"
 #: operators that onnxruntime 1.17 has, which older builds of sherpa-onnx come with
 _OPSET: Final = 20
-_IDLE: Final = ".num_batches_tracked"
+_UNUSED: Final = ".num_batches_tracked"
 #: torch stacks the gates input, forget, cell, output; ONNX wants input, output, forget, cell
 _GATES: Final = (0, 3, 1, 2)
 _STATES: Final = ("states_1", "states_2")
@@ -232,7 +232,7 @@ def _graph(
     properties: Mapping[str, str],
 ) -> bytes:
     held = {name: weight for name, weight in weights.items() if part.holds(name)}
-    graph = Graph(held, idle=[name for name in held if name.endswith(_IDLE)], opset=_OPSET)
+    graph = Graph(held, unused=[name for name in held if name.endswith(_UNUSED)], opset=_OPSET)
     part.add(graph, config)
     return graph.model(("nemoconv", __version__), properties)
 

@@ -186,8 +186,10 @@ def test_copies_of_the_embedding_in_old_files_are_left_out(tmp_path: Path) -> No
     samples.build(tmp_path / "plain", config())
     held = load_file(tmp_path / "plain/model.safetensors")
     copies = {f"{stack}.embed_tokens.weight": held["shared.weight"] for stack in ("encoder", "decoder")}
-    idle = {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": held["shared.weight"]}
-    save_file({**held, **copies, **idle}, tmp_path / "plain/model.safetensors")
+    never_read = {
+        "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": held["shared.weight"]
+    }
+    save_file({**held, **copies, **never_read}, tmp_path / "plain/model.safetensors")
     convert(tmp_path / "plain", tmp_path / "nemo", to="nemo2")
     convert(tmp_path / "nemo", tmp_path / "back", to="hf")
     assert data_of(tmp_path / "back").keys() == held.keys()

@@ -96,7 +96,7 @@ def test_a_weight_that_nothing_computes_with_is_carried_along() -> None:
     weights = {"count": Weight("w", 0, 8, INT64, ()), "a": weight(F16)}
     with pytest.raises(UnsupportedError, match="type int64 cannot be computed with"):
         Graph(weights)
-    graph = Graph(weights, idle=["count"], opset=20)
+    graph = Graph(weights, unused=["count"], opset=20)
     assert graph.compute == F16
     graph.carry("count")
     graph.result("z", graph.weight("a"), [2, 3])

@@ -1,7 +1,7 @@
 """Rows of unit length, where a model's own code makes them when it runs and the other side's does not.
 
 A model config says ``unit_rows``: False where the stored rows are to be divided by their lengths, True where
-they have been. A table's ``unit_rows`` names the Hugging Face tensors.
+they have been. A table's ``normalized_head`` names the Hugging Face tensors.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def settle(config: dict[str, Value], folder: Folder, *, asked: bool) -> None:
     config[KEY] = True
 
 
-class UnitRowsStep(Step):
+class NormalizedHeadStep(Step):
     """Rows that are said to have unit length must have it."""
 
     def check(self, bound: Binding, *, rewrites: bool) -> Iterator[str]:
@@ -82,7 +82,7 @@ def _check(bound: Binding) -> None:
     from ..tensors.read import read_box
 
     table, side = bound.model.table, bound.checkpoint.side
-    parts = [(rule, part) for rule in table.rules for part in rule.parts if part.hf in table.unit_rows]
+    parts = [(rule, part) for rule in table.rules for part in rule.parts if part.hf in table.normalized_head]
     for rule, part in parts:
         name = part.hf if side == "hf" else rule.nemo
         tensor = bound.stored(bound.held_as(name) or name, rule)
