@@ -20,7 +20,7 @@ BUILT_IN = "nemoconv"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Registration:
     """Something registered under a name: where it is from and where its object lies."""
 
     name: str
@@ -41,13 +41,13 @@ class Entry:
 
 
 @cache
-def entries(group: str) -> Mapping[str, Entry]:
+def entries(group: str) -> Mapping[str, Registration]:
     """Everything registered in ``nemoconv.<group>``, built in first.
 
     Raises UsageError when two packages claim one name.
     """
     built_in = {"converters": _FORMATS, "mappings": ARCHITECTURES}[group]
-    found = {name: Entry(name, BUILT_IN, target) for name, target in built_in.items()}
+    found = {name: Registration(name, BUILT_IN, target) for name, target in built_in.items()}
     from importlib.metadata import entry_points
 
     for point in entry_points(group=f"nemoconv.{group}"):
@@ -57,7 +57,7 @@ def entries(group: str) -> Mapping[str, Entry]:
                 f"{group[:-1]} {point.name!r} is claimed by {found[point.name].origin!r} and {origin!r}",
                 hint="uninstall one of them",
             )
-        found[point.name] = Entry(point.name, origin, point.value)
+        found[point.name] = Registration(point.name, origin, point.value)
     return found
 
 

@@ -206,7 +206,7 @@ class FilePart(SourceFile):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ChecksummedRun:
     """A run of a file and the CRC-32 that it should have, as ``by`` says."""
 
     start: int
@@ -236,7 +236,7 @@ class RecordChecks:
     __slots__ = ("_ends", "_held", "_lock", "_more", "_pieces", "_records", "_starts", "_touched", "settled")
 
     def __init__(self) -> None:
-        self._records: dict[int, Record] = {}
+        self._records: dict[int, ChecksummedRun] = {}
         self._starts: list[int] = []
         #: start of a piece -> (its end, its checksum), and its end -> its start
         self._pieces: dict[int, tuple[int, int]] = {}
@@ -258,7 +258,7 @@ class RecordChecks:
         """
         if not nbytes:
             return ""
-        new = Record(offset, offset + nbytes, checksum, name, by)
+        new = ChecksummedRun(offset, offset + nbytes, checksum, name, by)
         with self._lock:
             known = self._records.get(offset)
             if known is not None and known.end == new.end:
@@ -277,7 +277,7 @@ class RecordChecks:
                 self._more = RecordChecks()
         return self._more.expect(offset, nbytes, checksum, name, by)
 
-    def _free(self, new: Record) -> bool:
+    def _free(self, new: ChecksummedRun) -> bool:
         """Whether no record lies where this one would."""
         at = bisect_right(self._starts, new.start)
         before = self._records[self._starts[at - 1]] if at else None
@@ -293,7 +293,7 @@ class RecordChecks:
                 return wrong
         return self._more.seen(offset, data) if self._more is not None else ""
 
-    def _met(self, low: int, high: int) -> list[Record]:
+    def _met(self, low: int, high: int) -> list[ChecksummedRun]:
         """The records that these bytes touch and that are not settled yet."""
         with self._lock:
             first = max(0, bisect_right(self._starts, low) - 1)
@@ -306,7 +306,7 @@ class RecordChecks:
                     found.append(record)
             return found
 
-    def _join(self, record: Record, low: int, high: int, found: int) -> str:
+    def _join(self, record: ChecksummedRun, low: int, high: int, found: int) -> str:
         """Add a piece of a record to what was read of it; what is wrong with the record once it is whole."""
         start, end = record.start, record.end
         with self._lock:
@@ -358,7 +358,7 @@ class RecordChecks:
                     return wrong
         return ""
 
-    def rest(self, *, untouched: bool = False) -> Iterator[tuple[Record, list[Piece]]]:
+    def rest(self, *, untouched: bool = False) -> Iterator[tuple[ChecksummedRun, list[Piece]]]:
         """Records that were read in part, and pieces that tile the part that was read, in order; with
         ``untouched`` also those of which nothing was read."""
         with self._lock:

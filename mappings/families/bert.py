@@ -15,10 +15,9 @@ from ...errors import UnsupportedConfig
 from ..blocks.names import Names
 from ..blocks.place import Place
 from ..hf.fields import ConfigRule, Field, Fixed, OneOf, Unread, Value
-from ..hf.fields_gpt import Gelu, Only, PlainHeads
+from ..hf.fields_gpt import Gelu, OnlyValue, PlainHeads
 from ..llama_like import standard
-from ..nemo2.fields import DECODER, FusedGelu, NemoRule, Same, Unused, text, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import DECODER, FusedGelu, NemoFixed, NemoRule, OneName, Same, Unused, text, with_rules
 from ..nemo2.symbols import BERT_SPEC, GELU, TANH_GELU
 from ..rules import When, largest_power_of_two_divisor, same
 from ..table import Part, Rule
@@ -28,7 +27,7 @@ HEADS: Final = ("add_pooler", "add_lm_head", "bert_binary_head")
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class ClassHeads:
     """``add_pooler``, ``add_lm_head`` and ``bert_binary_head``, which in Hugging Face go with the class."""
 
     values: tuple[bool, bool, bool]
@@ -43,15 +42,11 @@ class Heads:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class Head(OneName):
     """A field that says whether there is a head, which the class has or has not."""
 
     name: str
     there: bool
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         if bool(fields[self.name]) is not self.there:
@@ -135,13 +130,13 @@ def config(heads: tuple[bool, bool, bool], defaults: Mapping[str, Value]) -> tup
     return standard(
         PlainHeads(),
         Field("type_vocab_size", "num_tokentypes", 2),
-        Only("tie_word_embeddings", True, default=True, field="share_embeddings_and_output_weights"),
+        OnlyValue("tie_word_embeddings", True, default=True, field="share_embeddings_and_output_weights"),
         Gelu("hidden_act", "gelu", "gelu_new"),
         OneOf("position_embedding_type", ("absolute", None)),
         Fixed("is_decoder", False),
         Fixed("add_cross_attention", False),
         Unread(("hidden_dropout_prob", "classifier_dropout", "gradient_checkpointing")),
-        Heads(heads),
+        ClassHeads(heads),
         keys={"rms_norm_eps": "layer_norm_eps", "attention_dropout": "attention_probs_dropout_prob"},
         defaults={
             "max_position_embeddings": 512,

@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ...errors import UnsupportedConfig
-from ..hf.fields import ConfigRule, Field, OneOf, Value
-from ..hf.fields import Unread as UnreadKeys
+from ..hf.fields import ConfigRule, Field, OneOf, Unread, Value
 from ..hf.fields_speech import Amount, Dropouts, OneBias, SameAs
 from ..rules import same
 from ..table import Rule
-from .speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
+from .speech import YAML, Always, ClassOf, Setting, SpeechKey, SpeechOnly, UnreadSection, typed
 
 PREPROCESSOR = ("preprocessor.featurizer.window", "preprocessor.featurizer.fb")
 _NEMO = "encoder.layers.{layer}."
@@ -231,39 +230,39 @@ ENCODER_FIELDS: tuple[ConfigRule, ...] = (
     OneOf("hidden_act", ("silu", "swish")),
     OneOf("subsampling_conv_kernel_size", (3,)),
     OneOf("subsampling_conv_stride", (2,)),
-    UnreadKeys(("initializer_range",)),
+    Unread(("initializer_range",)),
 )
 
 ENCODER_SETTINGS: tuple[Setting, ...] = (
     ClassOf("encoder", "nemo.collections.asr.modules.ConformerEncoder"),
-    Entry("encoder.feat_in", "feat_in", at_least=1),
-    Entry("encoder.n_layers", "n_layers", at_least=1),
-    Entry("encoder.d_model", "d_model", at_least=1),
-    Only("encoder.subsampling", ("dw_striding",), "striding"),
-    Entry("encoder.subsampling_factor", "subsampling_factor", 4, at_least=1),
+    SpeechKey("encoder.feat_in", "feat_in", at_least=1),
+    SpeechKey("encoder.n_layers", "n_layers", at_least=1),
+    SpeechKey("encoder.d_model", "d_model", at_least=1),
+    SpeechOnly("encoder.subsampling", ("dw_striding",), "striding"),
+    SpeechKey("encoder.subsampling_factor", "subsampling_factor", 4, at_least=1),
     Channels(),
-    Only("encoder.causal_downsampling", (False,), written=True),
+    SpeechOnly("encoder.causal_downsampling", (False,), written=True),
     FeedForward(),
-    Only("encoder.self_attention_model", ("rel_pos",), written=True),
-    Entry("encoder.n_heads", "n_heads", 4, at_least=1),
-    Only("encoder.att_context_size", ([-1, -1], [[-1, -1]], None), None),
-    Only("encoder.att_context_style", ("regular",), written=True),
-    Only("encoder.att_chunk_context_size", (None,)),
-    Only("encoder.conv_context_style", ("regular",)),
-    Only("encoder.global_tokens", (0,)),
-    Only("encoder.conv_dual_mode", (False,)),
-    Entry("encoder.xscaling", "xscaling", True, bool),
-    Entry("encoder.pos_emb_max_len", "pos_emb_max_len", 5000, at_least=1),
-    Entry("encoder.conv_kernel_size", "conv_kernel_size", 31, at_least=1),
-    Only("encoder.conv_norm_type", ("batch_norm",), written=True),
+    SpeechOnly("encoder.self_attention_model", ("rel_pos",), written=True),
+    SpeechKey("encoder.n_heads", "n_heads", 4, at_least=1),
+    SpeechOnly("encoder.att_context_size", ([-1, -1], [[-1, -1]], None), None),
+    SpeechOnly("encoder.att_context_style", ("regular",), written=True),
+    SpeechOnly("encoder.att_chunk_context_size", (None,)),
+    SpeechOnly("encoder.conv_context_style", ("regular",)),
+    SpeechOnly("encoder.global_tokens", (0,)),
+    SpeechOnly("encoder.conv_dual_mode", (False,)),
+    SpeechKey("encoder.xscaling", "xscaling", True, bool),
+    SpeechKey("encoder.pos_emb_max_len", "pos_emb_max_len", 5000, at_least=1),
+    SpeechKey("encoder.conv_kernel_size", "conv_kernel_size", 31, at_least=1),
+    SpeechOnly("encoder.conv_norm_type", ("batch_norm",), written=True),
     Shapes(),
-    Entry("encoder.use_bias", "use_bias", True, bool),
-    Entry("encoder.dropout", "dropout", 0.1, float),
-    Entry("encoder.dropout_emb", "dropout_emb", 0.1, float),
-    Entry("encoder.dropout_att", "dropout_att", 0.0, float),
-    Entry("encoder.stochastic_depth_drop_prob", "stochastic_depth_drop_prob", 0.0, float),
+    SpeechKey("encoder.use_bias", "use_bias", True, bool),
+    SpeechKey("encoder.dropout", "dropout", 0.1, float),
+    SpeechKey("encoder.dropout_emb", "dropout_emb", 0.1, float),
+    SpeechKey("encoder.dropout_att", "dropout_att", 0.0, float),
+    SpeechKey("encoder.stochastic_depth_drop_prob", "stochastic_depth_drop_prob", 0.0, float),
     Always((("encoder.untie_biases", True), ("encoder.dropout_pre_encoder", 0.1))),
-    Unread(
+    UnreadSection(
         "encoder",
         (
             *("att_context_probs", "global_attn_separate", "global_tokens_spacing", "reduction_position"),

@@ -14,7 +14,7 @@ from ..blocks.names import Names
 from ..blocks.place import ALWAYS, LAYER
 from ..blocks.stack import Blocks, Stack
 from ..hf.fields import ConfigRule, Fixed, Unread
-from ..hf.fields_gpt import Gelu, Inner
+from ..hf.fields_gpt import Gelu, GptInnerWidth
 from ..llama_like import standard
 from ..nemo2.entry import Nemo2
 
@@ -74,7 +74,7 @@ def gpt2_like(
     blocks = Blocks(LAYER, attention, Mlp(bias=ALWAYS), activation=None, transposed=transposed)
     config = standard(
         heads,
-        Inner(),
+        GptInnerWidth(),
         Gelu("activation_function", tanh_gelu, tanh_gelu),
         Fixed("scale_attn_weights", True),
         Fixed("scale_attn_by_inverse_layer_idx", False),

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ...errors import UnsupportedConfig
-from ..hf.fields import ConfigRule, Dtype, Field, Value
-from ..hf.fields import Unread as UnreadKeys
-from ..hf.fields_speech import FOR_ONNX_ASR, Nested, Repeated, SameAs
+from ..hf.fields import ConfigRule, Dtype, Field, Unread, Value
+from ..hf.fields_speech import FOR_ONNX_ASR, Nested, RepeatedKey, SameAs
 from ..rules import same
 from ..table import Rule
 from .fastconformer import ENCODER_FIELDS, ENCODER_SETTINGS, encoder_sizes
-from .speech import YAML, Always, ClassOf, Entry, Only, Setting, Unread, typed
+from .speech import YAML, Always, ClassOf, Setting, SpeechKey, SpeechOnly, UnreadSection, typed
 
 if TYPE_CHECKING:
     import numpy
@@ -58,7 +57,7 @@ def head(nemo: str, hf: str, axes: str, *, other_name: str = "") -> tuple[Rule, 
 
 
 @dataclass(frozen=True, slots=True)
-class Classes:
+class CtcVocabulary:
     """``num_classes`` and ``vocabulary`` of the CTC decoder -> ``vocab_size``, which counts the blank too."""
 
     paths = frozenset({"decoder.num_classes", "decoder.vocabulary", "decoder.add_blank", "labels"})
@@ -83,15 +82,15 @@ CTC_FIELDS: Final[tuple[ConfigRule, ...]] = (
     *ENCODER,
     Field("vocab_size", "vocab_size", 1025),
     *FOR_ONNX_ASR,
-    UnreadKeys(("ctc_loss_reduction", "ctc_zero_infinity", "initializer_range")),
+    Unread(("ctc_loss_reduction", "ctc_zero_infinity", "initializer_range")),
     Dtype(),
 )
 CTC_SETTINGS: Final[tuple[Setting, ...]] = (
     *ENCODER_SETTINGS,
     ClassOf("decoder", "nemo.collections.asr.modules.ConvASRDecoder"),
-    Classes(),
+    CtcVocabulary(),
     Always((("decoder.feat_in", None),)),
-    Unread("decoder", ("init_mode",)),
+    UnreadSection("decoder", ("init_mode",)),
 )
 
 # Transducers
@@ -271,8 +270,8 @@ TRANSDUCER_FIELDS: Final[tuple[ConfigRule, ...]] = (
     Field("hidden_act", "joint_activation", "relu", kind=str),
     Field("max_symbols_per_step", "max_symbols", 10),
     *FOR_ONNX_ASR,
-    Repeated("max_tokens_per_step", "max_symbols"),
-    UnreadKeys(("initializer_range",)),
+    RepeatedKey("max_tokens_per_step", "max_symbols"),
+    Unread(("initializer_range",)),
     Dtype(),
 )
 TRANSDUCER_SETTINGS: Final[tuple[Setting, ...]] = (
@@ -280,16 +279,16 @@ TRANSDUCER_SETTINGS: Final[tuple[Setting, ...]] = (
     ClassOf("decoder", "nemo.collections.asr.modules.RNNTDecoder"),
     Labels(),
     Widths(),
-    Entry("decoder.prednet.pred_rnn_layers", "pred_rnn_layers", at_least=1),
-    Only("decoder.normalization_mode", (None,), written=True),
-    Only("decoder.blank_as_pad", (True,), written=True),
-    Unread("decoder", ("random_state_sampling",)),
-    Unread(
+    SpeechKey("decoder.prednet.pred_rnn_layers", "pred_rnn_layers", at_least=1),
+    SpeechOnly("decoder.normalization_mode", (None,), written=True),
+    SpeechOnly("decoder.blank_as_pad", (True,), written=True),
+    UnreadSection("decoder", ("random_state_sampling",)),
+    UnreadSection(
         "decoder.prednet",
         ("t_max", "forget_gate_bias", "weights_init_scale", "hidden_hidden_bias_scale"),
     ),
     ClassOf("joint", "nemo.collections.asr.modules.RNNTJoint"),
-    Entry("joint.jointnet.activation", "joint_activation", kind=str),
+    SpeechKey("joint.jointnet.activation", "joint_activation", kind=str),
     Always(
         (
             ("decoder.prednet.dropout", 0.2),
@@ -300,6 +299,6 @@ TRANSDUCER_SETTINGS: Final[tuple[Setting, ...]] = (
             ("joint.fused_batch_size", 4),
         )
     ),
-    Unread("joint", ("experimental_fuse_loss_wer", "masking_prob")),
+    UnreadSection("joint", ("experimental_fuse_loss_wer", "masking_prob")),
     MaxSymbols(),
 )

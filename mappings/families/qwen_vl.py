@@ -22,13 +22,23 @@ from ..hf.fields import ConfigRule, Dtype, Field, FullAttention, Unread, Value
 from ..hf.fields_gpt import EvenHeads
 from ..hf.fields_projector import Projector
 from ..hf.fields_tower import MultimodalRope, VisionHeads
-from ..hf.fields_vision import INNER_INERT, Carried, Inner, Must, TiedEmbeddings
+from ..hf.fields_vision import INNER_INERT, Carried, InnerConfig, Must, TiedEmbeddings
 from ..llama_like import standard
 from ..models.qwen2 import QWEN2
 from ..nemo2 import classes
-from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Same, Unused, plain, text, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, Part, Parts, Pixels, Width
+from ..nemo2.fields import (
+    Count,
+    NemoClasses,
+    NemoFixed,
+    NemoRule,
+    ParamsDtype,
+    Same,
+    Unused,
+    plain,
+    text,
+    with_rules,
+)
+from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, MultiPartClasses, PartConfig, Pixels, Width
 from ..rules import same
 from .vision import (
     DECODER,
@@ -97,9 +107,9 @@ def tower_fields(*rules: ConfigRule) -> tuple[ConfigRule, ...]:
 def fields(kind: str, tower: tuple[ConfigRule, ...]) -> tuple[ConfigRule, ...]:
     """All rules of config.json; ``kind`` is the model type."""
     return (
-        Inner("text_config", (kind + "_text", kind), text_fields(), flat=True, kept=_REPEATED),
+        InnerConfig("text_config", (kind + "_text", kind), text_fields(), flat=True, kept=_REPEATED),
         # transformers 4 gave the tower the model type of the whole
-        Inner(
+        InnerConfig(
             "vision_config",
             (kind, kind + "_vision"),
             tower,
@@ -139,7 +149,7 @@ class OutputWidth:
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
+class MropePositions:
     """``position_embedding_type`` and ``mrope_section`` of the decoder, which the model's config sets."""
 
     names = frozenset({"position_embedding_type", "mrope_section"})
@@ -169,10 +179,12 @@ class Output:
         pass
 
 
-def nemo_parts(tower: NemoClasses, defaults: Mapping[str, Mapping[str, Value]], version: str) -> Parts:
+def nemo_parts(
+    tower: NemoClasses, defaults: Mapping[str, Mapping[str, Value]], version: str
+) -> MultiPartClasses:
     """NeMo's classes; ``version`` is what its data loading asks for."""
-    decoder = replace(QWEN2.table.nemo, rules=with_rules(QWEN2.table.nemo.rules, Positions()))
-    return Parts(
+    decoder = replace(QWEN2.table.nemo, rules=with_rules(QWEN2.table.nemo.rules, MropePositions()))
+    return MultiPartClasses(
         module=BASE,
         model="Qwen2VLModel",
         config="Qwen2VLConfig",
@@ -180,9 +192,9 @@ def nemo_parts(tower: NemoClasses, defaults: Mapping[str, Mapping[str, Value]], 
         modules=("nemo.collections.vlm.qwen2vl.model.qwen2vl",),
         arguments=(("model_version", version),),
         rules=outer_rules(
-            Part(LANGUAGE, decoder),
-            Part(VISION, tower, "vision"),
-            Part(PROJECTION, projector_classes(("mcore_mlp", "mlp2x_gelu")), "projection"),
+            PartConfig(LANGUAGE, decoder),
+            PartConfig(VISION, tower, "vision"),
+            PartConfig(PROJECTION, projector_classes(("mcore_mlp", "mlp2x_gelu")), "projection"),
             Output(),
             NemoFixed("drop_vision_class_token", False),
             Unused(("vision_feature_layer",)),

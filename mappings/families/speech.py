@@ -58,7 +58,7 @@ _REQUIRED: Final = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SpeechKey:
     """One key, one field. ``default`` is NeMo's; ``at_least`` bounds numbers."""
 
     path: str
@@ -82,7 +82,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Only:
+class SpeechOnly:
     """A key that must have one of ``values``, because Hugging Face's class computes nothing else.
 
     ``default`` is what NeMo takes for a missing key, the first value unless given. The first value is
@@ -114,7 +114,7 @@ class Only:
 
 
 @dataclass(frozen=True, slots=True)
-class Unread:
+class UnreadSection:
     """Keys of one section that change training, speed or memory, but no output."""
 
     section: str

@@ -14,7 +14,7 @@ from typing import Final
 from ...errors import UnsupportedConfig
 from ...formats.text import plain_json
 from ..hf.fields import Value, check_kind
-from .speech import YAML, ClassOf, Entry, Only, Setting, Unread, typed
+from .speech import YAML, ClassOf, Setting, SpeechKey, SpeechOnly, UnreadSection, typed
 
 EXTRACTOR: Final = "preprocessor_config.json"
 PROCESSOR: Final = "processor_config.json"
@@ -54,7 +54,7 @@ class SampleRate:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class WindowLength:
     """``window_NAME`` in seconds or ``n_window_NAME`` in samples <-> ``field`` in samples. NeMo cuts
     fractions of samples off."""
 
@@ -131,25 +131,25 @@ class HighFrequency:
 SETTINGS: Final[tuple[Setting, ...]] = (
     ClassOf("preprocessor", "nemo.collections.asr.modules.AudioToMelSpectrogramPreprocessor"),
     SampleRate(),
-    Only("preprocessor.normalize", ("per_feature",), written=True),
-    Window("size", "win_length", 0.02),
-    Window("stride", "hop_length", 0.01),
-    Only("preprocessor.window", ("hann",), written=True),
-    Entry("preprocessor.features", "feature_size", 64, at_least=1),
+    SpeechOnly("preprocessor.normalize", ("per_feature",), written=True),
+    WindowLength("size", "win_length", 0.02),
+    WindowLength("stride", "hop_length", 0.01),
+    SpeechOnly("preprocessor.window", ("hann",), written=True),
+    SpeechKey("preprocessor.features", "feature_size", 64, at_least=1),
     FourierSize(),
     Preemphasis(),
     HighFrequency(),
-    Only("preprocessor.lowfreq", (0, 0.0)),
-    Only("preprocessor.log", (True,), written=True),
-    Only("preprocessor.log_zero_guard_type", ("add",)),
-    Only("preprocessor.log_zero_guard_value", (2**-24,)),
-    Only("preprocessor.frame_splicing", (1,), written=True),
-    Only("preprocessor.exact_pad", (False,)),
-    Only("preprocessor.mag_power", (2.0, 2)),
-    Only("preprocessor.mel_norm", ("slaney",)),
-    Only("preprocessor.use_torchaudio", (False,)),
-    Only("preprocessor.pad_value", (0.0, 0)),
-    Unread(
+    SpeechOnly("preprocessor.lowfreq", (0, 0.0)),
+    SpeechOnly("preprocessor.log", (True,), written=True),
+    SpeechOnly("preprocessor.log_zero_guard_type", ("add",)),
+    SpeechOnly("preprocessor.log_zero_guard_value", (2**-24,)),
+    SpeechOnly("preprocessor.frame_splicing", (1,), written=True),
+    SpeechOnly("preprocessor.exact_pad", (False,)),
+    SpeechOnly("preprocessor.mag_power", (2.0, 2)),
+    SpeechOnly("preprocessor.mel_norm", ("slaney",)),
+    SpeechOnly("preprocessor.use_torchaudio", (False,)),
+    SpeechOnly("preprocessor.pad_value", (0.0, 0)),
+    UnreadSection(
         "preprocessor",
         ("dither", "nb_augmentation_prob", "nb_max_freq", "rng", "stft_conv", "stft_exact_pad", "pad_to"),
     ),

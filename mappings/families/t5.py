@@ -23,8 +23,7 @@ from ..hf.fields_gpt import TANH_GELUS
 from ..llama_like import standard
 from ..nemo1.entry import Nemo1
 from ..nemo2 import classes
-from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, Unused, plain, text, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import DECODER, NO_BIASES, NemoClasses, NemoFixed, Unused, plain, text, with_rules
 from ..nemo2.symbols import GELU, SILU, T5_SPEC
 from ..rules import same, vocabulary
 from ..sizes import attention_sizes
@@ -83,7 +82,7 @@ class AllHeads:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class FeedForwardProj:
     """``feed_forward_proj``, with what transformers writes down of it, <-> ``hidden_act`` of a gated MLP."""
 
     default: str
@@ -273,7 +272,7 @@ def t5_like(
         Field("d_kv", "kv_channels", 64),
         Fixed("relative_attention_num_buckets", _BUCKETS),
         Fixed("relative_attention_max_distance", _DISTANCE),
-        Gate(gate),
+        FeedForwardProj(gate),
         Unscaled(scales),
         Unread(("n_positions", "classifier_dropout", "output_past")),
         keys={

@@ -9,8 +9,7 @@ from ...errors import UnsupportedConfig
 from ..blocks.stack import VARYING_FACTORS
 from ..hf.fields import Value
 from ..nemo2 import classes
-from ..nemo2.fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Count, NemoClasses, NemoFixed, NemoRule, ParamsDtype, Unused
 from ..nemo2.fields_vision import OUTER
 from ..nemo2.symbols import GELU
 from ..rules import same

@@ -94,7 +94,7 @@ class PlainHeads:
 
 
 @dataclass(frozen=True, slots=True)
-class Inner:
+class GptInnerWidth:
     """``n_inner`` <-> ``ffn_hidden_size``: four times the hidden size unless it is given."""
 
     hf_keys = frozenset({"n_inner"})
@@ -111,7 +111,7 @@ class Inner:
 
 
 @dataclass(frozen=True, slots=True)
-class Only(OneField):
+class OnlyValue(OneField):
     """A key that must have one value here, which is not what transformers takes for a missing key.
 
     ``field`` says the same in Megatron's words.

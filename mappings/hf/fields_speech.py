@@ -121,7 +121,7 @@ class SameAs(OneKey):
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated(SameAs):
+class RepeatedKey(SameAs):
     """A key that other programs want beside ONNX graphs (onnx-asr): read like :class:`SameAs`, written there
     only."""
 
@@ -130,7 +130,10 @@ class Repeated(SameAs):
 
 
 #: what onnx-asr reads in config.json
-FOR_ONNX_ASR = (Repeated("features_size", "feat_in"), Repeated("subsampling_factor", "subsampling_factor"))
+FOR_ONNX_ASR = (
+    RepeatedKey("features_size", "feat_in"),
+    RepeatedKey("subsampling_factor", "subsampling_factor"),
+)
 
 
 @dataclass(frozen=True, slots=True)

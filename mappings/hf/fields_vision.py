@@ -23,7 +23,7 @@ _REPEATED = frozenset({"dtype", "torch_dtype", "model_type", TIED})
 
 
 @dataclass(frozen=True, slots=True)
-class Inner:
+class InnerConfig:
     """A config inside config.json, whose keys ``rules`` own.
 
     ``model_types`` are what it may say it is, the first for one that does not say. ``field`` is where its

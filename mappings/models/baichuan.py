@@ -17,7 +17,7 @@ from ..hf.fields import Unread, Value, check_kind
 from ..hf.fields_gpt import AutoMap, PlainHeads
 from ..llama_like import llama_like
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoFixed
 
 #: vocab_size by which the released code of Baichuan 2 is told from that of Baichuan
 BAICHUAN2_VOCABULARY: Final = 125_696

@@ -25,10 +25,19 @@ from ..families.fastconformer import (
     encoder_sizes,
 )
 from ..families.parakeet import featurizer
-from ..families.speech import YAML, Always, ArchiveOnly, ClassOf, Entry, Only, Setting, Speech, Unread
-from ..hf.fields import ConfigRule, Dtype, Field, OneOf, Value
-from ..hf.fields import Unread as UnreadKeys
-from ..hf.fields_speech import FOR_ONNX_ASR, Amount, Nested, Repeated, SameAs
+from ..families.speech import (
+    YAML,
+    Always,
+    ArchiveOnly,
+    ClassOf,
+    Setting,
+    Speech,
+    SpeechKey,
+    SpeechOnly,
+    UnreadSection,
+)
+from ..hf.fields import ConfigRule, Dtype, Field, OneOf, Unread, Value
+from ..hf.fields_speech import FOR_ONNX_ASR, Amount, Nested, RepeatedKey, SameAs
 from ..table import Part, Rule
 
 if TYPE_CHECKING:
@@ -151,7 +160,7 @@ _DICT: Final = "transf_decoder.config_dict."
 
 
 @dataclass(frozen=True, slots=True)
-class HeadDim:
+class DecoderHeadDim:
     """``head_dim``, which NeMo computes."""
 
     hf_keys = frozenset({"head_dim"})
@@ -167,7 +176,7 @@ class HeadDim:
 
 
 @dataclass(frozen=True, slots=True)
-class Classes:
+class DecoderVocabulary:
     """The vocabulary, a multiple of 8 in NeMo: ``head.num_classes``, repeated in the decoder's config."""
 
     paths = frozenset({"head.num_classes", _DICT + "vocab_size"})
@@ -211,7 +220,7 @@ class HiddenSizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
+class DecoderActivation:
     """``hidden_act`` of the decoder, of which NeMo knows two."""
 
     paths = frozenset({_DICT + "hidden_act"})
@@ -254,39 +263,39 @@ _DECODER_FIELDS: Final = (
     Field("num_hidden_layers", "num_layers", 8),
     Field("num_attention_heads", "num_attention_heads", 8),
     SameAs("num_key_value_heads", "num_attention_heads"),
-    HeadDim(),
+    DecoderHeadDim(),
     Field("intermediate_size", "inner_size", 4096),
     Field("hidden_act", "hidden_act", "relu", kind=str),
     Field("max_position_embeddings", "max_sequence_length", 1024),
     Field("vocab_size", "vocab_size", 16384),
     Amount("attention_dropout", "attn_score_dropout", 0.0),
     OneOf("attention_bias", (True,)),
-    UnreadKeys(("initializer_range",)),
+    Unread(("initializer_range",)),
 )
 FIELDS: Final[tuple[ConfigRule, ...]] = (
     Nested("encoder_config", "parakeet_encoder", ENCODER_FIELDS, _ENCODER_DEFAULTS),
     Nested("decoder_config", "canary_decoder", _DECODER_FIELDS),
     SameAs("vocab_size", "vocab_size"),
     *FOR_ONNX_ASR,
-    Repeated("max_sequence_length", "max_sequence_length"),
+    RepeatedKey("max_sequence_length", "max_sequence_length"),
     OneOf("tie_word_embeddings", (True,)),
-    UnreadKeys(("initializer_range",)),
+    Unread(("initializer_range",)),
     Dtype(),
 )
 SETTINGS: Final[tuple[Setting, ...]] = (
     *ENCODER_SETTINGS,
     ClassOf("transf_decoder", "nemo.collections.asr.modules.transformer.get_nemo_transformer"),
     HiddenSizes(),
-    Entry(_DICT + "num_layers", "num_layers", at_least=1),
-    Entry(_DICT + "num_attention_heads", "num_attention_heads", at_least=1),
-    Entry(_DICT + "inner_size", "inner_size", at_least=1),
-    Activation(),
-    Entry(_DICT + "max_sequence_length", "max_sequence_length", 512, at_least=1),
-    Entry(_DICT + "attn_score_dropout", "attn_score_dropout", 0.0, float),
-    Only(_DICT + "learn_positional_encodings", (False,), written=True),
-    Only(_DICT + "pre_ln", (True,), False),
-    Only("transf_decoder.pre_ln_final_layer_norm", (True,), written=True),
-    Only("transf_decoder.encoder", (False, None), True),
+    SpeechKey(_DICT + "num_layers", "num_layers", at_least=1),
+    SpeechKey(_DICT + "num_attention_heads", "num_attention_heads", at_least=1),
+    SpeechKey(_DICT + "inner_size", "inner_size", at_least=1),
+    DecoderActivation(),
+    SpeechKey(_DICT + "max_sequence_length", "max_sequence_length", 512, at_least=1),
+    SpeechKey(_DICT + "attn_score_dropout", "attn_score_dropout", 0.0, float),
+    SpeechOnly(_DICT + "learn_positional_encodings", (False,), written=True),
+    SpeechOnly(_DICT + "pre_ln", (True,), False),
+    SpeechOnly("transf_decoder.pre_ln_final_layer_norm", (True,), written=True),
+    SpeechOnly("transf_decoder.encoder", (False, None), True),
     Always(
         (
             (_DICT + "num_token_types", 0),
@@ -302,10 +311,10 @@ SETTINGS: Final[tuple[Setting, ...]] = (
         )
     ),
     NoTransformerEncoder(),
-    Unread("transf_encoder", _TRANSFORMER_ENCODER),
+    UnreadSection("transf_encoder", _TRANSFORMER_ENCODER),
     ClassOf("head", "nemo.collections.asr.parts.submodules.token_classifier.TokenClassifier"),
-    Classes(),
-    Only("head.num_layers", (1,), written=True),
+    DecoderVocabulary(),
+    SpeechOnly("head.num_layers", (1,), written=True),
 )
 
 

@@ -8,7 +8,7 @@ from ..families.deepseek import CLASSES, deepseek_like, dense_first, released_co
 from ..hf.fields import Field, Fixed, OneOf
 from ..hf.fields_moe import DenseFirst, ExpertGroups, LowRankQuery, SharedExperts
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import NemoFixed
 
 DEEPSEEK_V2 = deepseek_like(
     "deepseek_v2",

@@ -19,12 +19,11 @@ from ..blocks.mlp import Mlp
 from ..blocks.place import LAYER, There
 from ..blocks.stack import Blocks
 from ..hf.fields import Fixed, Unread, Value, check_kind
-from ..hf.fields_gpt import Gelu, Only
+from ..hf.fields_gpt import Gelu, OnlyValue
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
 from ..nemo2 import classes
-from ..nemo2.fields import DECODER, ArchivesOnly, FusedGelu, Same, with_rules
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import DECODER, ArchivesOnly, FusedGelu, NemoFixed, Same, with_rules
 from ..nemo2.symbols import GELU, TANH_GELU
 from ..rules import same
 
@@ -86,7 +85,7 @@ class Layers:
 
 
 @dataclass(frozen=True, slots=True)
-class Biases:
+class LinearBias:
     """``bias``, of every linear layer. NeMo's layers that run side by side leave them out when they run, and
     megatron-core's GELU by tanh is that of layers with biases."""
 
@@ -190,8 +189,8 @@ FALCON = llama_like(
         FfnSize(),
         Layers(),
         Gelu("activation", "gelu", "gelu_pytorch_tanh"),
-        Biases(),
-        Only("alibi", False, default=False, why="NeMo 1's Falcon has rotary embeddings"),
+        LinearBias(),
+        OnlyValue("alibi", False, default=False, why="NeMo 1's Falcon has rotary embeddings"),
         Fixed("apply_residual_connection_post_layernorm", False),
         Unread(("hidden_dropout",)),
     ),

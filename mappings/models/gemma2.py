@@ -14,8 +14,7 @@ from ..hf.fields import AlternatingWindow, Field, Fixed, Nullable, OneOf, Unread
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import Same
+from ..nemo2.fields import NemoFixed, Same
 from ..nemo2.symbols import GEMMA2_SPEC
 from .gemma import BLOCKS
 

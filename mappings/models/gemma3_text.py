@@ -12,8 +12,7 @@ from ..hf.rope import TwoRopes
 from ..llama_like import llama_like
 from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import Gemma3Attention
+from ..nemo2.fields import Gemma3Attention, NemoFixed
 from ..nemo2.symbols import GEMMA3_SPEC
 from .gemma import BLOCKS
 from .gemma2 import DEFAULTS, NAMES

@@ -19,8 +19,7 @@ from ..blocks.place import There
 from ..hf.fields import Value
 from ..llama_like import llama_like
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import text
+from ..nemo2.fields import NemoFixed, text
 from ..nemo2.symbols import GEMMA2_SPEC
 from .chatglm import BLOCKS
 from .glm import CONFIG, DEFAULTS, NAMES

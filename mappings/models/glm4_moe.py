@@ -16,8 +16,7 @@ from ..hf.rope import PartialRope
 from ..llama_like import llama_like
 from ..mtp import FurtherFields, FurtherLayers
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Count, Same
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Count, NemoFixed, Same
 from ..nemo2.fields_moe import ScalingFactor, SetTo, WrittenBlockSpec
 from .deepseek_v3 import MIXTURE
 from .qwen3 import HEAD_NORMS

@@ -10,7 +10,7 @@ from ..blocks.mlp import Mlp
 from ..blocks.place import ALWAYS, LAYER
 from ..blocks.stack import Blocks
 from ..hf.fields import Fixed, Unread
-from ..hf.fields_gpt import Gelu, NeoXRope, Only, PlainHeads
+from ..hf.fields_gpt import Gelu, NeoXRope, OnlyValue, PlainHeads
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
 from ..nemo2.entry import Nemo2
@@ -49,7 +49,7 @@ GPT_NEOX = llama_like(
     },
     config=(
         PlainHeads(),
-        Only("use_parallel_residual", False, default=True, why=PARALLEL),
+        OnlyValue("use_parallel_residual", False, default=True, why=PARALLEL),
         Gelu("hidden_act", "gelu", "gelu_fast"),
         Fixed("attention_bias", True),
         Unread(("hidden_dropout", "classifier_dropout")),

@@ -23,9 +23,8 @@ from ..hf.fields_moe import Aliased, AlsoCalled
 from ..hf.rope import Rope
 from ..llama_like import llama_like
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import Same, text
-from ..nemo2.fields_moe import EverySecondWindow, OneOfSymbols, Repeated
+from ..nemo2.fields import NemoFixed, Same, text
+from ..nemo2.fields_moe import EverySecondWindow, OneOfSymbols, RepeatedField
 from ..nemo2.symbols import CORE_QUICK_GELU
 
 YARN: tuple[tuple[str, object], ...] = (
@@ -175,7 +174,7 @@ GPT_OSS = llama_like(
         "GPTOSSModel",
         "GPTOSSConfig",
         (
-            Repeated("moe_ffn_hidden_size", "ffn_hidden_size"),
+            RepeatedField("moe_ffn_hidden_size", "ffn_hidden_size"),
             NemoFixed("moe_router_pre_softmax", False, written=True),
             NemoFixed("softmax_type", "learnable", written=True),
             NemoFixed("glu_linear_offset", 1.0, written=True),

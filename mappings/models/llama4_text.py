@@ -19,9 +19,8 @@ from ..blocks.stack import Blocks
 from ..hf.fields import Field, Fixed, Unread, Value, check_kind
 from ..llama_like import llama_like
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Count, Same, plain, text
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields_moe import Repeated
+from ..nemo2.fields import Count, NemoFixed, Same, plain, text
+from ..nemo2.fields_moe import RepeatedField
 from ..nemo2.symbols import LLAMA4_SPEC
 
 
@@ -250,7 +249,7 @@ LLAMA4_TEXT = llama_like(
             NemoFixed("moe_router_score_function", "sigmoid", written=True),
             NemoFixed("moe_apply_probs_on_input", True, written=True),
             NemoFixed("transformer_layer_spec", LLAMA4_SPEC),
-            Repeated("moe_shared_expert_intermediate_size", "moe_ffn_hidden_size"),
+            RepeatedField("moe_shared_expert_intermediate_size", "moe_ffn_hidden_size"),
             Same("qk_l2_norm"),
             Count("attention_chunk_size"),
             ExpertFreq(),

@@ -13,12 +13,11 @@ from typing import Any
 from ..architecture import Architecture
 from ..blocks.stack import Blocks
 from ..hf.fields import ConfigRule, Field, Fixed, Unread
-from ..hf.fields_gpt import AutoMap, Only
+from ..hf.fields_gpt import AutoMap, OnlyValue
 from ..llama_like import llama_like
 from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import Llama3Scaling, NemoRule, Same, Unused
+from ..nemo2.fields import Llama3Scaling, NemoFixed, NemoRule, Same, Unused
 from ..nemo2.symbols import BIDIRECTIONAL_SPEC
 from ..table import Module
 
@@ -45,7 +44,7 @@ def bidirectional(
     """A Llama that attends both ways. ``nemo2``: module, model and config class, ``also``
     other config classes of it."""
     others = ("hf_llama_embedding.LlamaBidirectionalConfig", f"hf_llama_embedding.{hf_class}")
-    tied = Only(
+    tied = OnlyValue(
         "tie_word_embeddings", True, default=False, why=UNTIED, field="share_embeddings_and_output_weights"
     )
     code = AutoMap(f"{CODE}.LlamaBidirectionalConfig", f"{CODE}.{hf_class}", others, auto_class)

@@ -23,10 +23,18 @@ from ..families.vision import (
 from ..hf.fields import Dtype, Field, Fixed, Unread
 from ..hf.fields_projector import FeatureLayer, Projector, SelectStrategy
 from ..hf.fields_tower import VisionHeads
-from ..hf.fields_vision import INNER_INERT, Carried, Inner, Must, TiedEmbeddings
+from ..hf.fields_vision import INNER_INERT, Carried, InnerConfig, Must, TiedEmbeddings
 from ..nemo2 import classes
 from ..nemo2.fields import NemoClasses, Same, Unused
-from ..nemo2.fields_vision import LANGUAGE, PROJECTION, VISION, ClipTower, DropClassToken, Part, Parts
+from ..nemo2.fields_vision import (
+    LANGUAGE,
+    PROJECTION,
+    VISION,
+    ClipTower,
+    DropClassToken,
+    MultiPartClasses,
+    PartConfig,
+)
 from ..rules import same
 from ..table import Rule
 from .llama import LLAMA
@@ -111,8 +119,8 @@ LLAVA = Architecture(
         ),
     ),
     config=(
-        Inner("text_config", ("llama",), (*LLAMA.config, Unread(("tie_word_embeddings",)))),
-        Inner(
+        InnerConfig("text_config", ("llama",), (*LLAMA.config, Unread(("tie_word_embeddings",)))),
+        InnerConfig(
             "vision_config",
             ("clip_vision_model",),
             CLIP_FIELDS,
@@ -130,15 +138,15 @@ LLAVA = Architecture(
         Unread(("ignore_index", "vocab_size")),
         Dtype(),
     ),
-    nemo2=Parts(
+    nemo2=MultiPartClasses(
         module="nemo.collections.vlm.neva.model.llava",
         model="LlavaModel",
         config="LlavaConfig",
         defaults=classes.family("LlavaConfig"),
         rules=outer_rules(
-            Part(LANGUAGE, LLAMA.table.nemo),
-            Part(VISION, CLIP_CLASSES, "vision"),
-            Part(PROJECTION, projector_classes(("mlp2x_gelu",)), "projection"),
+            PartConfig(LANGUAGE, LLAMA.table.nemo),
+            PartConfig(VISION, CLIP_CLASSES, "vision"),
+            PartConfig(PROJECTION, projector_classes(("mlp2x_gelu",)), "projection"),
             Same("vision_feature_layer"),
             DropClassToken(),
         ),

@@ -16,8 +16,7 @@ from ..hf.fields import Field, Fixed, Unread, Value
 from ..hf.fields_ssm import InnerWidth, StepLimit
 from ..llama_like import llama_like
 from ..nemo2 import classes
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import NemoClasses
+from ..nemo2.fields import NemoClasses, NemoFixed
 from ..nemo2.fields_moe import Harmless
 from ..nemo2.fields_ssm import SSM, Pattern
 

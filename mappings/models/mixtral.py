@@ -9,8 +9,8 @@ from ..hf.fields import Field, Fixed
 from ..llama_like import llama_like
 from ..nemo1.entry import Nemo1
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields_moe import Repeated
+from ..nemo2.fields import NemoFixed
+from ..nemo2.fields_moe import RepeatedField
 
 MIXTRAL = llama_like(
     "mixtral",
@@ -40,7 +40,7 @@ MIXTRAL = llama_like(
         "MixtralModel",
         "MixtralConfig",
         (
-            Repeated("moe_ffn_hidden_size", "ffn_hidden_size"),
+            RepeatedField("moe_ffn_hidden_size", "ffn_hidden_size"),
             NemoFixed("moe_router_pre_softmax", False, written=True),
         ),
     ),

@@ -19,8 +19,7 @@ from ..hf.fields_moe import Aliased, ReleasedCode
 from ..hf.fields_ssm import LayerPattern, StepLimit
 from ..llama_like import llama_like
 from ..nemo2 import classes
-from ..nemo2.fields import Count, NemoClasses, Same
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Count, NemoClasses, NemoFixed, Same
 from ..nemo2.fields_moe import OneOfSymbols
 from ..nemo2.fields_ssm import SSM, Pattern
 from ..nemo2.symbols import CORE_SQUARED_RELU

@@ -22,8 +22,7 @@ from ..hf.fields_gpt import AutoMap
 from ..llama_like import llama_like
 from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Fixed as NemoFixed
-from ..nemo2.fields import Llama3Scaling
+from ..nemo2.fields import Llama3Scaling, NemoFixed
 from ..nemo2.symbols import HETEROGENEOUS_SPEC
 from ..rules import same
 from ..sizes import attention_sizes

@@ -14,8 +14,7 @@ from ..hf.fields import Field, FullAttention
 from ..hf.fields_moe import EveryLayerSparse, NormTopk
 from ..llama_like import llama_like
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Count
-from ..nemo2.fields import Fixed as NemoFixed
+from ..nemo2.fields import Count, NemoFixed
 
 QWEN2_MOE = llama_like(
     "qwen2_moe",

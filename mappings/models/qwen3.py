@@ -8,7 +8,7 @@ from ..llama_like import llama_like
 from ..nemo1.entry import BLOCK_SPEC, Nemo1
 from ..nemo2 import classes
 from ..nemo2.entry import Nemo2
-from ..nemo2.fields import Length
+from ..nemo2.fields import NemoLength
 from .qwen2 import DEFAULTS
 
 HEAD_NORMS = {"query_norm": "self_attn.q_norm", "key_norm": "self_attn.k_norm"}
@@ -23,7 +23,7 @@ QWEN3 = llama_like(
         "nemo.collections.llm.gpt.model.qwen3",
         "Qwen3Model",
         "Qwen3Config",
-        (Length(),),
+        (NemoLength(),),
         # not the mixtures of experts of the same module
         defaults=classes.family("Qwen3Config", without=("Qwen3MoEConfig",)),
     ),

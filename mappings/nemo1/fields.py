@@ -18,14 +18,14 @@ from ..hf.fields import Value
 from ..nemo2 import known as nemo2_fields
 from ..nemo2.fields import plain, text
 from ..nemo2.symbols import GELU, SILU, SQUARED_RELU, TANH_GELU
-from .rules import Key, Needed, Only, Required, Word, YamlRule, key, rare
+from .rules import Needed, Required, Word, YamlKey, YamlOnly, YamlRule, key, rare
 
 RELU: Final = Symbol("torch.nn.functional", "relu")
 _QUICK_GELU: Final = Symbol("nemo.collections.nlp.modules.common.megatron.utils", "ApproxGELUActivation")
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
+class YamlLength:
     """``encoder_seq_length`` and ``max_position_embeddings`` <-> ``seq_length``: the longer of both, since
     NeMo's Mistral script keeps the window in the former."""
 
@@ -54,7 +54,7 @@ _ACTIVATIONS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Activation:
+class YamlActivation:
     """``activation`` (``fast-`` means that gate and up are one matrix) and ``openai_gelu``, GELU by tanh,
     <-> ``activation_func`` and ``gated_linear_unit``."""
 
@@ -118,7 +118,7 @@ _SCALING: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class RotaryScaling:
+class YamlRotaryScaling:
     """``scale_positional_embedding`` <-> the four fields of ``Llama31Config``. NeMo's own implementation
     (``mcore_gpt`` off) does not read the key, so there it means nothing."""
 
@@ -140,7 +140,7 @@ class RotaryScaling:
 PLAIN_SPECS: Final = None, "te_gpt", "modelopt", "decoder_block_gpt", "megatron_gpt_full_te_layer_autocast"
 #: in the order of NeMo's own yaml files
 RULES: Final[tuple[YamlRule, ...]] = (
-    Length(),
+    YamlLength(),
     Required("num_layers", "num_layers"),
     Required("hidden_size", "hidden_size"),
     key("ffn_hidden_size"),
@@ -152,18 +152,18 @@ RULES: Final[tuple[YamlRule, ...]] = (
     key("attention_dropout", 0.1),
     Normalization(),
     key("layernorm_epsilon", 1e-5),
-    Key("bias", "add_bias_linear", True),
-    Key("qkv_bias", "add_qkv_bias", False),
-    Activation(),
+    YamlKey("bias", "add_bias_linear", True),
+    YamlKey("qkv_bias", "add_qkv_bias", False),
+    YamlActivation(),
     key("bias_activation_fusion", True),
     rare("qk_layernorm", False),
     rare("window_size"),
     key("position_embedding_type", "learned_absolute"),
-    Key("rotary_percentage", "rotary_percent", 1.0),
+    YamlKey("rotary_percentage", "rotary_percent", 1.0),
     key("rotary_base", 10000),
     rare("rotary_interleaved", False),
     key("seq_len_interpolation_factor"),
-    RotaryScaling(),
+    YamlRotaryScaling(),
     key("share_embeddings_and_output_weights", True),
     rare("num_moe_experts"),
     rare("moe_ffn_hidden_size"),
@@ -179,13 +179,13 @@ RULES: Final[tuple[YamlRule, ...]] = (
     rare("moe_shared_expert_intermediate_size"),
     rare("moe_shared_expert_gate", False),
     rare("moe_layer_freq", 1),
-    Only("transformer_block_type", ("pre_ln",)),
-    Only("headscale", (False, None)),
-    Only("normalize_attention_scores", (True,)),
-    Only("attention_type", ("multihead", None)),
-    Only("megatron_legacy", (False, None)),
-    Only("hyena", (None,)),
-    Only("drop_layers", (None, [])),
+    YamlOnly("transformer_block_type", ("pre_ln",)),
+    YamlOnly("headscale", (False, None)),
+    YamlOnly("normalize_attention_scores", (True,)),
+    YamlOnly("attention_type", ("multihead", None)),
+    YamlOnly("megatron_legacy", (False, None)),
+    YamlOnly("hyena", (None,)),
+    YamlOnly("drop_layers", (None, [])),
     Word("apply_embedding_scaling", (False, True), plain=(None,)),
     # the layer specs; those that build megatron-core's plain layers are one
     Word("name", ("", "megatron_gemma2", "megatron_falcon_gpt"), plain=PLAIN_SPECS),

@@ -15,7 +15,7 @@ from ...errors import CorruptCheckpoint, UnsupportedConfig
 from ..hf.fields import Value
 from ..nemo2.fields import plain, text
 from ..nemo2.symbols import BERT_SPEC, GELU, TANH_GELU
-from .rules import Key, Only, Required, Says, YamlRule, key
+from .rules import Required, Says, YamlKey, YamlOnly, YamlRule, key
 
 #: whether megatron-core's layers are used, or NeMo's own
 MCORE: Final = "mcore_bert"
@@ -23,7 +23,7 @@ BLOCK: Final = "transformer_block_type"
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
+class YamlPositions:
     """``max_position_embeddings``, the rows of the embedding, <-> ``seq_length``. ``encoder_seq_length`` is
     that of a training run."""
 
@@ -41,7 +41,7 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True)
-class Gelu:
+class YamlGelu:
     """GELU, by tanh where the kernel that adds the bias as well computes it: ``bias_activation_fusion`` of
     megatron-core's layers, ``bias_gelu_fusion`` of NeMo's own. ``activation`` can say nothing else."""
 
@@ -66,7 +66,7 @@ class Gelu:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class YamlHeads:
     """``bert_binary_head``, ``add_pooler`` and ``add_lm_head``. With the first NeMo 1 builds two token types
     and, where there is a head for masks, the one for the next sentence; without it, no token types.
 
@@ -114,7 +114,7 @@ IMPLIED: Final[Mapping[str, Value]] = {
     "normalization": "LayerNorm",
 }
 RULES: Final[tuple[YamlRule, ...]] = (
-    Positions(),
+    YamlPositions(),
     Required("num_layers", "num_layers"),
     Required("hidden_size", "hidden_size"),
     Required("num_attention_heads", "num_attention_heads"),
@@ -124,15 +124,15 @@ RULES: Final[tuple[YamlRule, ...]] = (
     key("hidden_dropout", 0.1),
     key("attention_dropout", 0.1),
     key("layernorm_epsilon", 1e-5),
-    Gelu(),
-    Heads(),
-    Key("bias", "add_bias_linear", True),
+    YamlGelu(),
+    YamlHeads(),
+    YamlKey("bias", "add_bias_linear", True),
     key("share_embeddings_and_output_weights", True),
     key("position_embedding_type", "learned_absolute"),
     Says(BLOCK, "post_ln", "pre_ln"),
-    Only("normalization", ("layernorm", "LayerNorm")),
-    Only("layernorm_zero_centered_gamma", (False, None)),
-    Only("megatron_legacy", (False, None)),
+    YamlOnly("normalization", ("layernorm", "LayerNorm")),
+    YamlOnly("layernorm_zero_centered_gamma", (False, None)),
+    YamlOnly("megatron_legacy", (False, None)),
 )
 #: of a BERT with its norms before attention and MLP
 PRE_LN_RULES: Final[tuple[YamlRule, ...]] = (

@@ -17,7 +17,7 @@ from ...errors import CorruptCheckpoint, UnsupportedConfig, some
 from ..hf.fields import Value
 from ..nemo2.fields import plain, text
 from ..nemo2.symbols import GELU, SILU
-from .rules import Key, Means, Needed, Only, Required, Says, Unspoken, YamlRule, key
+from .rules import Means, Needed, Required, Says, Unspoken, YamlKey, YamlOnly, YamlRule, key
 
 #: whether megatron-core's layers are used, or NeMo's own
 MCORE: Final = "mcore_t5"
@@ -25,7 +25,7 @@ STACKS: Final = ("encoder", "decoder")
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class YamlGatedActivation:
     """``activation`` and ``openai_gelu`` <-> ``activation_func`` of a gated MLP, where GELU is by tanh.
 
     ``fast-`` means that gate and up are one matrix. ``openai_gelu`` outdoes the activation's name.
@@ -61,7 +61,7 @@ class Gate:
 
 #: of each of the two sections
 SECTION: Final[tuple[YamlRule, ...]] = (
-    Only("arch", ("transformer",)),
+    YamlOnly("arch", ("transformer",)),
     Required("hidden_size", "hidden_size"),
     Required("num_attention_heads", "num_attention_heads"),
     Required("ffn_hidden_size", "ffn_hidden_size"),
@@ -70,8 +70,8 @@ SECTION: Final[tuple[YamlRule, ...]] = (
     key("hidden_dropout", 0.1),
     key("attention_dropout", 0.1),
     key("layernorm_epsilon", 1e-5),
-    Gate(),
-    Key("bias", "add_bias_linear", True),
+    YamlGatedActivation(),
+    YamlKey("bias", "add_bias_linear", True),
     Means("normalization", "rmsnorm", "layernorm", "normalization", "RMSNorm"),
     Means("normalize_attention_scores", False, True, "softmax_scale", 1.0),
     Means("position_embedding_type", "relative", "learned_absolute", "position_embedding_type", "relative"),
@@ -80,9 +80,9 @@ SECTION: Final[tuple[YamlRule, ...]] = (
     Says("relative_position_bias_self_attention_only", True, None),
     # the bias of relative positions would be scaled, too
     Says("apply_query_key_layer_scaling", False, True),
-    Only("transformer_block_type", ("pre_ln",)),
-    Only("headscale", (False, None)),
-    Only("num_moe_experts", (1, None)),
+    YamlOnly("transformer_block_type", ("pre_ln",)),
+    YamlOnly("headscale", (False, None)),
+    YamlOnly("num_moe_experts", (1, None)),
 )
 #: of a section, and without a bearing on what its weights compute; how q, k and v lie the reader asks itself
 #: (:func:`in_blocks`)
@@ -182,8 +182,8 @@ RULES: Final[tuple[YamlRule, ...]] = (
     key("max_position_embeddings", 512),
     Means("share_decoder_tokens_head_embeddings", False, True, "share_embeddings_and_output_weights", False),
     Says("tokens_head_bias", False, True),
-    Only("share_token_embeddings", (True,)),
-    Only("hiddens", (None,)),
+    YamlOnly("share_token_embeddings", (True,)),
+    YamlOnly("hiddens", (None,)),
     Says(MCORE, False, False, "megatron-core's layers in NeMo 1's T5 were told no relative positions"),
     # NeMo 2's class has them, and its T5 with relative positions does not read them
     Unspoken(("seq_length_dec", "rotary_percent", "seq_len_interpolation_factor", "num_query_groups")),

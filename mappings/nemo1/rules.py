@@ -25,7 +25,7 @@ class YamlRule(Protocol):
     def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None: ...
 
 
-class OneName:
+class OneYamlKey:
     """What rules for one key of model_config.yaml share: they own ``name``."""
 
     __slots__ = ()
@@ -43,7 +43,7 @@ class Needed:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class YamlKey:
     """One key, one field; ``default`` is what NeMo 1 takes where the key is absent."""
 
     key: str
@@ -66,36 +66,36 @@ class Key:
         yaml[self.key] = list(value) if isinstance(value, tuple) else value
 
 
-def key(name: str, default: Value = None) -> Key:
+def key(name: str, default: Value = None) -> YamlKey:
     """A key of the field's own name, whose default NeMo 1 states."""
-    return Key(name, name, default)
+    return YamlKey(name, name, default)
 
 
 @dataclass(frozen=True, slots=True)
-class Rare(Key):
+class Rare(YamlKey):
     """A key that is written only where it says something."""
 
     def write(self, fields: Mapping[str, Value], yaml: dict[str, Value]) -> None:
         if fields.get(self.field, self.default) != self.default:
-            Key.write(self, fields, yaml)
+            YamlKey.write(self, fields, yaml)
 
 
-def rare(name: str, default: Value = None) -> Key:
+def rare(name: str, default: Value = None) -> YamlKey:
     return Rare(name, name, default)
 
 
 @dataclass(frozen=True, slots=True)
-class Required(Key, Needed):
+class Required(YamlKey, Needed):
     """A key without which NeMo 1 builds nothing."""
 
     def read(self, yaml: Mapping[str, Value], fields: dict[str, Value]) -> None:
         if yaml.get(self.key) is None:
             raise CorruptCheckpoint(f"model_config.yaml: has no {self.key}")
-        Key.read(self, yaml, fields)
+        YamlKey.read(self, yaml, fields)
 
 
 @dataclass(frozen=True, slots=True)
-class Only(OneName):
+class YamlOnly(OneYamlKey):
     """A key that NeMo 2 has no word for: only these values say what every GPTConfig means. The first is
     NeMo 1's default."""
 
@@ -116,7 +116,7 @@ class Only(OneName):
 
 
 @dataclass(frozen=True, slots=True)
-class Says(OneName, Needed):
+class Says(OneYamlKey, Needed):
     """A key that must have this value, which is not what NeMo 1 takes for an absent one."""
 
     name: str
@@ -138,7 +138,7 @@ class Says(OneName, Needed):
 
 
 @dataclass(frozen=True, slots=True)
-class Means(OneName, Needed):
+class Means(OneYamlKey, Needed):
     """A key that must have this value, which says that a field has that one; ``default`` is what NeMo 1 takes
     where the key is absent."""
 
@@ -181,7 +181,7 @@ class Unspoken:
 
 
 @dataclass(frozen=True, slots=True)
-class Word(OneName):
+class Word(OneYamlKey):
     """A key by which NeMo 1 is told what NeMo 2 has a class of its own for. ``values`` are those that are
     known: the first is the one of every plain model, and so are those in ``plain``."""
 

@@ -16,13 +16,13 @@ from .classes import Defaults, family
 from .fields import (
     DECODER,
     NO_BIASES,
-    Fixed,
     FusedGelu,
     NemoClasses,
+    NemoFixed,
     NemoRule,
+    NemoWindow,
     Same,
     Unused,
-    Window,
     with_rules,
 )
 from .fields_moe import DEEPSEEK, MOE_DECODER, LayerFreq
@@ -77,7 +77,7 @@ class Nemo2:
 
 def _said(rule: NemoRule, defaults: Defaults) -> NemoRule:
     """A field with one value is written where the class would take another one."""
-    if type(rule) is not Fixed or rule.name not in defaults:
+    if type(rule) is not NemoFixed or rule.name not in defaults:
         return rule
     return replace(rule, written=rule.written or defaults[rule.name] != rule.value)
 
@@ -93,7 +93,7 @@ def fields(stack: Stack, config: Iterable[ConfigRule]) -> tuple[NemoRule, ...]:
 def _flag(name: str, there: There | None) -> Iterator[NemoRule]:
     """A field that says whether a tensor is there: always, as the config says, or never (the base's own)."""
     if there:
-        yield Same(name) if there.when else Fixed(name, True, written=True)
+        yield Same(name) if there.when else NemoFixed(name, True, written=True)
 
 
 def _biases(stack: Stack, config: Iterable[ConfigRule]) -> Iterator[NemoRule]:
@@ -114,35 +114,35 @@ def _layers(stack: Stack) -> Iterator[NemoRule]:
     if isinstance(blocks.attention, Attention) and names.query_norm:
         yield from _flag("qk_layernorm", blocks.attention.head_norms)
     if blocks.norm.kind == "layer":
-        yield Fixed("normalization", "LayerNorm", written=True)
+        yield NemoFixed("normalization", "LayerNorm", written=True)
     if blocks.norm.offset:
-        yield Fixed("layernorm_zero_centered_gamma", True, written=True)
+        yield NemoFixed("layernorm_zero_centered_gamma", True, written=True)
     if not names.gate and not blocks.mixture:
-        yield Fixed("gated_linear_unit", False, written=True)
+        yield NemoFixed("gated_linear_unit", False, written=True)
     if blocks.activation is None and not names.gate and not blocks.mixture:
         yield FusedGelu(GELU, TANH_GELU)
     elif function := FUNCTIONS.get(blocks.activation or ""):
-        yield Fixed("activation_func", function)
+        yield NemoFixed("activation_func", function)
 
 
 def _positions(stack: Stack, config: Iterable[ConfigRule]) -> Iterator[NemoRule]:
     names, blocks = stack.names, stack.blocks
     made = frozenset().union(*(rule.fields for rule in config))
     if blocks.neighbours and isinstance(blocks.attention, Attention):
-        yield Fixed("rotary_interleaved", True, written=True)
+        yield NemoFixed("rotary_interleaved", True, written=True)
     if "rotary_percent" in made:
         yield Same("rotary_percent")
     if "sliding_window" in made and not blocks.local_rope:
-        yield Window()
+        yield NemoWindow()
     if names.positions:
-        yield Fixed("position_embedding_type", "learned_absolute", written=True)
+        yield NemoFixed("position_embedding_type", "learned_absolute", written=True)
         yield Unused(("rotary_base", "rotary_percent", "seq_len_interpolation_factor"))
 
 
 def _mixture(stack: Stack) -> Iterator[NemoRule]:
     mixture = stack.blocks.mixture
     if mixture and stack.names.correction:
-        yield Fixed("moe_router_score_function", "sigmoid", written=True)
-        yield Fixed("moe_router_enable_expert_bias", True, written=True)
+        yield NemoFixed("moe_router_score_function", "sigmoid", written=True)
+        yield NemoFixed("moe_router_enable_expert_bias", True, written=True)
     if mixture and mixture.layer_sets:
         yield LayerFreq()

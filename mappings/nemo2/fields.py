@@ -32,8 +32,19 @@ class NemoRule(Protocol):
         ...
 
 
+class OneName:
+    """What rules for one field of NeMo's config share: they own ``name``."""
+
+    __slots__ = ()
+    name: str
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset({self.name})
+
+
 @dataclass(frozen=True, slots=True)
-class Same:
+class Same(OneName):
     """A field of the same name and meaning. ``otherwise`` says what NeMo's ``__post_init__`` takes for
     None: another field, or a product of (field, factor)."""
 
@@ -41,10 +52,6 @@ class Same:
     otherwise: str | None = None
     factor: int = 1
     divided_by: str | None = None
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         value = fields[self.name]
@@ -70,16 +77,12 @@ class Count(Same):
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class NemoFixed(OneName):
     """A field that must have one value, since config.json of these models has no word for another."""
 
     name: str
     value: Value
     written: bool = False
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = plain(fields.get(self.name, self.value))
@@ -136,7 +139,7 @@ _LLAMA3: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class RotaryScaling:
+class NemoRotaryScaling:
     """``rope_scaling`` <-> ``seq_len_interpolation_factor`` (linear) or, in classes that have it, the
     four fields of ``Llama31Config`` (llama3). NeMo's config classes express no other type."""
 
@@ -174,8 +177,8 @@ class RotaryScaling:
 
 
 @dataclass(frozen=True, slots=True)
-class Llama3Scaling(RotaryScaling):
-    """:class:`RotaryScaling` of config classes that always scale as Llama 3.1 does."""
+class Llama3Scaling(NemoRotaryScaling):
+    """:class:`NemoRotaryScaling` of config classes that always scale as Llama 3.1 does."""
 
     def write(self, config: Mapping[str, Value], fields: dict[str, Value]) -> None:
         kind = (config["rope_scaling"] or {}).get("rope_type")
@@ -184,7 +187,7 @@ class Llama3Scaling(RotaryScaling):
                 f"config.json: rotary scaling of type {kind!r} has no counterpart in NeMo's config class for "
                 "this architecture, which always scales by 'llama3'"
             )
-        RotaryScaling.write(self, config, fields)
+        NemoRotaryScaling.write(self, config, fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +221,7 @@ class ParamsDtype:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class NemoWindow:
     """``window_size``, how many tokens back and ahead a layer sees, <-> ``sliding_window``, how many it
     sees with its own. Every layer has the window, so ``window_attn_skip_freq`` must be off."""
 
@@ -242,7 +245,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Length:
+class NemoLength:
     """``seq_length`` in a class that also has ``max_position_embeddings``, which NeMo exports instead."""
 
     names = frozenset({"seq_length", "max_position_embeddings"})
@@ -344,20 +347,20 @@ DECODER: Final[tuple[NemoRule, ...]] = (
     Same("attention_dropout"),
     Same("share_embeddings_and_output_weights"),
     Base(),
-    RotaryScaling(),
+    NemoRotaryScaling(),
     BiasLinear(),
     ParamsDtype(),
-    Fixed("position_embedding_type", "rope"),
-    Fixed("rotary_percent", 1.0),
-    Fixed("normalization", "RMSNorm"),
-    Fixed("activation_func", Symbol("torch.nn.functional", "silu")),
-    Fixed("gated_linear_unit", True, written=True),
-    Fixed("add_qkv_bias", False),
+    NemoFixed("position_embedding_type", "rope"),
+    NemoFixed("rotary_percent", 1.0),
+    NemoFixed("normalization", "RMSNorm"),
+    NemoFixed("activation_func", Symbol("torch.nn.functional", "silu")),
+    NemoFixed("gated_linear_unit", True, written=True),
+    NemoFixed("add_qkv_bias", False),
 )
 
 
 #: of an architecture whose linear layers have no biases
-NO_BIASES: Final = Fixed("add_bias_linear", False, written=True)
+NO_BIASES: Final = NemoFixed("add_bias_linear", False, written=True)
 
 
 def with_rules(base: tuple[NemoRule, ...], *rules: NemoRule) -> tuple[NemoRule, ...]:

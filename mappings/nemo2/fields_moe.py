@@ -9,7 +9,7 @@ from typing import Final
 from ...errors import UnsupportedConfig
 from ...formats.text.fiddle import PARTIAL, Node, Symbol
 from ..hf.fields import Value
-from .fields import DECODER, Count, Fixed, NemoRule, Same, plain, text, with_rules
+from .fields import DECODER, Count, NemoFixed, NemoRule, OneName, Same, plain, text, with_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Harmless:
 
 
 @dataclass(frozen=True, slots=True)
-class Positions:
+class SequenceLength:
     """``seq_length`` and, in classes that have it, ``max_position_embeddings``, of which NeMo's
     exporters take the one or the other."""
 
@@ -76,15 +76,11 @@ class Positions:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class RepeatedField(OneName):
     """A field that must say what another one says, or nothing."""
 
     name: str
     of: str
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = fields.get(self.name)
@@ -99,15 +95,11 @@ class Repeated:
 
 
 @dataclass(frozen=True, slots=True)
-class OneOfSymbols:
+class OneOfSymbols(OneName):
     """A field that names the function ``symbol``, whichever of megatron-core's modules had it then."""
 
     name: str
     symbol: Symbol
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         found = plain(fields[self.name])
@@ -147,8 +139,8 @@ class EverySecondWindow:
 #: a decoder with a softmax router in every layer and no shared expert
 MOE_DECODER: Final[tuple[NemoRule, ...]] = with_rules(
     DECODER,
-    Fixed("add_bias_linear", False, written=True),
-    Positions(),
+    NemoFixed("add_bias_linear", False, written=True),
+    SequenceLength(),
     Count("num_moe_experts"),
     Count("moe_ffn_hidden_size", otherwise="ffn_hidden_size"),
     Topk(),
@@ -158,24 +150,24 @@ MOE_DECODER: Final[tuple[NemoRule, ...]] = with_rules(
     # two rules, so that a table that sets the one still knows the other
     Harmless(frozenset({"moe_router_dtype"})),
     Harmless(frozenset({"moe_token_drop_policy"})),
-    Fixed("moe_router_score_function", "softmax"),
-    Fixed("moe_router_enable_expert_bias", False),
-    Fixed("moe_router_num_groups", None),
-    Fixed("moe_router_group_topk", None),
-    Fixed("moe_router_topk_limited_devices", None),
-    Fixed("moe_router_topk_scaling_factor", None),
-    Fixed("moe_router_force_load_balancing", False),
-    Fixed("moe_shared_expert_intermediate_size", None),
-    Fixed("moe_shared_expert_gate", False),
-    Fixed("moe_layer_freq", 1),
-    Fixed("moe_latent_size", None),
-    Fixed("moe_input_jitter_eps", None),
-    Fixed("moe_apply_probs_on_input", False),
-    Fixed("moe_enable_routing_replay", False),
-    Fixed("moe_expert_capacity_factor", None),
-    Fixed("moe_pad_expert_input_to_capacity", False),
-    Fixed("moe_token_dropping", False),
-    Fixed("moe_use_legacy_grouped_gemm", False),
+    NemoFixed("moe_router_score_function", "softmax"),
+    NemoFixed("moe_router_enable_expert_bias", False),
+    NemoFixed("moe_router_num_groups", None),
+    NemoFixed("moe_router_group_topk", None),
+    NemoFixed("moe_router_topk_limited_devices", None),
+    NemoFixed("moe_router_topk_scaling_factor", None),
+    NemoFixed("moe_router_force_load_balancing", False),
+    NemoFixed("moe_shared_expert_intermediate_size", None),
+    NemoFixed("moe_shared_expert_gate", False),
+    NemoFixed("moe_layer_freq", 1),
+    NemoFixed("moe_latent_size", None),
+    NemoFixed("moe_input_jitter_eps", None),
+    NemoFixed("moe_apply_probs_on_input", False),
+    NemoFixed("moe_enable_routing_replay", False),
+    NemoFixed("moe_expert_capacity_factor", None),
+    NemoFixed("moe_pad_expert_input_to_capacity", False),
+    NemoFixed("moe_token_dropping", False),
+    NemoFixed("moe_use_legacy_grouped_gemm", False),
 )
 
 
@@ -350,15 +342,11 @@ class WrittenBlockSpec(BlockSpec):
 
 
 @dataclass(frozen=True, slots=True)
-class SetTo:
+class SetTo(OneName):
     """A field that changes nothing that a model computes, set because the class's own default hinders."""
 
     name: str
     value: Value
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def read(self, fields: Mapping[str, Value], config: dict[str, Value]) -> None:
         """Nothing."""
@@ -370,10 +358,10 @@ class SetTo:
 #: latent attention, dense layers first, shared experts; a table says how it scores
 DEEPSEEK: Final[tuple[NemoRule, ...]] = with_rules(
     MOE_DECODER,
-    Fixed("multi_latent_attention", True, written=True),
-    Fixed("qk_layernorm", True, written=True),
-    Fixed("moe_router_pre_softmax", True, written=True),
-    Fixed("moe_shared_expert_gate", False),
+    NemoFixed("multi_latent_attention", True, written=True),
+    NemoFixed("qk_layernorm", True, written=True),
+    NemoFixed("moe_router_pre_softmax", True, written=True),
+    NemoFixed("moe_shared_expert_gate", False),
     LatentHeads(),
     QueryRank(),
     Count("kv_lora_rank"),

@@ -11,7 +11,7 @@ from typing import Final
 
 from ...errors import UnsupportedConfig
 from ..hf.fields import Value
-from .fields import Count, Fixed, NemoRule, ParamsDtype, Same
+from .fields import Count, NemoFixed, NemoRule, ParamsDtype, Same
 from .fields_moe import Harmless
 
 
@@ -63,12 +63,12 @@ SSM: Final[tuple[NemoRule, ...]] = (
     Same("init_method_std"),
     Same("share_embeddings_and_output_weights"),
     ParamsDtype(),
-    Fixed("layernorm_epsilon", 1e-05, written=True),
-    Fixed("position_embedding_type", "none"),
-    Fixed("normalization", "RMSNorm"),
-    Fixed("gated_linear_unit", False),
-    Fixed("add_bias_linear", False),
-    Fixed("add_qkv_bias", False),
+    NemoFixed("layernorm_epsilon", 1e-05, written=True),
+    NemoFixed("position_embedding_type", "none"),
+    NemoFixed("normalization", "RMSNorm"),
+    NemoFixed("gated_linear_unit", False),
+    NemoFixed("add_bias_linear", False),
+    NemoFixed("add_qkv_bias", False),
     Harmless(
         frozenset(
             """hybrid_attention_ratio hybrid_mlp_ratio tokenizer_library tokenizer_name mapping_type

@@ -10,7 +10,7 @@ from ...errors import UnsupportedConfig
 from ...formats.text.fiddle import Node, Symbol
 from ..hf.fields import Value
 from .clip import CLIP_MODELS, CLIP_SIZES
-from .fields import Count, NemoClasses, NemoRule, ParamsDtype, Unused, text
+from .fields import Count, NemoClasses, NemoRule, OneName, ParamsDtype, Unused, text
 
 LANGUAGE: Final = "language_transformer_config"
 VISION: Final = "vision_transformer_config"
@@ -19,17 +19,13 @@ _TORCH_DTYPE: Final = "params_dtype"
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PartConfig(OneName):
     """A field that holds the config of a part of the model, of one of ``classes``. ``field`` is where its
     model config stands in the whole model's, None for that of the decoder, which is the whole model's own."""
 
     name: str
     classes: NemoClasses
     field: str | None = None
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset({self.name})
 
     def fits(self, fields: Mapping[str, Value]) -> bool:
         """Whether the part's config is of one of the classes."""
@@ -57,7 +53,7 @@ class Part:
         fields[self.name] = Node(Symbol(self.classes.module, name), args)
 
 
-class Parts(NemoClasses):
+class MultiPartClasses(NemoClasses):
     """NeMo classes of a model of several parts: which model it is, the parts' own config classes tell."""
 
     __slots__ = ()
@@ -66,7 +62,7 @@ class Parts(NemoClasses):
         if not NemoClasses.fits(self, config_class, given):
             return False
         fields = {**self.defaults.get(config_class.name, {}), **given}
-        return all(rule.fits(fields) for rule in self.rules if isinstance(rule, Part))
+        return all(rule.fits(fields) for rule in self.rules if isinstance(rule, PartConfig))
 
     def write(self, config: Mapping[str, Value]) -> tuple[str, dict[str, Value]]:
         fields: dict[str, Value] = {}

@@ -19,7 +19,7 @@ from nemoconv.mappings.families.deepseek import EXPERTS
 from nemoconv.mappings.hf.fields import Field, Fixed, Nullable
 from nemoconv.mappings.hf.rope import Rope
 from nemoconv.mappings.llama_like import STANDARD, llama_like, plain_gpt, standard
-from nemoconv.mappings.nemo2.fields import Fixed as NemoFixed
+from nemoconv.mappings.nemo2.fields import NemoFixed
 from nemoconv.mappings.rules import same
 
 #: every description once, whatever its model types
