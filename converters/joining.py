@@ -76,7 +76,7 @@ class Joiner:
             tensor = first.stored
         if first.name not in self.shifted:
             return tensor
-        from ..resharding.decode.offset_norms import less_one
+        from ..resharding.decode.norms import less_one
 
         return less_one(tensor)
 

@@ -24,8 +24,8 @@ _TILE: Final = 4 << 20
 
 def normalized(tensors: Mapping[str, StoredTensor], names: tuple[str, ...]) -> dict[str, StoredTensor]:
     """The tensors, with the rows of those named divided by their lengths as they are read."""
+    from ..resharding.decode.norms import UnitRows
     from ..resharding.decode.quantized import decoded
-    from ..resharding.decode.unit_rows import UnitRows
 
     found = dict(tensors)
     for name in names:
@@ -77,8 +77,8 @@ class NormalizedHeadStep(Step):
 
 
 def _check(bound: Binding) -> None:
+    from ..resharding.decode.norms import row_lengths
     from ..resharding.decode.quantized import DecodedFile
-    from ..resharding.decode.unit_rows import row_lengths
     from ..tensors.read import read_box
 
     table, side = bound.model.table, bound.checkpoint.side

@@ -1,23 +1,30 @@
-"""Is a checkpoint whole, and does it still hold what was written?"""
+"""Is a checkpoint whole, and does it still hold what was written?
+
+``verify`` calls nothing complete that it did not open: beside the tensors that its reader opens may lie
+states of a run that torch saved, and a ``common.pt`` that is cut short makes Megatron fail, however whole the
+weights are. What cannot be opened is named.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ...errors import CorruptCheckpoint, UnsupportedArchitecture, some
+from ...errors import CorruptCheckpoint, UnsafeCheckpoint, UnsupportedArchitecture, UnsupportedError, some
+from ...formats.torch.checkpoint import STATE_DICTS_KNOWN, TorchFile
+from ...formats.torch.common import COMMON_KNOWN
 from ...stores.files import Folder, SourceFile
 from ...tensors.checksum import crc32
 from .. import manifest
 from ..abilities import Checksummed, Filed, folder_of
+from ..archive.archive import all_files
 from ..base import Checkpoint, holdings
 from ..bind import Bound
 from ..registry import open_alike, open_checkpoint
 from ..run import reading
 from ..run.compare import Comparison, check_repeated, compare
-from .states import open_states
 
 Progress = Callable[[str, int, int], None]
 _BLOCK = 4 << 20
@@ -166,3 +173,34 @@ def _crc_of(file: SourceFile, offset: int, nbytes: int, checksum: int = 0) -> in
         checksum = crc32(block, checksum)
         offset, nbytes = offset + len(block), nbytes - len(block)
     return checksum
+
+
+_STATES: Final = (".pt", ".pth", ".ckpt")
+#: what Megatron reads of every distributed checkpoint
+_COMMON: Final = "common.pt"
+#: endings of files that hold numbers and that no reader of ours need have opened
+_WEIGHTS: Final = (*_STATES, ".bin", ".distcp", ".safetensors", ".onnx", ".data", ".gguf", ".npz", ".h5")
+
+
+def open_states(folder: Folder, held: Collection[str]) -> tuple[int, list[str]]:
+    """Open what torch saved in ``folder`` and is not among the files ``held`` (names without folders):
+    (bytes that agree with checksums of their own, names of files with numbers that were not opened).
+
+    Raises CorruptCheckpoint for a file that is cut short or whose bytes changed.
+    """
+    done, left = 0, []
+    for name in all_files(folder):
+        if name.rpartition("/")[2] in held or not name.endswith(_WEIGHTS):
+            continue
+        if not name.endswith(_STATES):
+            left.append(name)
+            continue
+        try:
+            done += TorchFile(folder.file(name), known={**STATE_DICTS_KNOWN, **COMMON_KNOWN}).verify_crc()
+        except (UnsafeCheckpoint, UnsupportedError) as error:  # unknown classes, or no file of torch's
+            if name.rpartition("/")[2] == _COMMON:
+                raise CorruptCheckpoint(
+                    f"{error.message}, and Megatron reads it", hint="copy it again"
+                ) from None
+            left.append(name)
+    return done, left

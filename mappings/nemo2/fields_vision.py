@@ -1,16 +1,47 @@
-"""Vision-language models <-> NeMo 2's config classes, which hold a config for each part of the model."""
+"""Vision-language models <-> NeMo 2's config classes, which hold a config for each part of the model.
+
+Sizes of transformers' CLIP towers stand here: NeMo 2's ``HFCLIPVisionConfig`` takes them by a model's name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 from ...errors import UnsupportedConfig
 from ...formats.text.fiddle import Node, Symbol
 from ..hf.fields import Value
-from .clip import CLIP_MODELS, CLIP_SIZES
 from .fields import Count, NemoClasses, NemoRule, OneName, ParamsDtype, Unused, text
+
+#: transformers' CLIPVisionConfig
+CLIP_SIZES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "hidden_size": 768,
+        "ffn_hidden_size": 3072,
+        "num_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 224,
+        "patch_dim": 32,
+    }
+)
+_LARGE: Final = {
+    "hidden_size": 1024,
+    "ffn_hidden_size": 4096,
+    "num_layers": 24,
+    "num_attention_heads": 16,
+    "patch_dim": 14,
+}
+#: what of it the hub's models have otherwise
+CLIP_MODELS: Final[Mapping[str, Mapping[str, int]]] = MappingProxyType(
+    {
+        "openai/clip-vit-large-patch14-336": {**_LARGE, "image_size": 336},
+        "openai/clip-vit-large-patch14": _LARGE,
+        "openai/clip-vit-base-patch16": {"patch_dim": 16},
+    }
+)
+
 
 LANGUAGE: Final = "language_transformer_config"
 VISION: Final = "vision_transformer_config"

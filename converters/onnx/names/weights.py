@@ -93,7 +93,7 @@ class Weights:
             )
 
     def _less_one(self, tensor: StoredTensor) -> StoredTensor:
-        from ....resharding.decode.offset_norms import LessOne, is_exact, rounding
+        from ....resharding.decode.norms import LessOne, is_exact, rounding
         from ....resharding.decode.quantized import decoded
 
         if not is_exact(tensor, self._original):

@@ -16,7 +16,7 @@ from nemoconv.errors import CorruptCheckpoint, UnsupportedArchitecture, Unsuppor
 from nemoconv.formats.text.fiddle import Node, Symbol
 from nemoconv.mappings import load_table, samples, table_for_nemo
 from nemoconv.mappings.hf.fields import read_config, write_config
-from nemoconv.mappings.nemo2.clip import CLIP_MODELS
+from nemoconv.mappings.nemo2.fields_vision import CLIP_MODELS
 from nemoconv.testing import MappingTests, data_of
 
 ALL = {"llava": LLAVA, "qwen2_vl": QWEN2_VL, "qwen2_5_vl": QWEN2_5_VL}

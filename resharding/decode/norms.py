@@ -1,4 +1,8 @@
-"""Weights of norms that a format keeps with 1 added, as they are without it.
+"""Weights that one side normalizes or keeps with 1 added, as the other side has them.
+
+The rows of a normalized head (Baichuan 2's ``NormHead``) are divided by their lengths whenever the model
+runs; another system has only the plain kind, for which they are stored so. There is no way back: the lengths
+are gone.
 
 Some models multiply by 1 + weight. Megatron and exporters to ONNX may store that sum, from which the weight
 cannot be had back in general: float32 rounds the sum. But a weight that was bfloat16 or float16 has few bits,
@@ -9,16 +13,17 @@ add in bfloat16, though, which leaves eight bits of the sum: then nothing can be
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy
 
+from ...errors import CorruptCheckpoint
 from ...stores.memory_file import MemoryFile
 from ...tensors.dtypes import BY_NAME, DType
 from ...tensors.read import read_box
 from ...tensors.stored import Extent, StoredTensor, contiguous_strides
 from .arithmetic import Array
-from .quantized import Encoding, read_run
+from .quantized import BAND, Encoding, read_run
 
 #: bytes of a norm's weight that are looked at
 _MOST_NBYTES = 1 << 22
@@ -104,3 +109,45 @@ def _rounded(values: Array, kind: Any) -> Array:
 
 def _sum(weights: Array) -> Array:
     return weights.astype(numpy.float32) + numpy.float32(1)
+
+
+#: torch.nn.functional.normalize divides by no less
+_SHORTEST: Final = 1e-12
+
+
+def row_lengths(rows: Array) -> Array:
+    """float64 [rows]: the length of each row, float32 [rows, columns]."""
+    lengths: Array = numpy.sqrt(numpy.einsum("ij,ij->i", rows, rows, dtype=numpy.float64))
+    return lengths
+
+
+class UnitRows(Encoding):
+    """A stored matrix [rows, columns] of any floating type; the quotients are rounded once."""
+
+    __slots__ = ()
+
+    def __init__(self, stored: StoredTensor) -> None:
+        self.codes = self.scales = stored
+        self.shape = stored.shape
+        if len(stored.shape) != 2 or len(stored.extents) != 1 or not stored.dtype.is_floating_point:
+            raise CorruptCheckpoint(
+                f"{stored.extents[0].file.path}: {stored.name} is {stored.dtype} {list(stored.shape)}, not a "
+                "matrix of numbers in one piece"
+            )
+
+    def codes_at(self, first: int) -> int:
+        return first * self.codes.dtype.itemsize
+
+    def decode(self, first: int, target: Array) -> None:
+        columns, done = self.shape[1], 0
+        while done < len(target):
+            row, column = divmod(first + done, columns)
+            whole = (len(target) - done) // columns if column == 0 else 0
+            count = max(1, min(whole, BAND // columns))
+            length = count * columns if whole else min(columns - column, len(target) - done)
+            stored = read_run(self.codes, row * columns, count * columns)
+            rows = stored.reshape(count, columns).astype(numpy.float32)
+            lengths = numpy.maximum(row_lengths(rows), _SHORTEST).astype(numpy.float32)
+            unit = (rows / lengths[:, None]).ravel()
+            target[done : done + length] = unit[column : column + length]
+            done += length

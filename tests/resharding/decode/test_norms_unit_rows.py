@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from nemoconv.errors import CorruptCheckpoint
 from nemoconv.formats.safetensors import read_header
+from nemoconv.resharding.decode.norms import UnitRows
 from nemoconv.resharding.decode.quantized import decoded
-from nemoconv.resharding.decode.unit_rows import UnitRows
 from nemoconv.stores.files import SourceDir
 from nemoconv.tensors.read import read_box
 from nemoconv.tensors.stored import StoredTensor

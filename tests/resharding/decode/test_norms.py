@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy
 import pytest
 
-from nemoconv.resharding.decode.offset_norms import LessOne, is_exact, less_one, rounding
+from nemoconv.resharding.decode.norms import LessOne, is_exact, less_one, rounding
 from nemoconv.resharding.decode.quantized import decoded
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.memory_file import MemoryFile
