@@ -19,7 +19,7 @@ from .steps import steps_of
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class Member:
     """A tensor of one side that belongs to a rule's instance."""
 
     name: str
@@ -33,7 +33,7 @@ class Named:
 Memory = dict[tuple[int, Side], list[tuple[Part | None, str, Shape, Shape, Shape]]]
 
 
-def members(instance: Instance, side: Side, sizes: Sizes, memory: Memory | None = None) -> list[Named]:
+def members(instance: Instance, side: Side, sizes: Sizes, memory: Memory | None = None) -> list[Member]:
     """The tensors of ``side`` that make up an instance, under their first names.
 
     ``memory`` may be shared by calls with the same ``sizes``.
@@ -50,7 +50,7 @@ def members(instance: Instance, side: Side, sizes: Sizes, memory: Memory | None 
     for part, name, shape, start, box in known:
         if part is not None and part.window:  # which may depend on the expert
             start, box = part.slice(sizes, index)
-        found.append(Named(name.format_map(index), part, shape, start, box))
+        found.append(Member(name.format_map(index), part, shape, start, box))
     return found
 
 
@@ -150,7 +150,7 @@ class Bound:
                 hint="the checkpoint is incomplete or its config describes another model",
             )
 
-    def _find(self, member: Named, instance: Instance) -> str | None:
+    def _find(self, member: Member, instance: Instance) -> str | None:
         if member.name in self.names:
             return member.name
         if member.part is None:

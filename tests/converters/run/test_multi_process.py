@@ -30,7 +30,7 @@ DIES = """
 import os, sys
 from nemoconv.converters.run import multi_process
 after, how = int(sys.argv.pop(1)), sys.argv.pop(1)
-real = multi_process.Together._finish
+real = multi_process.RankProcess._finish
 def finish(self, *arguments):
     global after
     real(self, *arguments)
@@ -39,7 +39,7 @@ def finish(self, *arguments):
         if how == "silent":
             os._exit(9)
         raise OSError(5, "out of luck")
-multi_process.Together._finish = finish
+multi_process.RankProcess._finish = finish
 from nemoconv.cli import main
 main()
 """

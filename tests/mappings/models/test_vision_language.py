@@ -55,7 +55,7 @@ def through_nemo(config: dict[str, Any]) -> dict[str, Any]:
 def test_nemos_fields_say_all_that_config_json_says(architecture: str) -> None:
     expected = {**read(ALL[architecture]), "params_dtype": "bfloat16"}
     told = through_nemo(ALL[architecture])
-    carried = {key for key, _ in load_table(architecture).carried}
+    carried = {key for key, _ in load_table(architecture).manifest_fields}
     assert told == {key: value for key, value in expected.items() if key not in carried}
 
 
