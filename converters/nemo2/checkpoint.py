@@ -141,9 +141,7 @@ class NeMo2Checkpoint(Checkpoint):
         return TensorSpec(name, tensor.dtype, tensor.shape[len(index) :])
 
     def stored(self, name: str) -> StoredTensor:
-        tensor, index = self._places[name]
-        found = [self._chunks.row(tensor, chunk, index) for chunk in self._chunks.at(tensor, index)]
-        return StoredTensor(name, tensor.dtype, tensor.shape[len(index) :], tuple(found))
+        return self._chunks.stored(name, *self._places[name])
 
     @property
     def config(self) -> Mapping[str, Value]:

@@ -13,7 +13,7 @@ from ...formats.torch import dist as torch_dist
 from ...formats.torch import zip as torch_zip
 from ...formats.torch.dist import DistChunk, DistMetadata, DistTensor
 from ...stores.files import Folder
-from ...tensors.stored import Extent
+from ...tensors.stored import Extent, StoredTensor
 from . import names as names
 
 Index = tuple[int, ...]
@@ -109,6 +109,11 @@ class DistChunks:
         file, offset, start, shape, strides = self.extent(tensor, chunk)
         offset += sum((a - b) * n for a, b, n in zip(index, start, strides, strict=False))
         return Extent(file, offset, start[axes:], shape[axes:], strides[axes:])
+
+    def stored(self, name: str, tensor: DistTensor, index: Index) -> StoredTensor:
+        """The tensor ``name`` of one layer (and expert), at ``index`` on the leading axes of what is stored."""
+        found = tuple(self.row(tensor, chunk, index) for chunk in self.at(tensor, index))
+        return StoredTensor(name, tensor.dtype, tensor.shape[len(index) :], found)
 
     def verify(self, metadata: DistMetadata) -> Iterator[tuple[str, int]]:
         """Check the CRC-32 of every item, file by file, yielding (file, bytes read)."""

@@ -80,9 +80,7 @@ class TorchDistWeights(DistWeights):
 
     def stored(self, name: str) -> StoredTensor:
         """The tensor of one layer (and expert), out of the chunks of the one that is stored."""
-        tensor, index = self._places[name]
-        found = [self._chunks.row(tensor, chunk, index) for chunk in self._chunks.at(tensor, index)]
-        return StoredTensor(name, tensor.dtype, tensor.shape[len(index) :], tuple(found))
+        return self._chunks.stored(name, *self._places[name])
 
     def verify_checksums(self) -> Iterator[tuple[str, int]]:
         return self._chunks.verify(self._metadata)
