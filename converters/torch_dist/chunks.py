@@ -111,7 +111,7 @@ class DistChunks:
         return Extent(file, offset, start[axes:], shape[axes:], strides[axes:])
 
     def stored(self, name: str, tensor: DistTensor, index: Index) -> StoredTensor:
-        """The tensor ``name`` of one layer (and expert), at ``index`` on the leading axes of what is stored."""
+        """``tensor`` at ``index`` of its leading axes: that of one layer (and expert), called ``name``."""
         found = tuple(self.row(tensor, chunk, index) for chunk in self.at(tensor, index))
         return StoredTensor(name, tensor.dtype, tensor.shape[len(index) :], found)
 

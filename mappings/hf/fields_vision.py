@@ -129,7 +129,7 @@ class InnerConfig:
 
 def carried_inside(rules: tuple[ConfigRule, ...], config: Mapping[str, Value]) -> dict[str, dict[str, Value]]:
     """Keys of inner configs that travel along and that no rule names as kept, by the inner config's name."""
-    kept = {rule.key: rule.kept for rule in rules if isinstance(rule, Inner)}
+    kept = {rule.key: rule.kept for rule in rules if isinstance(rule, InnerConfig)}
     found: dict[str, dict[str, Value]] = {}
     for part, values in config.get(INNER_INERT, {}).items():
         found[part] = {key: value for key, value in values.items() if key not in kept.get(part, ())}
