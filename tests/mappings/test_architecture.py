@@ -47,7 +47,7 @@ def toy(**more: Any) -> Architecture:
         ),
         (
             {"nemo2": plain_gpt(NemoFixed("qk_layernorm", True), NemoFixed("qk_layernorm", False))},
-            r"toy: the field qk_layernorm of NeMo 2's config is owned twice, by Fixed\(.*True.* and Fixed\(.*False",
+            r"toy: the field qk_layernorm of NeMo 2's config is owned twice, by NemoFixed\(.*True.* and NemoFixed\(.*False",
         ),
         (
             {"blocks": Blocks(attention=Attention(bias=There((("no_such_field", True),))))},
