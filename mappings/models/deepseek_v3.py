@@ -54,7 +54,7 @@ DEEPSEEK_V3 = deepseek_like(
         "bit-equal",
         "transformers logits",
         "megatron-core logits",
-        "both for further tokens",
+        "both with multi-token prediction",
         "real NeMo load",
         "transformers' own FP8 decoding",
     ),

@@ -73,7 +73,7 @@ GLM4_MOE = llama_like(
         "bit-equal",
         "transformers logits",
         "megatron-core logits",
-        "both for further tokens",
+        "both with multi-token prediction",
         "real NeMo load",
     ),
 )

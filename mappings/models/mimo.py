@@ -44,7 +44,7 @@ MIMO = llama_like(
     proofs=(
         "bit-equal",
         "logits of transformers' Qwen2",
-        "megatron-core logits, of further tokens too",
+        "megatron-core logits, with multi-token prediction too",
         "real NeMo load and save, by hand",
     ),
 )

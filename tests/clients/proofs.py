@@ -1,4 +1,4 @@
-"""Which tests prove what the tables' ``verified`` says, and with it ``nemoconv supported`` and the README.
+"""Which tests prove what the tables' ``verified`` says, and with it ``nemoconv supported`` and its page.
 
 :data:`PROOFS` names, for each architecture and each kind of proof, tests of this folder as pytest does.
 :func:`problems` compares the two: a word without a test has to end in "by hand", and a test without a word
@@ -28,7 +28,7 @@ CLAIMS: Final[Mapping[str, str]] = {
     r"bit-equal$": BITS,
     r"transformers (logits|outputs)|(logits|states) of transformers' ": LOGITS,
     r"megatron-core (logits|states)": MEGATRON,
-    r"both for further tokens$": MTP,
+    r"both with multi-token prediction$": MTP,
     r"transformers' own \w+ decoding$": DECODING,
     r"NeMo 1's own restore and logits": NEMO_1,
 }

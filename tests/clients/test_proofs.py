@@ -1,4 +1,4 @@
-"""What ``nemoconv supported`` and the README say of an architecture is what tests of this folder prove."""
+"""What ``nemoconv supported`` and docs/supported.md say of an architecture is what tests of this folder prove."""
 
 from __future__ import annotations
 
@@ -67,4 +67,4 @@ def test_a_test_that_is_gone_is_missed(collected: frozenset[str]) -> None:
 def test_words_are_understood() -> None:
     assert claims("real NeMo import (with a stand-in for the released code)") == {"NeMo import"}
     assert claims("real NeMo import, export of float32") == {"NeMo import", "NeMo export"}
-    assert claims("megatron-core logits, of further tokens too") == {"megatron-core"}
+    assert claims("megatron-core logits, with multi-token prediction too") == {"megatron-core"}
