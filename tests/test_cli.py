@@ -29,13 +29,15 @@ def llama(tmp_path: Path) -> Path:
     return tmp_path / "llama"
 
 
-def test_every_command_has_help_and_is_in_the_readme() -> None:
+def test_every_command_has_help_and_is_in_the_readme_and_in_its_page() -> None:
     from nemoconv.cli import main
 
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    root = Path(__file__).parents[1]
+    readme, page = (root / "README.md").read_text(), (root / "docs" / "commands.md").read_text()
     for name, command in main.commands.items():
         assert command.help, name
         assert f"nemoconv {name}" in readme, f"README does not show {name}"
+        assert f"| `nemoconv {name} " in page or f"| `nemoconv {name}`" in page, f"no row for {name}"
         for parameter in command.params:
             if parameter.param_type_name == "option":
                 assert parameter.help, f"{name} {parameter.name}"
@@ -393,9 +395,3 @@ def test_demo_runs_and_removes_its_files(tmp_path: Path) -> None:
     assert lines[-1] == result.stdout.splitlines()[-1]
     assert nemoconv("demo", tmp_path / "kept").returncode == 0
     assert (tmp_path / "kept" / "llama-nemo2-tp2" / "weights" / "__1_0.distcp").exists()
-
-
-def test_the_readme_shows_the_matrix_of_the_tables() -> None:
-    from nemoconv.converters.look.support import markdown
-
-    assert markdown() in (Path(__file__).parents[1] / "README.md").read_text()

@@ -50,7 +50,7 @@ class Ranks:
 
 
 def ranks_of(environment: Mapping[str, str] = os.environ) -> Ranks | None:
-    """What torchrun or mpirun-like launchers say in RANK and WORLD_SIZE; None for a process on its own."""
+    """What torchrun says in RANK and WORLD_SIZE, or who starts processes by hand; None for one on its own."""
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return None
     try:

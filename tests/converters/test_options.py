@@ -12,7 +12,6 @@ import tiny
 
 import nemoconv
 from nemoconv.converters import options
-from nemoconv.converters.look.support import options_markdown
 from nemoconv.converters.options import COMMON, Option, Settings, check_dtype, parse_size
 from nemoconv.converters.registry import find_format, formats, target_format, writable
 from nemoconv.converters.run import convert as conversion
@@ -163,8 +162,8 @@ def test_there_is_one_list_of_targets() -> None:
     for command in ("convert", "plan"):
         text = " ".join(CliRunner().invoke(main, [command, "--help"]).output.split())
         assert f"--to FORMAT {listed}; the source's format is detected." in text
-    readme = (ROOT / "README.md").read_text()
-    (line,) = (line for line in readme.splitlines() if line.startswith("| `nemoconv convert SRC OUT --to"))
+    page = (ROOT / "docs" / "commands.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("| `nemoconv convert SRC OUT --to"))
     assert re.findall(r"`(\w+)`", line.partition("|")[2].partition("|")[2]) == writable()
 
 
@@ -181,10 +180,3 @@ def test_sizes() -> None:
         512 << 20,
         1500,
     ]
-
-
-def test_the_page_of_options_is_up_to_date() -> None:
-    page = (ROOT / "docs" / "options.md").read_text()
-    assert page.endswith(options_markdown() + "\n"), (
-        "write it again: see the end of converters/look/support.py"
-    )
