@@ -22,7 +22,7 @@ types:  ## mypy; needs .[test,lint]
 layers:  ## which folder may import which; needs .[lint]
 	PYTHONPATH=.types lint-imports --no-cache
 
-bench:  ## the conversions that the README has figures for; needs .[test]
+bench:  ## the conversions that docs/speed.md has figures for; needs .[test]
 	$(PYTHON) benchmarks/conversion.py
 
 # campaign: goes here once there is one (large models, many machines: nothing for every day)
