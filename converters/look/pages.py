@@ -62,17 +62,17 @@ def architecture_rows() -> str:
 
 def graph_rows() -> str:
     """ONNX: which flavours of graph are written, and whether weights of others' graphs are told by place."""
-    from ..onnx.graph.architectures import Decoder, Speech, known
+    from ..onnx.graph.architectures import Decoder, SpeechModel, known
     from ..onnx.names.roles import roles_of
 
     rows = []
     for name, graph in sorted(known().items()):
-        flavours = "std" if isinstance(graph, Decoder) and graph.chunked else "std, genai"
+        flavours = "std" if isinstance(graph, Decoder) and graph.blocks.chunked else "std, genai"
         generates = isinstance(graph, Decoder) and graph.generates
-        written = "several graphs" if isinstance(graph, Speech) else flavours if generates else "one"
+        written = "several graphs" if isinstance(graph, SpeechModel) else flavours if generates else "one"
         told = "yes" if roles_of(load_table(name)) else "if all names were kept"
         if entries("mappings")[name].origin == BUILT_IN:
-            rows.append((name, written, "no" if isinstance(graph, Speech) else told))
+            rows.append((name, written, "no" if isinstance(graph, SpeechModel) else told))
     return _table(("`model_type`", "to ONNX", "from the graphs of other exporters"), rows)
 
 
