@@ -56,7 +56,7 @@ def test_a_plug_in_is_found_behind_what_is_built_in(install, monkeypatch):
     monkeypatch.setitem(sys.modules, "toy_plugin", module)
     install(point("mappings", "toy", "toy_plugin:TABLE", "toy-package"))
     entry = plugins.entries("mappings")["toy"]
-    assert entry == plugins.Entry("toy", "toy-package", "toy_plugin:TABLE")
+    assert entry == plugins.Registration("toy", "toy-package", "toy_plugin:TABLE")
     assert load_table("toy") is module.TABLE
     assert list(plugins.entries("mappings"))[-1] == "toy"
     assert "toy" in architectures()
