@@ -43,6 +43,7 @@ def test_versions_agree() -> None:
     assert f"## {nemoconv.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
     pytest.importorskip("setuptools")
     source = tmp_path / "source"

@@ -15,6 +15,7 @@ import pytest
 from nemoconv.mappings import samples
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow  # pip installs a package
 
 SUITE = """
 import json

@@ -119,6 +119,7 @@ def test_more_ranks_than_files(hf: Path, tmp_path: Path) -> None:
     assert tiny.load(tmp_path / "out").keys() == tiny.load(hf).keys()
 
 
+@pytest.mark.slow  # waits for a rank
 @pytest.mark.parametrize(
     ("how", "says", "again"), [("silent", "no sign of life", 3), ("loud", "rank 1 failed: ", 2)]
 )
@@ -170,6 +171,7 @@ def test_ranks_with_other_arguments_do_not_mix(hf: Path, tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow  # waits for a rank
 def test_a_rank_that_never_comes(hf: Path, tmp_path: Path) -> None:
     codes, _, errors = finish([start(0, 2, "convert", hf, tmp_path / "out", "--to", "nemo2")])
     assert codes == [6]
