@@ -16,8 +16,9 @@ lint:  ## style; needs .[lint]
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-types:  ## mypy; needs .[test,lint]
+types:  ## mypy, over the tests too; needs .[test,lint]
 	$(PYTHON) -m mypy
+	$(PYTHON) -m mypy --config-file tests/mypy.ini
 
 layers:  ## which folder may import which; needs .[lint]
 	PYTHONPATH=.types lint-imports --no-cache

@@ -182,7 +182,7 @@ def crooked(tensors: dict[str, Any]) -> Iterator[Item]:
     """Cuts that respect no head, no layer and no gate, in no order."""
     pieces = []
     for key, tensor in tensors.items():
-        boxes = [()]
+        boxes: list[tuple[slice, ...]] = [()]
         for n in tensor.shape:
             step = max(1, n * 5 // 8 - 1)
             boxes = [(*box, slice(at, min(n, at + step))) for box in boxes for at in range(0, n, step)]

@@ -131,7 +131,7 @@ def test_nothing_is_lost_or_counted_twice() -> None:
         assert names == sorted(t.name for t in plan.transfers)
         for rank in range(4):
             for side, total in (("source", "freed"), ("target", "made")):
-                nbytes = sum(prod(local.shape) * ITEMSIZE for local in plan.locals(rank, side).values())  # type: ignore[arg-type]
+                nbytes = sum(prod(local.shape) * ITEMSIZE for local in plan.locals(rank, side).values())  # type: ignore[arg-type, misc]
                 assert sum(getattr(group, total)[rank] for group in group_list) == nbytes
 
 

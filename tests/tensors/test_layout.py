@@ -56,7 +56,7 @@ def test_sizes_are_positive(sizes):
 def test_a_layout_is_a_value():
     assert Layout(2, 3) == Layout(2, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Layout().tensor_parallel_size = 2
+        Layout().tensor_parallel_size = 2  # type: ignore[misc]
 
 
 def layers(layout, count):

@@ -90,8 +90,8 @@ def test_every_mxfp4_byte_at_every_exponent(device: str, dtype: str) -> None:
     exponents = numpy.arange(256, dtype=numpy.uint8).repeat(32)
     expected = numpy.empty((len(packed), 32), NUMPY[dtype])
     decode.mxfp4_into(packed, exponents, expected)
-    given = [torch.from_numpy(array).to(device) for array in (packed, exponents)]
-    check(execute_cuda.DeviceDecoder(device).mxfp4(*given, getattr(torch, dtype)), expected)
+    there, powers = (torch.from_numpy(array).to(device) for array in (packed, exponents))
+    check(execute_cuda.DeviceDecoder(device).mxfp4(there, powers, getattr(torch, dtype)), expected)
 
 
 def stored(folder: Path, name: str, array: numpy.ndarray, dtype: str) -> StoredTensor:
