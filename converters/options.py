@@ -164,6 +164,7 @@ MAX_MEMORY: Final = Option("max_memory", "size", "Bound on memory.", "2GiB", def
 IGNORE_MANIFEST: Final = Option(
     "ignore_manifest", "flag", "Do not compare SRC with its own nemoconv_manifest.json; recorded."
 )
+WORKERS: Final = Option("workers", "number", "Threads; default: the cores that this process may use.", "8")
 DEVICE: Final = Option(
     "device",
     "text",
@@ -182,11 +183,23 @@ SETTINGS: Final = (
     RANKS,
     RESUME,
     MAX_MEMORY,
+    WORKERS,
     DEVICE,
     PICTURE,
     IGNORE_MANIFEST,
 )  #: what commands that write take, besides --html and --svg
-RUN: Final = (DRY_RUN, OVERWRITE, VERIFY, RANKS, RESUME, MAX_MEMORY, DEVICE, ALLOW_IGNORED, IGNORE_MANIFEST)
+RUN: Final = (
+    DRY_RUN,
+    OVERWRITE,
+    VERIFY,
+    RANKS,
+    RESUME,
+    MAX_MEMORY,
+    WORKERS,
+    DEVICE,
+    ALLOW_IGNORED,
+    IGNORE_MANIFEST,
+)
 #: every one that is no format's own
 COMMON: Final = (*LAYOUT, DTYPE, OVERWRITE, VERIFY, DRY_RUN, *SETTINGS)
 
@@ -225,6 +238,7 @@ class Common(ParallelSizes, total=False):
     picture: str | Path | None
     ranks: bool
     resume: bool
+    workers: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +253,7 @@ class Settings:
     picture: str | Path | None = None
     ranks: bool = False
     resume: bool = False
+    workers: int | None = None
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Settings:

@@ -7,13 +7,13 @@ A conversion, a change of layout and a change of format are the same thing here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import prod
 
 from ..errors import MappingError
 from ..stores.output import OutputFile
-from ..tensors.boxes import Shape, intersect
+from ..tensors.boxes import Shape, intersect, narrow
 from ..tensors.byte_source import ByteSource
 from ..tensors.dtypes import DType
 from ..tensors.stored import Extent
@@ -133,3 +133,37 @@ class Plan:
     @property
     def moves(self) -> int:
         return sum(job.moves for job in self.jobs)
+
+
+def run_nbytes(piece: Extent | Target, itemsize: int) -> int:
+    """Bytes of a box that lie side by side in its file."""
+    length = itemsize
+    for count, step in zip(reversed(piece.shape), reversed(piece.strides), strict=True):
+        if count > 1 and step != length:
+            break
+        length *= count
+    return length
+
+
+def narrowed(job: Job) -> Job:
+    """The job without what lies around all its targets: it would be read for nobody."""
+    starts = list(zip(*(target.start for target in job.targets), strict=True))
+    ends = [
+        max(target.start[axis] + target.shape[axis] for target in job.targets) for axis in range(len(starts))
+    ]
+    low = tuple(map(min, starts))
+    shape = tuple(end - first for first, end in zip(low, ends, strict=True))
+    if shape == job.shape:
+        return job
+
+    def moved(start: Shape) -> Shape:
+        return tuple(a - b for a, b in zip(start, low, strict=True))
+
+    sources = []
+    for extent in job.sources:
+        common = intersect(extent.start, extent.shape, low, shape)
+        if common is not None:
+            piece = narrow(extent, *common)
+            sources.append(piece._replace(start=moved(piece.start)))
+    targets = tuple(replace(target, start=moved(target.start)) for target in job.targets)
+    return replace(job, shape=shape, sources=tuple(sources), targets=targets)

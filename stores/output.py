@@ -15,7 +15,6 @@ import errno
 import fcntl
 import os
 import shutil
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -53,17 +52,16 @@ def reported(path: str | Path) -> Iterator[None]:
 class OutputFile:
     """One file of the staged output, written by offset from any thread.
 
-    Writes to one file take turns: the kernel lets only one in at a time, and those that wait there
-    spin, which costs more CPU time than the writing.
+    There is no lock here: who moves many bytes gives a file to one writer, as the kernel lets only one in
+    at a time and those that wait there spin.
     """
 
-    __slots__ = ("_fd", "_lock", "_pending", "adopted", "name", "path", "size")
+    __slots__ = ("_fd", "_pending", "adopted", "name", "path", "size")
 
     def __init__(self, path: str, name: str) -> None:
         self.path, self.name, self.size = path, name, 0
         self.adopted = False
         self._fd: int | None = None
-        self._lock = threading.Lock()
         self._pending: list[tuple[int, bytes]] = []
 
     @property
@@ -94,7 +92,7 @@ class OutputFile:
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data).cast("B")
-        with self._lock, reported(self.path):
+        with reported(self.path):
             while view:
                 done = os.pwrite(self.fd, view, offset)
                 view, offset = view[done:], offset + done
@@ -104,7 +102,7 @@ class OutputFile:
         for first in range(0, len(views), _IOV_MAX):
             group = views[first : first + _IOV_MAX]
             expected = sum(map(len, group))
-            with self._lock, reported(self.path):
+            with reported(self.path):
                 got = os.pwritev(self.fd, group, offset)
             if got < expected:  # rare: let pwrite finish, or find the error
                 self.pwrite(b"".join(group)[got:], offset + got)

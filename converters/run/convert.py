@@ -246,6 +246,7 @@ def convert(
             writing,
             settings.allow_ignored,
             settings.max_memory,
+            workers=settings.workers,
         )
         seen = seen_by(opened, written.name)
         conversion = (

@@ -25,11 +25,10 @@ from typing import Any
 
 from ...errors import MappingError, OutputError, UsageError, printable
 from ...resharding.devices import Execute
-from ...resharding.plan import Job, Payload, Plan
+from ...resharding.plan import Payload, Plan, narrowed
 from ...resharding.worker import CastReport
 from ...stores.files import SourceFile
 from ...stores.output import OutputFile, reported
-from ...tensors.boxes import Shape, intersect, narrow
 from ...tensors.checksum import crc32
 from .plan import Conversion
 
@@ -441,32 +440,8 @@ def _part(plan: Plan, files: Sequence[OutputFile]) -> Plan:
     for job in plan.jobs:
         targets = tuple(target for target in job.targets if id(target.payload.file) in wanted)
         if targets:
-            part.jobs.append(_narrowed(replace(job, targets=targets)))
+            part.jobs.append(narrowed(replace(job, targets=targets)))
     return part
-
-
-def _narrowed(job: Job) -> Job:
-    """The job without what lies around all its targets: it would be read for nobody."""
-    starts = list(zip(*(target.start for target in job.targets), strict=True))
-    ends = [
-        max(target.start[axis] + target.shape[axis] for target in job.targets) for axis in range(len(starts))
-    ]
-    low = tuple(map(min, starts))
-    shape = tuple(end - first for first, end in zip(low, ends, strict=True))
-    if shape == job.shape:
-        return job
-
-    def moved(start: Shape) -> Shape:
-        return tuple(a - b for a, b in zip(start, low, strict=True))
-
-    sources = []
-    for extent in job.sources:
-        common = intersect(extent.start, extent.shape, low, shape)
-        if common is not None:
-            piece = narrow(extent, *common)
-            sources.append(piece._replace(start=moved(piece.start)))
-    targets = tuple(replace(target, start=moved(target.start)) for target in job.targets)
-    return replace(job, shape=shape, sources=tuple(sources), targets=targets)
 
 
 def _casts(record: Mapping[str, Any]) -> CastReport:

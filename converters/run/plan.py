@@ -105,6 +105,8 @@ class Wish:
     allow_ignored: tuple[str, ...] = ()
     max_memory: int = DEFAULT_MAX_MEMORY
     rewrite: bool = False
+    #: threads that write; None: as many as there are cores
+    workers: int | None = None
 
 
 def prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish) -> Conversion:
@@ -196,7 +198,7 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
         from .compare import check_repeated
 
         check_repeated(source)
-    limits, plan_nbytes = make_limits(plan, wish.max_memory)
+    limits, plan_nbytes = make_limits(plan, wish)
     report = Report(
         source=str(source.path),
         source_format=source.format,
@@ -380,12 +382,12 @@ def disk_shortage(report: Report) -> str | None:
     )
 
 
-def make_limits(plan: Plan, max_memory: int) -> tuple[Limits, int]:
-    """What a run of this plan may take within ``max_memory`` bytes, and the bytes of the plan itself."""
+def make_limits(plan: Plan, wish: Wish) -> tuple[Limits, int]:
+    """What a run of this plan may take of what is wished, and the bytes of the plan itself."""
     from ...resharding.execute import Limits
 
     plan_nbytes = _JOB_NBYTES * len(plan.jobs)
-    return Limits.within(max_memory, plan_nbytes), plan_nbytes
+    return Limits.within(wish.max_memory, plan_nbytes, wish.workers), plan_nbytes
 
 
 def resident_nbytes() -> int:

@@ -73,7 +73,15 @@ def reshard(
         make = OutputDirectory if Path(source).is_dir() else found.output
         output = place(make, target, Path(source), overwrite=overwrite, dry_run=dry_run)
         writing["drop_optimizer"] = drop_optimizer
-        wish = Wish(wanted, None, writing, settings.allow_ignored, settings.max_memory, rewrite=True)
+        wish = Wish(
+            wanted,
+            None,
+            writing,
+            settings.allow_ignored,
+            settings.max_memory,
+            rewrite=True,
+            workers=settings.workers,
+        )
         conversion = prepare(opened, output, found, wish)
         conversion.report.notes.extend(notes)
         told.compare(conversion)

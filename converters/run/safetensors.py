@@ -112,7 +112,7 @@ def prepare_plain(source: Checkpoint, output: OutputDirectory, wish: Wish) -> Co
         target = Target(payload, 0, whole[name], tensor.shape, strides)
         plan.jobs.append(Job(name, tensor.shape, tensor.dtype, casts[name], tensor.extents, (target,)))
     plan.check()
-    limits, plan_nbytes = make_limits(plan, wish.max_memory)
+    limits, plan_nbytes = make_limits(plan, wish)
     report = Report(
         source=str(source.path),
         source_format=source.format,

@@ -449,7 +449,7 @@ def test_limits_keep_the_promise_or_refuse():
     ],
 )
 def test_copying_long_runs_leaves_a_core_to_the_kernel(tmp_path, monkeypatch, cores, rows, target, expected):
-    monkeypatch.setattr("nemoconv.resharding.execute._usable_cores", lambda: cores)
+    monkeypatch.setattr("nemoconv.resharding.execute.usable_cores", lambda: cores)
     plan, file, output = simple(tmp_path, numpy.zeros((rows, 8), numpy.uint32), "float32", target)
     begun = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -20,6 +21,7 @@ import tiny
 import nemoconv
 from nemoconv.converters.run.convert import convert
 from nemoconv.errors import NemoconvError, OutputError, UsageError
+from nemoconv.stores import output as output_module
 from nemoconv.stores.output import OutputDirectory
 from nemoconv.tensors import strided
 
@@ -290,6 +292,7 @@ def test_two_writers(tmp_path):
     """The lock of another process is seen, and dies with it."""
     script = f"""
 import sys
+from nemoconv.stores import output as output_module
 from nemoconv.stores.output import OutputDirectory
 with OutputDirectory({str(tmp_path / "out")!r}) as output:
     output.write("a", b"theirs")
@@ -426,6 +429,48 @@ def test_output_equals_output(model, wholes, tmp_path):
     """The same input and options give the same bytes."""
     convert(model, tmp_path / "again", to="nemo2", max_memory=48 << 20)
     assert tree(tmp_path / "again") == wholes["nemo2"]
+
+
+@pytest.mark.parametrize(
+    "call", ["fallocate", "sync_file_range", "renameat2", "posix_fadvise", "sched_getaffinity"]
+)
+@pytest.mark.parametrize("to", ["hf", "nemo2"])
+def test_a_platform_without_a_call(model, wholes, tmp_path, monkeypatch, call, to):
+    """macOS has none of them; the same bytes appear without."""
+    if hasattr(os, call):
+        monkeypatch.delattr(os, call)
+    else:
+        monkeypatch.setattr(output_module, "_LIBC", Without(call))
+    convert(model, tmp_path / "out", to=to, workers=3)
+    assert tree(tmp_path / "out") == wholes[to]
+
+
+class Without:
+    """The C library, but for one call."""
+
+    def __init__(self, call):
+        self.call = call
+
+    def __getattr__(self, name):
+        if name == self.call:
+            raise AttributeError(name)
+        return getattr(ctypes.CDLL(None, use_errno=True), name)
+
+
+def test_a_file_system_that_cannot_preallocate(model, wholes, tmp_path, monkeypatch):
+    """NFS before 4.2 refuses it; the file is written all the same."""
+
+    class Refusing(Without):
+        def __getattr__(self, name):
+            return refuse if name == self.call else super().__getattr__(name)
+
+    def refuse(*_):
+        ctypes.set_errno(errno.EOPNOTSUPP)
+        return -1
+
+    monkeypatch.setattr(output_module, "_LIBC", Refusing("fallocate"))
+    convert(model, tmp_path / "out", to="nemo2")
+    assert tree(tmp_path / "out") == wholes["nemo2"]
 
 
 # --- signals ---------------------------------------------------------------------------------------
@@ -595,6 +640,7 @@ def at_the_last_moment(model, tmp_path_factory):
         script = f"""
 import os, signal
 from nemoconv import convert
+from nemoconv.stores import output as output_module
 from nemoconv.stores.output import OutputDirectory
 OutputDirectory._appear = lambda output: os.kill(os.getpid(), signal.SIGKILL)
 convert({str(model)!r}, {str(folder / to)!r}, to={to!r})
