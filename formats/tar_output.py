@@ -41,6 +41,9 @@ class OutputMember(OutputFile):
     def allocate(self) -> None:
         self.whole.allocate()
 
+    def preallocate(self) -> None:
+        self.whole.preallocate()
+
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:
         self.whole.pwrite(data, self._place(offset, memoryview(data).nbytes))
 

@@ -13,18 +13,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import NemoconvError, UsageError
-from ..tensors.stored import Extent
 from .cores import usable_cores
-from .plan import Job, Plan, Target, run_nbytes
-from .schedule import Schedule
+from .plan import Plan
+from .schedule import Schedule, copies_long_runs
 from .worker import CastReport, Worker, Written, merge_written
 
 TILE_NBYTES = 2 << 20
+#: with many workers a tile is larger: each costs a few turns of the interpreter's lock, whatever its size
+LARGE_TILE_NBYTES, FEW_WORKERS = 4 << 20, 4
 #: how often the disk is given what was written meanwhile, so that it works while we do; more often
 #: costs CPU time, as writers then wait for pages that are under way
 WRITE_BACK_SECONDS = 0.1
-#: shorter runs of bytes cost the processor more than the memory
-LONG_RUN_NBYTES = 64 << 10
 #: what an interpreter with the plan's modules holds before any buffer
 BASE_NBYTES = 40 << 20
 
@@ -37,18 +36,8 @@ def _threads(plan: Plan, limits: Limits) -> int:
     """
     if not 1 < limits.workers == usable_cores():
         return limits.workers
-    copied = sum(job.target_nbytes for job in plan.jobs if _copies_long_runs(job))
+    copied = sum(job.target_nbytes for job in plan.jobs if copies_long_runs(job))
     return limits.workers - 1 if copied * 8 >= plan.write_nbytes * 7 else limits.workers
-
-
-def _copies_long_runs(job: Job) -> bool:
-    itemsize = job.source_dtype.itemsize
-    pieces: list[Extent | Target] = [*job.sources, *job.targets]
-    return (
-        job.source_dtype == job.target_dtype
-        and not any(extent.file.stored_nbytes(itemsize) != itemsize for extent in job.sources)  # decoded
-        and all(run_nbytes(piece, itemsize) >= LONG_RUN_NBYTES for piece in pieces)
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +66,8 @@ class Limits:
                 f"--max-memory {_text(max_memory)} is too little for this conversion",
                 hint=f"it needs at least {(needed >> 20) + 1} MiB",
             )
-        return cls(workers, min(TILE_NBYTES, room // (3 * workers)))
+        wanted = TILE_NBYTES if workers <= FEW_WORKERS else LARGE_TILE_NBYTES
+        return cls(workers, min(wanted, room // (3 * workers)))
 
 
 def _text(nbytes: int) -> str:
@@ -108,6 +98,7 @@ def execute(
     # not Thread.join: in Python 3.11, once interrupted, it takes a running thread for a finished one
     ended = [threading.Event() for _ in range(_threads(plan, limits))]
     schedule = Schedule(plan, limits.tile_nbytes, len(ended))
+    empty = iter(outputs)
 
     def done(nbytes: int) -> None:
         if stop.is_set():
@@ -120,6 +111,9 @@ def execute(
         try:
             worker = make_worker(limits.tile_nbytes, CastReport())
             started.wait()
+            # where blocks are memory this takes as long as half the writing, so workers share it
+            while not stop.is_set() and (file := next(empty, None)) is not None:
+                file.preallocate()
             while not stop.is_set() and (task := schedule.take(number)) is not None:
                 pieces = worker.run(*task, done)
                 with lock:

@@ -316,8 +316,10 @@ _BY_SIZE: Final = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}
 
 def execute(plan: Plan, limits: Limits, progress: Callable[[int], None] | None = None) -> CastReport:
     """As :func:`nemoconv.resharding.execute.execute`, on the present CUDA device."""
-    roomy = limits.tile_nbytes == host.TILE_NBYTES
-    larger = Limits(limits.workers, _TILE_NBYTES if roomy else limits.tile_nbytes)
+    roomy = limits.tile_nbytes >= host.TILE_NBYTES
+    # pinned memory is held twice; a few workers keep the bus busy
+    workers = min(limits.workers, host.FEW_WORKERS)
+    larger = Limits(workers, _TILE_NBYTES if roomy else limits.tile_nbytes)
     return host.execute(plan, larger, progress, CudaWorker)
 
 

@@ -17,6 +17,7 @@ from dataclasses import replace
 from math import prod
 
 from ..tensors.boxes import intersect, narrow
+from ..tensors.stored import Extent
 from ..tensors.strided import DIRECT_RUN
 from .plan import Job, Plan, Target, narrowed, run_nbytes
 from .tiles import Box, tile_groups
@@ -24,9 +25,11 @@ from .tiles import Box, tile_groups
 TASK_NBYTES = 64 << 20
 #: how far ahead of the readers the kernel is told what will be read
 READ_AHEAD_NBYTES = 96 << 20
-#: how many workers one file has when there are more of them than files: while one writes, others read, cast
-#: and checksum. More of them only wait.
-WRITERS = 4
+#: how many workers one file has when there are more of them than files: while one writes, another reads and
+#: checksums, and more of them only wait; but where values are changed or turned, that is most of the work
+WRITERS, WORKED_WRITERS = 2, 4
+#: shorter runs of bytes cost the processor more than the memory
+LONG_RUN_NBYTES = 64 << 10
 #: how much more may be read so that a job can be taken apart by file
 MORE_READ = 1.25
 
@@ -40,6 +43,7 @@ class Queue:
         self.files, self.order = files, order
         #: bytes that nobody has taken yet
         self.left_nbytes = 0
+        self._nbytes = self._copied_nbytes = 0
         self._parts: deque[tuple[Job, tuple[Target, ...]]] = deque()
         self._ahead: deque[tuple[Task, int, int]] = deque()
         self._ahead_nbytes = 0
@@ -53,7 +57,16 @@ class Queue:
 
     def add(self, job: Job, targets: tuple[Target, ...]) -> None:
         self._parts.append((job, targets))
-        self.left_nbytes += _target_nbytes(job, targets)
+        nbytes = job.target_dtype.itemsize * sum(prod(target.shape) for target in targets)
+        self.left_nbytes += nbytes
+        self._nbytes += nbytes
+        if copies_long_runs(job):
+            self._copied_nbytes += nbytes
+
+    @property
+    def writers(self) -> int:
+        """How many workers each of its files has at most."""
+        return WRITERS if 2 * self._copied_nbytes > self._nbytes else WORKED_WRITERS
 
     def take(self, tile_nbytes: int, ahead_nbytes: int) -> Task | None:
         """The next task, with the kernel told what comes after it; None at the end."""
@@ -126,7 +139,7 @@ class Schedule:
             best: tuple[tuple[float, int, int], Queue] | None = None
             for queue in self._queues:
                 load = max(self._load[file] for file in queue.files) + queue.share
-                if load > WRITERS or not queue.left_nbytes:
+                if load > queue.writers or not queue.left_nbytes:
                     continue
                 # one that nobody is at, in the order of the sources; else the one that has most to do
                 rank = (load, -queue.left_nbytes if load > queue.share else 0, queue.order)
@@ -147,8 +160,15 @@ class Schedule:
             self._queues = [each for each in self._queues if each is not queue]
 
 
-def _target_nbytes(job: Job, targets: tuple[Target, ...]) -> int:
-    return job.target_dtype.itemsize * sum(prod(target.shape) for target in targets)
+def copies_long_runs(job: Job) -> bool:
+    """Whether a job waits for memory and disk, not for the processor: nothing is cast, decoded or turned."""
+    itemsize = job.source_dtype.itemsize
+    pieces: list[Extent | Target] = [*job.sources, *job.targets]
+    return (
+        job.source_dtype == job.target_dtype
+        and not any(extent.file.stored_nbytes(itemsize) != itemsize for extent in job.sources)  # decoded
+        and all(run_nbytes(piece, itemsize) >= LONG_RUN_NBYTES for piece in pieces)
+    )
 
 
 def _by_file(job: Job) -> list[tuple[frozenset[int], tuple[Target, ...]]]:

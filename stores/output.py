@@ -88,6 +88,10 @@ class OutputFile:
         """Create the file at its final size, so that threads may write anywhere in it."""
         with reported(self.path):
             os.ftruncate(self.fd, self.size)
+
+    def preallocate(self) -> None:
+        """Give the file, at its final size, its blocks; from any thread, also while others write."""
+        with reported(self.path):
             _preallocate(self.fd, self.size)
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> None:

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemoconv.errors import CorruptCheckpoint, NemoconvError, OutputError, UsageError
-from nemoconv.resharding.execute import BASE_NBYTES, TILE_NBYTES, Limits, execute
+from nemoconv.resharding.execute import BASE_NBYTES, LARGE_TILE_NBYTES, TILE_NBYTES, Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
 from nemoconv.resharding.tiles import tiles
 from nemoconv.resharding.worker import Worker
@@ -430,6 +430,8 @@ def test_limits_keep_the_promise_or_refuse():
     limits = Limits.within(512 << 20, 0, workers=4)
     assert limits == Limits(4, TILE_NBYTES)
     assert limits.nbytes == 4 * 3 * TILE_NBYTES
+    assert Limits.within(512 << 20, 0, workers=16) == Limits(16, LARGE_TILE_NBYTES)
+    assert Limits.within(512 << 20, 0, workers=16).nbytes + BASE_NBYTES <= 256 << 20
     small = Limits.within(BASE_NBYTES + (1 << 20), 0, workers=4)
     assert small.workers == 1
     assert small.nbytes <= 1 << 20

@@ -1,13 +1,14 @@
 """Who writes what when: a file has one writer while there is another that has none."""
 
 import threading
+from dataclasses import replace
 
 import numpy
 import pytest
 
 from nemoconv.resharding.execute import Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
-from nemoconv.resharding.schedule import WRITERS, Schedule
+from nemoconv.resharding.schedule import WORKED_WRITERS, WRITERS, Schedule
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.dtypes import BY_NAME
@@ -75,13 +76,17 @@ def test_a_worker_stays_with_a_file_and_others_take_others(tmp_path, source):
     assert schedule.take(1) is None
 
 
-def test_a_file_has_few_writers_where_there_is_no_other(tmp_path, source):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_file_has_few_writers_where_there_is_no_other(tmp_path, source, dtype):
+    """A few more where values are cast, as that takes longer than to write them."""
     file, _ = source
     (output,) = outputs(tmp_path, 1, 8 * NBYTES)
     jobs = [whole(file, number, output, number * NBYTES) for number in range(8)]
+    jobs = [replace(job, target_dtype=BY_NAME[dtype]) for job in jobs]
+    writers = WRITERS if dtype == "float32" else WORKED_WRITERS
     schedule = Schedule(Plan(jobs), 1 << 20, 16)
     took = [schedule.take(worker) is not None for worker in range(8)]
-    assert took == [True] * WRITERS + [False] * (8 - WRITERS)
+    assert took == [True] * writers + [False] * (8 - writers)
 
 
 def test_a_worker_that_is_done_joins_where_most_is_left(tmp_path, source):
