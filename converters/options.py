@@ -209,7 +209,7 @@ CONFIG: Final = Option(
     "config", "path", "config.json to use instead of the source's own.", "config.json", when="read"
 )
 MAX_SHARD_NBYTES: Final = Option(
-    "max_shard_nbytes", "size", "Largest safetensors file.", "2GB", default="5GB", flag="--max-shard-size"
+    "max_shard_nbytes", "size", "Largest safetensors file.", "2GB", default="1GiB", flag="--max-shard-size"
 )
 VOCABULARY: Final = Option(
     "make_vocab_size_divisible_by", "number", "Pad the vocabulary to a multiple of N times --tp.", "128"

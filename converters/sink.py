@@ -39,6 +39,11 @@ class Sink(ABC):
         """The file that holds what a rank will read, where each has its own."""
         return None
 
+    def files_of(self, rank: int) -> Sequence[str]:
+        """All files that hold what a rank will read, where each has its own."""
+        name = self.file_of(rank)
+        return [] if name is None else [name]
+
     def notes(self) -> Sequence[str]:
         """What a report should say of how this is written."""
         return ()

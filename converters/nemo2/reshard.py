@@ -154,11 +154,11 @@ class NeMo2Resharder(NeMo2Sink):
                 continue  # of a layer that is not kept
             found = _EXTRA_STATE.fullmatch(name)
             rank = self._owner(found[1], found[2]) if found else 0
-            offset = self._ends.get(rank, 0)
-            file = self._output.file(self._at(self._file_name(rank)))
-            self._ends[rank] = file.size = offset + blob.length
+            file, file_name = self._file_for(rank, blob.length)
+            offset = file.size
+            file.size += blob.length
             self._carried.append((blob, file, offset))
-            self._objects.append(DistObject(name, self._file_name(rank), offset, blob.length))
+            self._objects.append(DistObject(name, file_name, offset, blob.length))
         if bound_to_ranks:
             kinds = sorted({name.partition("/")[0] for name in bound_to_ranks})
             self._notes.append(f"state of single ranks fits no other layout: {some(kinds)} left out")

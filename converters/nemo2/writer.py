@@ -1,10 +1,11 @@
-"""Writing NeMo 2 directories: a ``.distcp`` file per rank, ``context/``, and last what makes it loadable."""
+"""Writing NeMo 2 directories: ``.distcp`` files per rank, ``context/``, and last what makes it loadable."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from ...errors import MappingError
@@ -15,7 +16,7 @@ from ...formats.torch import items as torch_items
 from ...formats.torch.dist import DistChunk, DistObject, DistTensor
 from ...mappings.hf.fields import Value
 from ...resharding.plan import Payload
-from ...stores.output import OutputDirectory
+from ...stores.output import OutputDirectory, OutputFile
 from ...tensors.dtypes import DType
 from ...tensors.layout import Layout
 from ..base import Model, Request
@@ -30,6 +31,9 @@ from . import layout as nemo2_layout
 if TYPE_CHECKING:
     from ..bind import Bound
 
+#: how large a ``.distcp`` file gets before its rank begins another, as torch's own writer does.
+#: A file can have but one writer at a time, so more of them are written faster; loaders take any number.
+FILE_NBYTES = 512 << 20
 #: what loaders of megatron-core 0.14 and newer ask for, and the older ones ignore
 _CONTENT: Final = {"distrib_optim_sharding_type": "fully_sharded_model_space"}
 _COMMON: Final = {
@@ -41,6 +45,10 @@ _COMMON: Final = {
 }
 
 
+def _file_name(rank: int, number: int) -> str:
+    return f"__{rank}_{number}.distcp"
+
+
 def half_of(request: Request, key: str) -> tuple[Request, str]:
     """A request for a box of gate or up, as one for a box of the tensor and key that this half has alone."""
     rows = request.shape[0] // 2
@@ -50,7 +58,7 @@ def half_of(request: Request, key: str) -> tuple[Request, str]:
 
 
 class NeMo2Sink(Sink):
-    """One ``.distcp`` file per rank, then ``.metadata``, ``context/``, and ``metadata.json`` last."""
+    """``.distcp`` files per rank, then ``.metadata``, ``context/``, and ``metadata.json`` last."""
 
     side = "nemo"
     #: what the names of tensors begin with
@@ -73,7 +81,7 @@ class NeMo2Sink(Sink):
         self._stacked = model.table.stacked(model.config) and not self._singleton
         #: tensors made of a gate and an up
         self._gated: set[str] = set()
-        self._ends: dict[int, int] = {}
+        self._files: dict[int, list[OutputFile]] = {}
         self._items: list[tuple[Payload, torch_items.TensorItem]] = []
         self._tensors: dict[str, tuple[DType, tuple[int, ...], list[DistChunk]]] = {}
         self._objects: list[DistObject] = []
@@ -90,10 +98,19 @@ class NeMo2Sink(Sink):
             self._gated = {each.nemo for each in halves}
 
     def file_of(self, rank: int) -> str:
-        return self._at(self._file_name(rank))
+        return self._at(_file_name(rank, 0))
 
-    def _file_name(self, rank: int) -> str:
-        return f"__{rank}_0.distcp"
+    def files_of(self, rank: int) -> list[str]:
+        return [file.name for file in self._files.get(rank, [])]
+
+    def _file_for(self, rank: int, nbytes: int) -> tuple[OutputFile, str]:
+        """The file of a rank with room for ``nbytes`` bytes at its end, and its name in .metadata."""
+        files = self._files.setdefault(rank, [])
+        begins = not files or (files[-1].size and files[-1].size + nbytes > FILE_NBYTES)
+        name = _file_name(rank, len(files) - (not begins))
+        if begins:
+            files.append(self._output.file(self._at(name)))
+        return files[-1], name
 
     def _reserve(self, request: Request) -> Payload:
         if self._singleton:
@@ -129,12 +146,12 @@ class NeMo2Sink(Sink):
         box: tuple[int, ...],
         rank: int,
     ) -> Payload:
-        """A place in the rank's file for a chunk of the stored tensor ``name`` of ``shape``."""
-        offset = self._ends.get(rank, 0)
+        """A place in the rank's files for a chunk of the stored tensor ``name`` of ``shape``."""
+        file, file_name = self._file_for(rank, prod(box) * dtype.itemsize)
+        offset = file.size
         item = torch_items.TensorItem(dtype, box, offset)
-        file = self._output.file(self._at(self._file_name(rank)))
+        file.size += item.length
         payload = Payload(f"{name}{list(start)}", file, item.payload_offset, item.nbytes)
-        self._ends[rank] = file.size = offset + item.length
         self._items.append((payload, item))
         known, _, chunks = self._tensors.setdefault(name, (dtype, shape, []))
         if known is not dtype:
@@ -143,7 +160,7 @@ class NeMo2Sink(Sink):
                 "and cannot be stacked",
                 hint="pass --dtype to bring them to one",
             )
-        chunks.append(DistChunk(start, box, self._file_name(rank), offset, item.length))
+        chunks.append(DistChunk(start, box, file_name, offset, item.length))
         return payload
 
     def _at(self, name: str) -> str:
@@ -176,12 +193,12 @@ class NeMo2Sink(Sink):
                 owner = self.layout.expert_rank(expert, len(experts))
                 position = -1 if beside else layers if deep else layer
                 rank = self.layout.rank(0, self.layout.stage(position, layers), owner)
-                offset = self._ends.get(rank, 0)
-                file = self._output.file(self._at(self._file_name(rank)))
+                file, file_name = self._file_for(rank, len(item))
+                offset = file.size
                 file.pwrite_later(offset, item)
-                self._ends[rank] = file.size = offset + len(item)
+                file.size += len(item)
                 name = f"{self.prefix}{key.name}{EXTRA_STATE}/shard_{'_'.join(shard)}"
-                self._objects.append(DistObject(name, self._file_name(rank), offset, len(item)))
+                self._objects.append(DistObject(name, file_name, offset, len(item)))
 
     def finish(self) -> None:
         output = self._output

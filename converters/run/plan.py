@@ -244,12 +244,12 @@ def _prepare(source: Checkpoint, output: OutputDirectory, to: Format, wish: Wish
 
 
 def _ranks(writer: Sink, payloads: Sequence[Payload], bound: Bound, layout: Layout) -> list[RankRow]:
-    """Who will hold what, with the bytes in each rank's file."""
+    """Who will hold what, with the bytes in each rank's files."""
     held: dict[str, int] = {}
     for payload in payloads:
         held[payload.file.name] = held.get(payload.file.name, 0) + payload.nbytes
-    names = {rank: writer.file_of(rank) for rank in range(layout.world_size)}
-    nbytes = {rank: held.get(name, 0) for rank, name in names.items() if name is not None}
+    files = {rank: writer.files_of(rank) for rank in range(layout.world_size)}
+    nbytes = {rank: sum(held.get(name, 0) for name in names) for rank, names in files.items() if names}
     return rank_rows(layout, bound.sizes["layers"], bound.sizes.get("experts", 0), nbytes)
 
 

@@ -179,6 +179,27 @@ def test_torch_loads_every_bit(tmp_path: Path, name: str, layout: tuple[int, int
         assert loaded[key].view(torch.uint8).equal(tensor.view(torch.uint8)), key
 
 
+@pytest.mark.parametrize(("tp", "pp"), [(1, 1), (2, 2)])
+def test_torch_and_megatron_load_several_files_of_a_rank(
+    judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tp: int, pp: int
+) -> None:
+    """As a rank with more than half a gigabyte has them."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+
+    monkeypatch.setattr("nemoconv.converters.nemo2.writer.FILE_NBYTES", 20_000)
+    v = variant("gqa")
+    source, nemo = models.build(tmp_path / "hf", v), tmp_path / "nemo"
+    convert(source, nemo, to="nemo2", tensor_parallel_size=tp, pipeline_parallel_size=pp)
+    assert len(list((nemo / "weights").glob("__0_*.distcp"))) > 2
+    expected = models.as_megatron_names(source, v)
+    loaded = {key: torch.zeros_like(tensor) for key, tensor in expected.items()}
+    dcp.load(loaded, checkpoint_id=nemo / "weights", no_dist=True)
+    for key, tensor in expected.items():
+        assert loaded[key].view(torch.uint8).equal(tensor.view(torch.uint8)), key
+    assert judge(nemo, source, 1, 1) < TOLERANCE
+
+
 def test_torch_loads_every_object_with_its_safe_loader(hf: HF, tmp_path: Path) -> None:
     import io
 
