@@ -85,6 +85,10 @@ DEEPSEEK_V3 = {
     "dtype": "bfloat16",
 }
 
+SIZES["4.5B"] = {**LLAMA_1B, "num_hidden_layers": 16, "hidden_size": 4096, "intermediate_size": 14336,
+                 "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}  # fmt: skip
+SIZES["8B"] = {**LLAMA_1B, "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+               "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": False}  # fmt: skip
 SIZES["moe-0.1B"] = {**QWEN3_MOE, "num_hidden_layers": 2, "moe_intermediate_size": 128}
 SIZES["moe-1.6B"] = QWEN3_MOE
 
