@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ..errors import NemoconvError, UsageError
 from .cores import usable_cores
 from .plan import Plan
-from .schedule import Schedule, copies_long_runs
+from .schedule import FileSchedule, copies_long_runs
 from .worker import CastReport, Worker, Written, merge_written
 
 TILE_NBYTES = 2 << 20
@@ -97,7 +97,7 @@ def execute(
     started, stop, lock = threading.Event(), threading.Event(), threading.Lock()
     # not Thread.join: in Python 3.11, once interrupted, it takes a running thread for a finished one
     ended = [threading.Event() for _ in range(_threads(plan, limits))]
-    schedule = Schedule(plan, limits.tile_nbytes, len(ended))
+    schedule = FileSchedule(plan, limits.tile_nbytes, len(ended))
     empty = iter(outputs)
 
     def done(nbytes: int) -> None:

@@ -107,7 +107,7 @@ class Queue:
                 yield job, boxes
 
 
-class Schedule:
+class FileSchedule:
     """The queues of a plan, and which worker is at which."""
 
     def __init__(self, plan: Plan, tile_nbytes: int, workers: int) -> None:

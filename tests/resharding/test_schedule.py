@@ -8,7 +8,7 @@ import pytest
 
 from nemoconv.resharding.execute import Limits, execute
 from nemoconv.resharding.plan import Job, Payload, Plan, Target
-from nemoconv.resharding.schedule import WORKED_WRITERS, WRITERS, Schedule
+from nemoconv.resharding.schedule import WORKED_WRITERS, WRITERS, FileSchedule
 from nemoconv.stores.files import SourceFile
 from nemoconv.stores.output import OutputFile
 from nemoconv.tensors.dtypes import BY_NAME
@@ -66,7 +66,7 @@ def test_a_worker_stays_with_a_file_and_others_take_others(tmp_path, source):
     file, _ = source
     files = outputs(tmp_path, 2, 2 * NBYTES)
     jobs = [whole(file, number, files[number % 2], number // 2 * NBYTES) for number in range(4)]
-    schedule = Schedule(Plan(jobs), 1 << 20, 2)
+    schedule = FileSchedule(Plan(jobs), 1 << 20, 2)
     taken = {worker: [] for worker in range(2)}
     for _ in range(2):
         for worker in taken:
@@ -84,7 +84,7 @@ def test_a_file_has_few_writers_where_there_is_no_other(tmp_path, source, dtype)
     jobs = [whole(file, number, output, number * NBYTES) for number in range(8)]
     jobs = [replace(job, target_dtype=BY_NAME[dtype]) for job in jobs]
     writers = WRITERS if dtype == "float32" else WORKED_WRITERS
-    schedule = Schedule(Plan(jobs), 1 << 20, 16)
+    schedule = FileSchedule(Plan(jobs), 1 << 20, 16)
     took = [schedule.take(worker) is not None for worker in range(8)]
     assert took == [True] * writers + [False] * (8 - writers)
 
@@ -95,7 +95,7 @@ def test_a_worker_that_is_done_joins_where_most_is_left(tmp_path, source):
     jobs = [whole(file, 0, files[0])]
     jobs += [whole(file, 1 + number, files[1], number * NBYTES) for number in range(2)]
     jobs += [whole(file, 3 + number, files[2], number * NBYTES) for number in range(4)]
-    schedule = Schedule(Plan(jobs), 1 << 20, 3)
+    schedule = FileSchedule(Plan(jobs), 1 << 20, 3)
     assert [schedule.take(worker)[0].name for worker in range(3)] == ["t0", "t1", "t3"]
     assert schedule.take(0)[0].name == "t4"
 
@@ -105,7 +105,7 @@ def test_a_tensor_is_taken_apart_by_file_where_runs_stay_long(tmp_path, source, 
     """Each of eight files would read its columns in runs of 4 KiB."""
     file, _ = source
     files = outputs(tmp_path, 8, NBYTES)
-    schedule = Schedule(Plan([cut(file, 0, files, axis)]), 1 << 20, 8)
+    schedule = FileSchedule(Plan([cut(file, 0, files, axis)]), 1 << 20, 8)
     tasks = []
     while (task := schedule.take(0)) is not None:
         tasks.append(task)
