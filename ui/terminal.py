@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import NemoconvError, OutputError, printable
 
@@ -111,18 +111,21 @@ def _put(text: str) -> None:
         ) from None
 
 
-def silence() -> None:
-    """Nothing more goes to standard output: what is still held would fail again when the interpreter ends."""
+def silence(stream: TextIO | None = None) -> None:
+    """Nothing more goes to standard output (or ``stream``): what is still held would fail again when the
+    interpreter ends, which then ends with a code of its own (120)."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, (stream or sys.stdout).fileno())
         os.close(nowhere)
 
 
 def complain(text: str) -> None:
     """A line on standard error; where that is full, too, nobody can be told."""
-    with suppress(OSError):
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
 
 
 def fail(error: NemoconvError, *, as_json: bool) -> None:
