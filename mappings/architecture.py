@@ -69,6 +69,7 @@ class Architecture:
     layer_sets: Callable[[Config], Mapping[str, frozenset[int]]] | None = None
     kinds: Callable[[Config], Sequence[str]] | None = None
     varying_factors: frozenset[str] = frozenset()
+    steps: tuple[Callable[[Table], object], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what could not work. Raises ValueError, naming it."""
@@ -134,6 +135,7 @@ class Architecture:
             spellings=self.spellings,
             files=self.files,
             manifest_fields=self.manifest_fields,
+            steps=self.steps,
             verified=self.proofs,
         )
 

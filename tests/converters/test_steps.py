@@ -13,7 +13,7 @@ from nemoconv.converters.hf import checkpoint as hf
 from nemoconv.converters.run.convert import convert
 from nemoconv.converters.steps import steps_of
 from nemoconv.errors import MappingError
-from nemoconv.mappings import load_table
+from nemoconv.mappings import described, load_table
 from nemoconv.plugin import Binding, Step
 
 SHADOW, NORM = "model.shadow.weight", "model.norm.weight"
@@ -46,7 +46,9 @@ class Shadow(Step):
 
 @pytest.fixture
 def shadowed(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = replace(load_table("llama"), steps=(Shadow,))
+    llama = described("llama")
+    assert llama is not None
+    table = replace(llama, steps=(Shadow,)).table  # an architecture brings its steps along
     monkeypatch.setattr(hf, "table_for", lambda *_: table)
 
 
